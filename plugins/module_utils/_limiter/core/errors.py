@@ -19,4 +19,4 @@ class LimiterError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
-        return f"{text}. {self.remedy}" if self.remedy else f"{text}."
+        return f"{text}. {self.remedy.rstrip('.')}." if self.remedy else f"{text}."

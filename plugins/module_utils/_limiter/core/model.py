@@ -49,6 +49,7 @@ class Memory(t.NamedTuple):
 
     origins: t.Mapping[int, Origin]  # by pid
     automatic: t.Mapping[str, int]  # rule `pid-<pid>` -> start time of the process that it was made for
+    homes: t.Mapping[str, str]  # rule -> where its processes came from; for children whose parents are gone
     last: str | None  # the rule that was last really changed
 
 
@@ -59,3 +60,72 @@ class Program(t.NamedTuple):
     cgroup: str  # attach point
     program_id: int
     link_id: int
+
+
+class Selector(t.NamedTuple):
+    """Which processes a rule takes; the keys that are given must all hold."""
+
+    name: str | None = None
+    exe: str | None = None  # full path
+    cmdline: str | None = None  # regular expression, searched in the arguments joined by spaces
+    user: str | None = None  # name or numeric id
+
+
+class Rule(t.NamedTuple):
+    """A rule as it is, or as it will be."""
+
+    name: str
+    cgroup_id: int | None  # None: not made yet
+    limit: Limit | None  # None: half made, by a run that was killed
+    members: tuple[str, ...]  # cgroups limited in place, beside the rule's own
+    pids: tuple[int, ...]
+
+
+class Skipped(t.NamedTuple):
+    """A process that a selector or `children` matched and that is never taken."""
+
+    pid: int
+    reason: str
+
+
+class Request(t.NamedTuple):
+    """One rule's options, validated; what they mean on this host is found by observation."""
+
+    where: str  # begins the error texts: "" or "rules[3]: "
+    present: bool
+    name: str | None
+    cgroup_id: int | None
+    last: bool
+    rate: int | None
+    bucket: int | None
+    pids: tuple[int, ...]
+    selector: Selector | None
+    children: bool
+    cgroup_path: str | None
+
+    @property
+    def takes_processes(self) -> bool:
+        return bool(self.pids) or self.selector is not None
+
+
+class Target(t.NamedTuple):
+    """A request after the host was looked at."""
+
+    request: Request
+    name: str | None  # the rule; None: absent, by processes or by something that is not there
+    automatic: bool  # the rule is named after the request's one process
+    member: str | None  # cgroup to be limited in place
+    processes: tuple[Process, ...]  # living ones that are meant, children included
+    matched: tuple[int, ...]  # what pid, pids or the selector matched
+    dead: tuple[int, ...]  # pids that were named and do not live
+    skipped: tuple[Skipped, ...]
+
+
+class HostState(t.NamedTuple):
+    """The host as the plan sees it."""
+
+    rules: t.Mapping[str, Rule]
+    memory: Memory
+    program: Program | None
+    homes: t.Mapping[int, str]  # pid in a rule -> cgroup that it goes back to
+    lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> limits that a process loses when it leaves

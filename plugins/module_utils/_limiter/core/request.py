@@ -1,0 +1,97 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From options to Requests: everything about one rule that can be refused without looking at the host."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Request, Selector
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.names import check_rule_name
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.rates import parse_bucket, parse_rate
+
+Options = t.Mapping[str, t.Any]
+
+_EXCLUSIVE = (("pid", "pids", "processes"), ("name", "cgid", "last"))
+
+
+def parse_request(options: Options, where: str = "") -> Request:
+    """One rule's options as a Request. ``where`` begins every error, as ``rules[3]: ``.
+
+    Raises LimiterError: ``bad_options``, ``bad_name``, ``bad_rate``, ``bad_bucket``, ``bad_pid``, ``bad_selector``.
+    """
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    for group in _EXCLUSIVE:
+        both = [key for key in group if key in given]
+        if len(both) > 1:
+            raise _bad(where, f"{' and '.join(both)} exclude each other", "Give one of them")
+    present = options.get("state", "present") == "present"
+    name = given.get("name")
+    if name is not None:
+        check_rule_name(f"{where}name", name)
+    pids = _pids(where, given)
+    selector = _selector(where, given.get("processes"))
+    chosen = [key for key in ("name", "cgid", "last", "cgroup_path") if key in given]
+    if not chosen and not pids and selector is None:
+        raise _bad(where, "no rule is named", "Give name, cgid, last, cgroup_path or pid")
+    if not chosen and present and (selector is not None or len(pids) != 1):
+        raise _bad(where, "a rule for several processes needs a name", "Add name")
+    if "cgroup_path" in given and ("cgid" in given or "last" in given):
+        raise _bad(where, "cgroup_path goes with name, not with cgid or last", "Give name and cgroup_path")
+    # With `absent`, rate and bucket may come from module_defaults and say nothing.
+    rate = parse_rate(f"{where}rate", given["rate"]) if present and "rate" in given else None
+    bucket = parse_bucket(f"{where}bucket", given["bucket"]) if present and "bucket" in given else None
+    return Request(
+        where=where,
+        present=present,
+        name=name,
+        cgroup_id=given.get("cgid"),
+        last="last" in given,
+        rate=rate,
+        bucket=bucket if bucket is not None or rate is None else rate,
+        pids=pids,
+        selector=selector,
+        children=options.get("children") is not False,
+        cgroup_path=given.get("cgroup_path"),
+    )
+
+
+def parse_requests(rules: t.Sequence[Options]) -> tuple[Request, ...]:
+    """The requests of a list; errors name the index. A name that comes twice is ``bad_options``."""
+    requests = tuple(parse_request(options, f"rules[{index}]: ") for index, options in enumerate(rules))
+    first: dict[str, str] = {}
+    for request in requests:
+        name = request.name if request.name or len(request.pids) != 1 else f"pid-{request.pids[0]}"
+        if name is None or request.cgroup_id or request.last:
+            continue
+        if name in first:
+            raise _bad(request.where, f"the rule {name!r} was already given by {first[name]}", "Give each rule once")
+        first[name] = request.where.rstrip(": ")
+    return requests
+
+
+def _bad(where: str, what: str, remedy: str) -> LimiterError:
+    return LimiterError("bad_options", f"{where}{what}", "", remedy)
+
+
+def _pids(where: str, given: Options) -> tuple[int, ...]:
+    pids = [given["pid"]] if "pid" in given else list(given.get("pids", ()))
+    for pid in pids:
+        if pid < 1:
+            raise LimiterError("bad_pid", f"{where}pid {pid} is refused", "a process id is a positive number")
+        if pid == 1:
+            raise LimiterError(
+                "bad_pid", f"{where}pid 1 is refused", "the init process is never moved", "Limit a unit or a slice with cgroup_path"
+            )
+    return tuple(dict.fromkeys(pids))
+
+
+def _selector(where: str, processes: Options | None) -> Selector | None:
+    if processes is None:
+        return None
+    selector = Selector(**{key: processes.get(key) for key in Selector._fields})
+    if not any(selector):
+        raise LimiterError("bad_selector", f"{where}processes: nothing is selected", "", "Give name, exe, cmdline or user")
+    return selector
