@@ -51,6 +51,7 @@ class Memory(t.NamedTuple):
     automatic: t.Mapping[str, int]  # rule `pid-<pid>` -> start time of the process that it was made for
     homes: t.Mapping[str, str]  # rule -> where its processes came from; for children whose parents are gone
     last: str | None  # the rule that was last really changed
+    unsettled: tuple[int, ...] = ()  # processes that a run was moving; left behind only by one that was killed
 
 
 class Program(t.NamedTuple):
@@ -127,5 +128,4 @@ class HostState(t.NamedTuple):
     rules: t.Mapping[str, Rule]
     memory: Memory
     program: Program | None
-    homes: t.Mapping[int, str]  # pid in a rule -> cgroup that it goes back to
     lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> limits that a process loses when it leaves

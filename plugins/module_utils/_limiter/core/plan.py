@@ -1,0 +1,280 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what is and what is wanted to the steps between them. Pure: check mode's answer is the plan itself."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import diff
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.actions import (
+    Action,
+    AddMember,
+    LoadProgram,
+    MakeRule,
+    Release,
+    RemoveMember,
+    RemoveRule,
+    SetLimit,
+    Take,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import MAX_NESTED
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import HostState, Limit, Rule, Target
+
+MANAGED = "/speed_limiter"
+_AUTOMATIC = re.compile(r"pid-[0-9]+")
+
+
+class Outcome(t.NamedTuple):
+    """What the plan does to the rule of one target."""
+
+    target: Target
+    name: str | None
+    before: Rule | None
+    after: Rule | None
+
+
+class Plan(t.NamedTuple):
+    actions: tuple[Action, ...]
+    outcomes: tuple[Outcome, ...]
+    rules: t.Mapping[str, Rule]  # as they will be
+    changed: tuple[str, ...]  # names of the rules that change
+    kept: tuple[str, ...]  # rules that a purge spared
+    before: str
+    after: str
+    warnings: tuple[str, ...]
+
+
+def is_automatic(name: str) -> bool:
+    """Whether a rule is named after a process, as ``pid-1234``."""
+    return _AUTOMATIC.fullmatch(name) is not None
+
+
+def rule_of(cgroup: str) -> str | None:
+    """The rule whose own cgroup this is, or is below."""
+    parts = cgroup.split("/")
+    return parts[2] if cgroup.startswith(f"{MANAGED}/") else None
+
+
+def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> Plan:
+    """The steps that make the host as the targets want it.
+
+    Raises LimiterError before anything is touched: ``dead_process``, ``stale_rule``, ``rate_needed``, ``member_taken``, ``nested_too_deep``.
+    """
+    draft = _Draft(state)
+    outcomes = []
+    names: set[str] = set()
+    if state.program is None and any(target.request.present for target in targets):
+        draft.actions.append(LoadProgram())
+    for target in targets:
+        if target.name in names:
+            raise LimiterError("bad_options", f"{target.request.where}the rule {target.name!r} is given twice", "", "Give each rule once")
+        names |= {target.name} - {None}
+        if target.request.present:
+            draft.present(target)
+        else:
+            draft.absent(target)
+        outcomes.append(Outcome(target, target.name, state.rules.get(target.name or ""), None))
+    kept = []
+    if purge:
+        for name in sorted(set(state.rules) - names):
+            if is_automatic(name):
+                kept.append(name)
+            elif name in draft.rules:
+                draft.remove(name)
+    draft.check_nesting()
+    return draft.finish(outcomes, kept)
+
+
+class _Draft:
+    """The rules as they will be, and the steps that led there."""
+
+    def __init__(self, state: HostState) -> None:
+        self.state = state
+        self.rules = dict(state.rules)
+        self.owners = {member: rule.name for rule in state.rules.values() for member in rule.members}
+        self.actions: list[Action] = []
+        self.touched: dict[str, None] = {}
+        self.warnings: list[str] = []
+
+    def _do(self, action: Action, rule: Rule) -> None:
+        self.actions.append(action)
+        self.touched[rule.name] = None
+        self.rules[rule.name] = rule
+
+    def present(self, target: Target) -> None:
+        request, name = target.request, target.name
+        if name is None:
+            raise LimiterError("no_rule", f"{request.where}there is no such rule", "nothing has that id, or no rule was set yet", "Give name and rate")
+        if target.dead:
+            pids = ", ".join(str(pid) for pid in target.dead)
+            raise LimiterError("dead_process", f"{request.where}process {pids} does not exist", "", "Nothing was changed. Give a living process")
+        if target.automatic:
+            self._make_room(target)
+        rule = self.rules.get(name)
+        limit = self._limit(target, rule)
+        if rule is None or rule.limit is None:
+            start_time = target.processes[0].start_time if target.automatic else None
+            old = rule or Rule(name, None, None, (), ())
+            rule = old._replace(limit=limit)
+            self._do(MakeRule(name, limit, start_time), rule)
+        self._add_member(target, rule)
+        self._take(target, self.rules[name])
+        rule = self.rules[name]
+        if rule.limit != limit:
+            self._do(SetLimit(name, limit), rule._replace(limit=limit))
+
+    def _limit(self, target: Target, rule: Rule | None) -> Limit:
+        request = target.request
+        old = rule.limit if rule else None
+        rate = request.rate if request.rate is not None else old.rate if old else None
+        if rate is None:
+            raise LimiterError("rate_needed", f"{request.where}rate is needed", f"the rule {target.name!r} does not exist yet", "Add rate")
+        return Limit(rate, request.bucket if request.bucket is not None else old.bucket if old else rate)
+
+    def _make_room(self, target: Target) -> None:
+        """A rule ``pid-<pid>`` of an earlier process with that number is never inherited."""
+        rule = self.rules.get(target.name or "")
+        if rule is None or not self._stale(rule, target):
+            return
+        if rule.pids:
+            raise LimiterError(
+                "stale_rule",
+                f"{target.request.where}the rule {rule.name!r} belongs to an earlier process with that number",
+                f"{len(rule.pids)} of its descendants still run in it",
+                "Give the new rule a name, or remove the old one with name and state=absent",
+            )
+        self.remove(rule.name)
+
+    def _stale(self, rule: Rule, target: Target) -> bool:
+        process = target.processes[0] if target.processes else None
+        remembered = self.state.memory.automatic.get(rule.name)
+        if process is None:
+            return True
+        return process.pid not in rule.pids if remembered is None else remembered != process.start_time
+
+    def _add_member(self, target: Target, rule: Rule) -> None:
+        member = target.member
+        if member is None or member in rule.members:
+            return
+        owner = self.owners.get(member)
+        if owner is not None:
+            raise LimiterError(
+                "member_taken",
+                f"{target.request.where}{member} is already limited by the rule {owner!r}",
+                "a cgroup belongs to one rule",
+                "Remove it there first (state=absent with that name and cgroup_path), or limit a cgroup above or below it",
+            )
+        self.owners[member] = rule.name
+        self._do(AddMember(rule.name, member), rule._replace(members=(*rule.members, member)))
+
+    def _take(self, target: Target, rule: Rule) -> None:
+        request = target.request
+        if request.takes_processes and not target.matched:
+            self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} is kept without one")
+        moved = tuple(process for process in target.processes if rule_of(process.cgroup) != rule.name)
+        if not moved:
+            return
+        for cgroup in sorted({process.cgroup for process in moved}):
+            lost = self.state.lost_limits.get(cgroup, ())
+            if lost:
+                self.warnings.append(
+                    f"processes leave {cgroup} and with it its {', '.join(lost)}; to keep them, limit that cgroup in place: cgroup_path={cgroup}"
+                )
+        pids = {process.pid for process in moved}
+        for other in {rule_of(process.cgroup) for process in moved} - {None}:
+            self._forget(t.cast(str, other), pids)
+        action = Take(rule.name, moved, request.pids, request.children)
+        self._do(action, rule._replace(pids=tuple(sorted({*rule.pids, *pids}))))
+
+    def _forget(self, name: str, pids: set[int]) -> None:
+        """Processes leave a rule; one that is named after a process goes with its last one."""
+        rule = self.rules.get(name)
+        if rule is None:
+            return
+        self.rules[name] = rule._replace(pids=tuple(pid for pid in rule.pids if pid not in pids))
+        self.touched[name] = None
+
+    def absent(self, target: Target) -> None:
+        request = target.request
+        if target.name is None:
+            self._release_anywhere(target)
+        elif target.name not in self.rules:
+            return
+        elif request.takes_processes:
+            self._release(target.name, {process.pid for process in target.processes if rule_of(process.cgroup) == target.name})
+        elif target.member is not None:
+            rule = self.rules[target.name]
+            if target.member in rule.members:
+                self._drop_member(rule, target.member)
+        else:
+            self.remove(target.name)
+
+    def _release_anywhere(self, target: Target) -> None:
+        """Absent by processes, without a rule: each goes back from wherever it is."""
+        by_rule: dict[str, set[int]] = {}
+        for process in target.processes:
+            name = rule_of(process.cgroup)
+            if name is not None:
+                by_rule.setdefault(name, set()).add(process.pid)
+        for name, pids in by_rule.items():
+            self._release(name, pids)
+        living = {process.pid for process in target.processes}
+        for pid in target.request.pids:
+            rule = self.rules.get(f"pid-{pid}")
+            # What is left of a rule whose process is gone, or is another one now.
+            if rule is not None and (pid not in living or pid not in rule.pids):
+                self.remove(rule.name)
+
+    def _release(self, name: str, pids: set[int]) -> None:
+        rule = self.rules.get(name)
+        inside = pids & set(rule.pids) if rule else set()
+        if rule is None or not inside:
+            return
+        left = tuple(pid for pid in rule.pids if pid not in inside)
+        self._do(Release(name, tuple(sorted(inside))), rule._replace(pids=left))
+        if not left and is_automatic(name):
+            self.remove(name)
+
+    def _drop_member(self, rule: Rule, member: str) -> None:
+        self.owners.pop(member, None)
+        self._do(RemoveMember(rule.name, member), rule._replace(members=tuple(other for other in rule.members if other != member)))
+
+    def remove(self, name: str) -> None:
+        """A rule goes with its members, and its processes go back."""
+        rule = self.rules.pop(name)
+        for member in rule.members:
+            self.owners.pop(member, None)
+        self.actions.append(RemoveRule(name))
+        self.touched[name] = None
+
+    def check_nesting(self) -> None:
+        """No socket may be under more rules than the program looks for."""
+        if not any(isinstance(action, AddMember) for action in self.actions):
+            return
+        for member in self.owners:
+            parts = member.rstrip("/").split("/")
+            ways = ["/", *("/".join(parts[: end + 1]) for end in range(1, len(parts)))]
+            above = dict.fromkeys(self.owners[way] for way in ways if way in self.owners)
+            if len(above) > MAX_NESTED:
+                raise LimiterError(
+                    "nested_too_deep",
+                    f"{member} would be under {len(above)} rules: {', '.join(above)}",
+                    f"at most {MAX_NESTED} can hold at once",
+                    "Nothing was changed. Take one of them out",
+                )
+
+    def finish(self, outcomes: t.Sequence[Outcome], kept: t.Sequence[str]) -> Plan:
+        for name in list(self.touched):
+            rule = self.rules.get(name)
+            if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
+                self.remove(name)
+        removed = {action.name for action in self.actions if isinstance(action, RemoveRule)}
+        changed = tuple(name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name))
+        loads = any(isinstance(action, LoadProgram) for action in self.actions)
+        before, after = diff.texts(changed, self.state.rules, self.rules, loads)
+        fresh = tuple(outcome._replace(after=self.rules.get(outcome.name or "")) for outcome in outcomes)
+        return Plan(tuple(self.actions), fresh, self.rules, changed, tuple(kept), before, after, tuple(dict.fromkeys(self.warnings)))
