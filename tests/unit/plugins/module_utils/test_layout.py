@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""core/layout.py and bpf/layout.h say the same."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import struct
+import subprocess
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+
+BPF = pathlib.Path(__file__).resolve().parents[4] / "bpf"
+STRUCTS = {
+    "rate_limit_config": (layout.CONFIG, layout.CONFIG_FIELDS),
+    "rate_limit_state": (layout.STATE, layout.STATE_FIELDS),
+    "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
+    "rate_limit_socket": (layout.ID, ("rule",)),
+}
+CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_NESTED", "MAX_DEPTH")
+
+
+def offsets_in_python(form: struct.Struct, fields: tuple[str, ...]) -> dict[str, int]:
+    """Every field's offset, from the size of the format up to it."""
+    codes = form.format.replace("64s", "s")[1:]
+    assert len(codes) == len(fields)
+    wide = ["64s" if code == "s" else code for code in codes]
+    return {field: struct.calcsize("=" + "".join(wide[:index])) for index, field in enumerate(fields)}
+
+
+def what_the_c_compiler_says(directory: pathlib.Path) -> dict[str, int]:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.fail("a C compiler (gcc or clang) is needed to compare bpf/layout.h with core/layout.py")
+    lines = [f'printf("{name} %d\\n", LIMITER_{name});' for name in CONSTANTS]
+    for name, (_form, fields) in STRUCTS.items():
+        lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
+        for field in fields:
+            lines.append(f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));')
+    source = directory / "offsets.c"
+    source.write_text(
+        "#include <stddef.h>\n#include <stdio.h>\n#include <linux/types.h>\n#include <linux/bpf.h>\n"
+        f'#include "{BPF}/layout.h"\nint main(void) {{ {" ".join(lines)} return 0; }}\n'
+    )
+    subprocess.run([compiler, "-o", str(directory / "offsets"), str(source)], check=True)
+    output = subprocess.run([str(directory / "offsets")], check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in (line.split() for line in output.splitlines())}
+
+
+@pytest.mark.skipif(not BPF.is_dir(), reason="a built collection has no bpf/: this belongs to the repository")
+def test_every_offset_size_and_constant_is_that_of_the_c_header(tmp_path: pathlib.Path) -> None:
+    expected = {name: getattr(layout, name) for name in CONSTANTS}
+    for name, (form, fields) in STRUCTS.items():
+        expected[name] = form.size
+        expected.update({f"{name}.{field}": at for field, at in offsets_in_python(form, fields).items()})
+    assert what_the_c_compiler_says(tmp_path) == expected
+
+
+def test_a_limit_survives_packing() -> None:
+    limit = Limit(rate=12_500_000_000, bucket=2**40)
+    assert layout.unpack_limit(layout.pack_limit(limit)) == limit
+
+
+def test_a_new_state_is_full_and_has_counted_nothing() -> None:
+    data = layout.pack_full_state(bucket=5000, now=123)
+    assert layout.STATE.unpack(data)[:4] == (5000, 123, 0, 0)
+    assert layout.unpack_counters(data) == Counters()
+
+
+def test_counters_come_in_the_order_of_the_struct() -> None:
+    data = layout.STATE.pack(-7, 1, 0, 0, 11, 12, 13, 14, 15)
+    assert layout.unpack_counters(data) == Counters(
+        packets=11, bytes=12, dropped_packets=13, dropped_bytes=14, congestion_marks=15
+    )
+
+
+def test_control_survives_packing_and_its_identity_is_padded_with_nul() -> None:
+    control = layout.Control(generation=3, bound_sockets=1, program_id=77, identity="source:" + "a" * 48)
+    data = layout.pack_control(control)
+    assert layout.unpack_control(data) == control
+    assert data.endswith(b"a\0\0\0\0\0\0\0\0\0")
