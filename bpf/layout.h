@@ -13,6 +13,7 @@
 
 #define LIMITER_SCHEMA 1
 #define LIMITER_MAX_RULES 65536
+#define LIMITER_MAX_MEMBERS 131072
 /* Most rules that can hold on one way up from a socket's cgroup. */
 #define LIMITER_MAX_NESTED 4
 /*
@@ -50,7 +51,7 @@ struct rate_limit_socket {
 /* rate_limit_control_map: one entry, key 0 */
 struct rate_limit_control {
 	__u32 schema;         /* LIMITER_SCHEMA of who made the maps */
-	__u32 generation;     /* +1 after every change of members; makes cached attributions stale */
+	__u32 generation;     /* +1 after every change of members; makes cached attributions stale; 0: never had any */
 	__u32 bound_sockets;  /* 1 once any socket was bound by hand: before, none is looked up */
 	__u32 program_id;     /* kernel's id of the program that `identity` speaks of */
 	char identity[64];    /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which rules a packet is charged to: those of its socket's cgroup and of the
+ * cgroups above it. Never those of the current task: most of TCP's packets leave
+ * from softirq, where "current" is whoever was interrupted.
+ *
+ * The way up is walked once for a cgroup, not for a packet. The answer, also that
+ * there is none, stays valid until a member is added or removed anywhere.
+ */
+#ifndef LIMITER_ATTRIBUTION_H
+#define LIMITER_ATTRIBUTION_H
+
+#include "layout.h"
+
+/* Innermost rule first: it is the likeliest to drop, and nothing needs to be given back then. 0 ends the list. */
+struct attribution {
+	__u64 rules[LIMITER_MAX_NESTED];
+	__u64 generation;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, LIMITER_MAX_MEMBERS);
+	__type(key, __u64);
+	__type(value, __u64);
+} rate_limit_member_map SEC(".maps");
+
+/* Copied to the sockets that a listener accepts: they belong to the rule too. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct rate_limit_socket);
+} rate_limit_socket_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rate_limit_control);
+} rate_limit_control_map SEC(".maps");
+
+/* Not pinned: it begins empty with every program. Entries of cgroups that are gone age out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, LIMITER_MAX_RULES);
+	__type(key, __u64);
+	__type(value, struct attribution);
+} attribution_cache SEC(".maps");
+
+static __always_inline void attribution_add(struct attribution *found, __u64 rule)
+{
+	/* Two cgroups on one way up may be members of one rule: it is charged once. */
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
+		if (found->rules[i] == rule)
+			return;
+/* Moved up rather than appended: constant offsets, so the verifier need not follow every combination. */
+#pragma unroll
+	for (int i = LIMITER_MAX_NESTED - 1; i > 0; i--)
+		found->rules[i] = found->rules[i - 1];
+	found->rules[0] = rule;
+}
+
+/* Adds the rule that the socket's ancestor at `level` is a member of. False below the socket's own cgroup. */
+static __always_inline bool attribution_add_level(struct __sk_buff *skb, int level, struct attribution *found)
+{
+	__u64 ancestor = bpf_skb_ancestor_cgroup_id(skb, level), *rule;
+
+	if (!ancestor)
+		return false;
+	rule = bpf_map_lookup_elem(&rate_limit_member_map, &ancestor);
+	if (rule)
+		attribution_add(found, *rule);
+	return true;
+}
+
+/*
+ * A socket that was open when its process was moved to a rule keeps the cgroup
+ * that it was made in for life. It was bound to the rule by hand, and is charged to it,
+ * and to the rule that holds for the whole host. False when it is not bound, or
+ * to a rule that is gone.
+ */
+static __always_inline bool attribution_bound(struct __sk_buff *skb, struct attribution *found)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct rate_limit_socket *bound;
+	__u64 rule;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	bound = sk ? bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0) : NULL;
+	if (!bound)
+		return false;
+	rule = bound->rule;
+	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
+		return false;
+	attribution_add_level(skb, 0, found);
+	attribution_add(found, rule);
+	return true;
+}
+
+/* Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. */
+static __always_inline bool attribution_find(struct __sk_buff *skb, struct attribution *found)
+{
+	struct rate_limit_control *control;
+	struct attribution *cached;
+	__u32 zero = 0;
+	__u64 cgroup;
+
+	control = bpf_map_lookup_elem(&rate_limit_control_map, &zero);
+	if (!control)
+		return false;
+	/* Read before the walk: members that change during it make the answer stale, not wrong for ever. */
+	found->generation = *(volatile __u32 *)&control->generation;
+	if (!found->generation)
+		return false;
+	if (control->bound_sockets && attribution_bound(skb, found))
+		return true;
+	cgroup = bpf_skb_cgroup_id(skb);
+	if (!cgroup)
+		return false;
+	cached = bpf_map_lookup_elem(&attribution_cache, &cgroup);
+	if (cached && cached->generation == found->generation) {
+		if (!cached->rules[0])
+			return false;
+#pragma unroll
+		for (int i = 0; i < LIMITER_MAX_NESTED; i++)
+			found->rules[i] = cached->rules[i];
+		return true;
+	}
+	for (int level = 0; level < LIMITER_MAX_DEPTH; level++)
+		if (!attribution_add_level(skb, level, found))
+			break;
+	bpf_map_update_elem(&attribution_cache, &cgroup, found, BPF_ANY);
+	return found->rules[0];
+}
+#endif

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a packet is on the wire: IP bytes and IP packets.
+ *
+ * At this hook a packet begins with its IP header, and a GSO packet is still one,
+ * with the headers of its first segment only. The link layer's header is not known
+ * yet. Not counted: the headers of IP fragments, which are made after the hook.
+ */
+#ifndef LIMITER_WIRE_H
+#define LIMITER_WIRE_H
+
+/* Extension headers that are looked through for the transport header; a sender's stack makes at most these four. */
+#define WIRE_MAX_EXTENSIONS 4
+#define WIRE_IPV4_VERSION 4
+#define WIRE_IPV6_HEADER 40
+#define WIRE_UDP_HEADER 8
+#define NEXTHDR_HOP 0
+#define NEXTHDR_ROUTING 43
+#define NEXTHDR_DEST 60
+
+struct packet {
+	__u32 bytes;    /* IP bytes, with the headers of every segment */
+	__u32 segments; /* IP packets */
+	bool tcp;
+};
+
+static __always_inline __u8 wire_byte(struct __sk_buff *skb, __u32 offset)
+{
+	__u8 byte = 0;
+
+	/* A helper, not direct access: it also reads what is not in the linear part. Only GSO packets come here. */
+	bpf_skb_load_bytes(skb, offset, &byte, sizeof(byte));
+	return byte;
+}
+
+/* Bytes of headers, from IP to transport, that each segment of a GSO packet begins with. */
+static __always_inline __u32 wire_segment_header(struct __sk_buff *skb)
+{
+	__u8 first = wire_byte(skb, 0), protocol;
+	__u32 offset;
+
+	if (first >> 4 == WIRE_IPV4_VERSION) {
+		offset = (first & 0xf) * 4;
+		protocol = wire_byte(skb, 9);
+	} else {
+		offset = WIRE_IPV6_HEADER;
+		protocol = wire_byte(skb, 6);
+		for (int i = 0; i < WIRE_MAX_EXTENSIONS; i++) {
+			if (protocol != NEXTHDR_HOP && protocol != NEXTHDR_ROUTING && protocol != NEXTHDR_DEST)
+				break;
+			protocol = wire_byte(skb, offset);
+			offset += (wire_byte(skb, offset + 1) + 1) * 8;
+		}
+	}
+	if (protocol == IPPROTO_TCP)
+		return offset + (wire_byte(skb, offset + 12) >> 4) * 4;
+	return offset + WIRE_UDP_HEADER;
+}
+
+static __always_inline void wire_measure(struct __sk_buff *skb, struct packet *packet)
+{
+	__u32 size = skb->gso_size, segments, header;
+	struct bpf_sock *sk = skb->sk;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	packet->tcp = sk && sk->protocol == IPPROTO_TCP;
+	packet->bytes = skb->len;
+	packet->segments = 1;
+	if (!size)
+		return;
+	header = wire_segment_header(skb);
+	segments = skb->gso_segs;
+	/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
+	if (!segments && packet->bytes > header)
+		segments = (packet->bytes - header + size - 1) / size;
+	if (segments > 1) {
+		packet->segments = segments;
+		packet->bytes += (segments - 1) * header;
+	}
+}
+#endif
