@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""bpf/layout.h in Python: the bytes of the maps' keys and values. A test compares every offset with what the C compiler says.
+"""bpf/layout.h in Python: the bytes of the maps' keys and values. A test compares every offset with the C compiler's.
 
 All structs are free of padding, so the formats are native byte order with standard sizes (``=``).
 """

@@ -1,0 +1,253 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libbpf and three calls of libc, through cffi's ABI mode: nothing is compiled, and only _cffi_backend is imported.
+
+A call of libbpf is named by its C name: ``libbpf.call("bpf_obj_pin", fd, path)``. A failure is a `KernelError`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import functools
+import os
+import sys
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import libbpf_abi
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+
+# What could not be done when the call fails. Only these functions can be called.
+_OPERATIONS = {
+    "bpf_object__open_file": "The BPF object cannot be read",
+    "bpf_object__load": "The kernel did not load the BPF program",
+    "bpf_object__close": "",
+    "bpf_object__next_map": "",
+    "bpf_object__find_map_by_name": "The BPF object lacks a map",
+    "bpf_object__find_program_by_name": "The BPF object lacks a program",
+    "bpf_map__fd": "A map of the BPF object has no file descriptor",
+    "bpf_map__type": "",
+    "bpf_map__key_size": "",
+    "bpf_map__value_size": "",
+    "bpf_map__reuse_fd": "The pinned BPF map cannot be used again",
+    "bpf_map__set_pin_path": "The BPF map's pin path cannot be set",
+    "bpf_program__fd": "The program of the BPF object has no file descriptor",
+    "bpf_program__type": "",
+    "bpf_program__expected_attach_type": "",
+    "bpf_obj_get": "A pinned BPF object cannot be opened",
+    "bpf_obj_pin": "A BPF object cannot be pinned",
+    "bpf_obj_get_info_by_fd": "A BPF object cannot be examined",
+    "bpf_prog_get_fd_by_id": "A BPF program cannot be opened by its id",
+    "bpf_prog_query": "The BPF programs of a cgroup cannot be listed",
+    "bpf_link_create": "The BPF program cannot be attached to the cgroup",
+    "bpf_link_update": "The attached BPF program cannot be replaced",
+    "bpf_link_detach": "The BPF program cannot be detached",
+    "bpf_map_lookup_elem": "A BPF map cannot be read",
+    "bpf_map_lookup_elem_flags": "A BPF map cannot be read",
+    "bpf_map_update_elem": "A BPF map cannot be written",
+    "bpf_map_delete_elem": "An entry of a BPF map cannot be deleted",
+    "bpf_map_get_next_key": "The keys of a BPF map cannot be read",
+    "bpf_map_lookup_batch": "A BPF map cannot be read",
+    "btf__load_vmlinux_btf": "The kernel's type information (BTF) cannot be read",
+    "btf__type_cnt": "",
+    "btf__free": "",
+    "btf_dump__new": "The kernel's type information (BTF) cannot be written as C",
+    "btf_dump__dump_type": "The kernel's type information (BTF) cannot be written as C",
+    "btf_dump__free": "",
+}
+
+_NOT_PERMITTED = (
+    "Run the task as root (become: true) with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, on the host itself: a "
+    "container, kernel lockdown or a security module may forbid BPF"
+)
+_ENOTSUPP = 524
+_LIBBPF_ERRORS = 4000
+_LEVEL_DEBUG = 2
+_LOG_BYTES = 1 << 24  # what libbpf itself allows the verifier's log to grow to
+_FILEID_KERNFS = 0xFE
+
+
+class KernelError(LimiterError):
+    """A refusal of the kernel or of libbpf; ``errno`` says which. Kind: ``not_permitted`` for EPERM, else ``kernel``."""
+
+    def __init__(self, what: str, number: int, remedy: str = "") -> None:
+        self.errno = number
+        if number == errno.EPERM:
+            super().__init__("not_permitted", what, reason(number), remedy or _NOT_PERMITTED)
+        else:
+            super().__init__("kernel", what, reason(number), remedy)
+
+
+def reason(number: int) -> str:
+    """``EPERM (Operation not permitted)``; the kernel and libbpf have numbers that libc does not know."""
+    if number == _ENOTSUPP:
+        return "ENOTSUPP (Not supported by this kernel)"
+    if number >= _LIBBPF_ERRORS:
+        return f"libbpf error {number}"
+    return errno_text(OSError(number, ""))
+
+
+class Libbpf:
+    """The open library. Make it with `load()`. Not for several threads at once: libbpf's log is one per process."""
+
+    def __init__(self, ffi: t.Any, library: t.Any) -> None:
+        self.ffi = ffi
+        self._library = library  # when it goes, the functions go
+        self._functions = {name: getattr(library, name) for name in _OPERATIONS}
+        self._version = (int(library.libbpf_major_version()), int(library.libbpf_minor_version()))
+        self._log: collections.deque[str] = collections.deque(maxlen=200)
+        self._buffer: t.Any = None
+        try:
+            self._print = ffi.callback("int(int, const char *, void *)", self._keep)
+        except (MemoryError, SystemError):  # a security module forbids the executable memory that a callback needs
+            self._print = ffi.NULL
+        library.libbpf_set_print(self._print)
+
+    def version(self) -> tuple[int, int]:
+        return self._version
+
+    def call(self, name: str, *arguments: t.Any) -> int:
+        """Calls a function that returns a negative errno where it fails; raises `KernelError` then."""
+        result: int = self._functions[name](*arguments)
+        if result < 0:
+            raise KernelError(_OPERATIONS[name], -result)
+        return result
+
+    def try_call(self, name: str, *arguments: t.Any) -> int:
+        """As `call`, but returns the negative errno: for loops in which failing is usual."""
+        return t.cast(int, self._functions[name](*arguments))
+
+    def pointer(self, name: str, *arguments: t.Any) -> t.Any:
+        """Calls a function that returns NULL and sets errno where it fails; raises `KernelError` then."""
+        result = self._functions[name](*arguments)
+        if result == self.ffi.NULL:
+            raise KernelError(_OPERATIONS[name], self.ffi.errno)
+        return result
+
+    def run(self, name: str, *arguments: t.Any) -> t.Any:
+        """Calls a function that cannot fail, or whose NULL is an answer."""
+        return self._functions[name](*arguments)
+
+    def get(self, path: str) -> int:
+        """Opens a pinned object; the caller closes the file descriptor."""
+        return self.call("bpf_obj_get", path.encode())
+
+    def info(self, fd: int, struct: str) -> t.Any:
+        """What the kernel says of an open program, map or link: ``struct`` is ``bpf_prog_info`` and so on."""
+        info = self.ffi.new(f"struct {struct} *")
+        self.call("bpf_obj_get_info_by_fd", fd, info, self.ffi.new("uint32_t *", self.ffi.sizeof(info[0])))
+        return info
+
+    def cgroup_path_of(self, mount: str, cgroup_id: int) -> str | None:
+        """The path below the cgroup2 ``mount`` of the cgroup with this id (``/`` is the mount itself).
+
+        None where no such cgroup exists any more, or where it lies outside of this mount (a cgroup namespace).
+        """
+        handle = self.ffi.new("struct cgroup_file_handle *", (8, _FILEID_KERNFS, cgroup_id))
+        with closing_fd(os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as mount_fd:
+            fd = _libc().open_by_handle_at(mount_fd, handle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if fd < 0:
+            number = self.ffi.errno
+            if number in (errno.ESTALE, errno.ENOENT, errno.ENODEV):
+                return None
+            raise KernelError(f"The cgroup with id {cgroup_id} cannot be opened", number)
+        with closing_fd(fd):
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        try:  # the path of what is gone or unreachable from here is decorated text
+            if os.stat(path).st_ino != cgroup_id:
+                return None
+        except OSError:
+            return None
+        root = mount.rstrip("/")
+        if path != root and not path.startswith(root + "/"):
+            return None
+        return path[len(root) :] or "/"
+
+    def forget_log(self) -> None:
+        self._log.clear()
+
+    def log(self, lines: int) -> str:
+        """The last lines of what libbpf said since `forget_log`, the verifier's log included."""
+        return "\n".join(list(self._log)[-lines:])
+
+    def _keep(self, level: int, form: t.Any, arguments: t.Any) -> int:
+        if level >= _LEVEL_DEBUG:
+            return 0
+        for line in self.format(form, arguments).splitlines():
+            if line.strip():
+                self._log.append(line)
+        return 0
+
+    def format(self, form: t.Any, arguments: t.Any) -> str:
+        """printf for callbacks: the format and the va_list that C handed over."""
+        if self._buffer is None:  # not cleared: pages that are never written cost nothing
+            self._buffer = self.ffi.new_allocator(should_clear_after_alloc=False)(f"char[{_LOG_BYTES}]")
+        _libc().vsnprintf(self._buffer, _LOG_BYTES, form, arguments)
+        return t.cast(bytes, self.ffi.string(self._buffer)).decode("utf-8", "replace")
+
+
+@functools.cache
+def _ffi() -> t.Any:
+    try:
+        return libbpf_abi.make()
+    except ImportError as error:
+        raise LimiterError(
+            "missing_dependency",
+            f"The Python interpreter {sys.executable} has no cffi",
+            str(error),
+            "Install the package python3-cffi-backend (Debian, Ubuntu) or python3-cffi (Fedora, RHEL, SUSE) on the "
+            "target, or set ansible_python_interpreter to an interpreter that has it",
+        ) from error
+
+
+@functools.cache
+def _libc() -> t.Any:
+    return _ffi().dlopen(None)
+
+
+def load(name: str = "libbpf.so.1") -> Libbpf:
+    """Opens libbpf.
+
+    Raises LimiterError: ``missing_dependency`` where _cffi_backend or libbpf is missing, ``libbpf_too_old`` below 1.0.
+    """
+    ffi = _ffi()
+    needed = "libbpf 1.0 or newer is needed"
+    packages = "the package libbpf1 (Debian 12, Ubuntu 24.04 and newer; SUSE) or libbpf (Fedora, RHEL 9 and newer)"
+    try:
+        return Libbpf(ffi, ffi.dlopen(name))
+    except AttributeError as error:
+        raise LimiterError("libbpf_too_old", needed, str(error), f"Update {packages}") from error
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            ffi.dlopen("libbpf.so.0")
+            raise LimiterError(
+                "libbpf_too_old",
+                needed,
+                "only libbpf.so.0, of the 0.x series, is installed",
+                f"Install {packages}",
+            ) from error
+        raise LimiterError(
+            "missing_dependency",
+            f"libbpf cannot be opened (by the Python interpreter {sys.executable})",
+            str(error),
+            f"Install {packages}",
+        ) from error
+
+
+@contextlib.contextmanager
+def closing_fd(fd: int) -> t.Iterator[int]:
+    """Closes a file descriptor at the end of a with block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def mount_bpffs(path: str) -> None:
+    """Mounts a bpffs that is root's alone. Raises KernelError."""
+    flags = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC
+    if _libc().mount(b"bpf", path.encode(), b"bpf", flags, b"mode=0700") < 0:
+        raise KernelError(f"bpffs cannot be mounted at {path}", _ffi().errno)
