@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program by the simplest means: compiled from bpf/, loaded by bpftool, rules written straight into its maps.
+
+So a test of the program does not depend on the loader that the collection ships, and benchmarks measure the program alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import bpf
+
+SOURCE = Path(__file__).resolve().parents[2] / "bpf"
+FLAGS = ["-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-mcpu=v3"]
+
+
+def cgroup2() -> Path:
+    """Where cgroup2 is mounted; on a hybrid host that is not /sys/fs/cgroup."""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="ascii").splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            return Path(fields.split()[4])
+    raise RuntimeError("no cgroup2 is mounted here")
+
+
+def compile_object(source: Path, target: Path) -> Path:
+    """Compiles one program against the running kernel's types."""
+    with open(target.parent / "vmlinux.h", "wb") as header:
+        subprocess.run(
+            ["bpftool", "btf", "dump", "file", "/sys/kernel/btf/vmlinux", "format", "c"], stdout=header, check=True
+        )
+    subprocess.run(["clang", *FLAGS, "-I", target.parent, "-I", SOURCE, "-c", source, "-o", target], check=True)
+    return target
+
+
+class State(NamedTuple):
+    """bpf/layout.h: struct rate_limit_state."""
+
+    tokens: int
+    last_update_ns: int
+    lock: int
+    fraction: int
+    packets: int
+    bytes: int
+    dropped_packets: int
+    dropped_bytes: int
+    congestion_marks: int
+
+
+STATE = struct.Struct("=qQIIQQQQQ")
+
+
+class Dataplane:
+    """A loaded and attached program. Rules are named by the cgroups whose ids are their keys."""
+
+    def __init__(self, program: Path, cgroup: Path | None = None) -> None:
+        self.cgroup = cgroup or cgroup2()
+        self.pins = Path(tempfile.mkdtemp(prefix="dataplane-", dir="/sys/fs/bpf"))
+        subprocess.run(
+            ["bpftool", "prog", "loadall", program, self.pins / "programs", "pinmaps", self.pins / "maps"], check=True
+        )
+        self.program = bpf.open_pin(f"{self.pins}/programs/limit_egress")
+        self.config = self._map("rate_limit_config_map", 16)
+        self.state = self._map("rate_limit_state_map", STATE.size)
+        self.member = self._map("rate_limit_member_map", 8)
+        self.socket = self._map("rate_limit_socket_map", 8)
+        self.control = self._map("rate_limit_control_map", 80)
+        self.generation = 0
+        self.bound_sockets = 0
+        bpf.attach(str(self.cgroup), self.program)
+
+    def _map(self, name: str, value_size: int) -> bpf.Map:
+        return bpf.Map(f"{self.pins}/maps/{name}", value_size)
+
+    def close(self) -> None:
+        bpf.detach(str(self.cgroup), self.program)
+        os.close(self.program)
+        for opened in (self.config, self.state, self.member, self.socket, self.control):
+            opened.close()
+        shutil.rmtree(self.pins)
+
+    def set_rule(self, cgroup: Path, rate: int, bucket: int, tokens: int | None = None) -> None:
+        """Makes a rule, full unless told otherwise, with its own cgroup as its member; bytes and bytes per second."""
+        key = key_of(cgroup)
+        now = 0 if tokens is None else time.monotonic_ns()
+        self.state[key] = STATE.pack(tokens or 0, now, *[0] * 7)
+        self.set_config(cgroup, rate, bucket)
+        self.add_member(cgroup, cgroup)
+
+    def set_config(self, rule: Path, rate: int, bucket: int) -> None:
+        self.config[key_of(rule)] = struct.pack("=QQ", rate, bucket)
+
+    def add_member(self, cgroup: Path, rule: Path) -> None:
+        self.member[key_of(cgroup)] = key_of(rule)
+        self.changed_members()
+
+    def remove_member(self, cgroup: Path) -> None:
+        del self.member[key_of(cgroup)]
+        self.changed_members()
+
+    def bind_socket(self, descriptor: int, rule: Path) -> None:
+        """Charges an open socket to a rule, whatever cgroup it was made in."""
+        self.socket[struct.pack("=i", descriptor)] = key_of(rule)
+        self.bound_sockets = 1
+        self._write_control()
+
+    def changed_members(self) -> None:
+        self.generation += 1
+        self._write_control()
+
+    def _write_control(self) -> None:
+        self.control[bytes(4)] = struct.pack("=IIII64s", 1, self.generation, self.bound_sockets, 0, b"")
+
+    def state_of(self, rule: Path) -> State:
+        return State(*STATE.unpack(self.state[key_of(rule)]))
+
+
+def key_of(cgroup: Path) -> bytes:
+    """A cgroup's id, which is the number of its directory."""
+    return struct.pack("=Q", cgroup.stat().st_ino)
