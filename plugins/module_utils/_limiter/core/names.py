@@ -15,7 +15,8 @@ _RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", re.ASCII)
 # Every file of cgroup2 is called <one of these>.<something>. A newer kernel may add files, so whatever begins like one
 # is refused: a rule named memory.peak would be impossible to make after the upgrade that brings this file.
 _CONTROLLERS = frozenset(
-    "cgroup cpu cpuset debug devices dmem freezer hugetlb io irq memory misc perf_event pids rdma".split()
+    ("cgroup", "cpu", "cpuset", "debug", "devices", "dmem", "freezer", "hugetlb")
+    + ("io", "irq", "memory", "misc", "perf_event", "pids", "rdma")
 )
 
 

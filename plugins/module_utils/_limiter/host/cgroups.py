@@ -1,0 +1,361 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The cgroup2 hierarchy: where it is mounted, the rules' own cgroups in it, and who is in which cgroup."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+
+_PREFERRED = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+# "max" or empty is no limit; all of them are absent in the root. What is guaranteed (memory.low) or shared by weight
+# is not listed: every cgroup has some weight, and the warning is about limits.
+_LIMITS = ("memory.max", "memory.high", "memory.swap.max", "memory.swap.high", "memory.zswap.max") + (
+    "cpu.max",
+    "cpuset.cpus",
+    "pids.max",
+)
+# An exiting process counts for rmdir(2) a moment longer than it is listed.
+_RMDIR_SECONDS = 1.0
+
+
+class Cgroups:
+    """One cgroup2 mount. Cgroups are named by their path below it (``/``, ``/system.slice/a.service``).
+
+    Inside a cgroup namespace ``/`` is the namespace's root; what lies above it is invisible from here.
+    """
+
+    managed: t.Final = "/speed_limiter"
+
+    def __init__(self, mount: str) -> None:
+        self.mount = mount
+
+    @classmethod
+    def find(cls) -> Cgroups:
+        """The cgroup2 mount of this host. LimiterError ``no_cgroup2`` where none can be used."""
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            mounts, partial = cgroup2_mounts(lines)
+        usable = [mount for mount, device in mounts if _device(mount) == device]
+        for mount in (*_PREFERRED, *usable):
+            if mount in usable:
+                return cls(mount)
+        if partial:
+            why = f"only a part of cgroup2 is mounted, at {partial[0]}"
+        elif mounts:
+            why = f"the cgroup2 mount at {mounts[0][0]} is hidden by another mount"
+        else:
+            why = "no cgroup2 file system is mounted on this host"
+        raise LimiterError(
+            "no_cgroup2",
+            "cgroup2 cannot be used",
+            why,
+            "Mount it (mkdir -p /sys/fs/cgroup/unified; mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified), "
+            "or boot with the kernel parameter systemd.unified_cgroup_hierarchy=1",
+        )
+
+    # ---- names
+
+    def absolute(self, cgroup: str) -> str:
+        """The directory of a cgroup. LimiterError ``unusable_cgroup`` for one outside of our namespace (``/..``)."""
+        if ".." in cgroup.split("/"):
+            raise LimiterError(
+                "unusable_cgroup",
+                f"the cgroup {cgroup} cannot be used",
+                "it is outside of this cgroup namespace",
+                "Run the task on the host, not in a container",
+            )
+        return self.mount if cgroup == "/" else self.mount + cgroup
+
+    def relative(self, path: str) -> str:
+        """The name of a cgroup from a path below the mount point, or from a path as in /proc/PID/cgroup.
+
+        The cgroup need not exist. Raises LimiterError ``bad_cgroup_path``.
+        """
+        inside = path
+        if path == self.mount or path.startswith(f"{self.mount}/"):
+            inside = path[len(self.mount) :]
+        elif path == "/sys/fs/cgroup" or path.startswith("/sys/fs/cgroup/"):
+            raise _bad_path(path, f"it is not in cgroup2, which is mounted at {self.mount}")
+        parts = [part for part in inside.split("/") if part not in ("", ".")]
+        if not path:
+            raise _bad_path(path, "it is empty")
+        if ".." in parts:
+            raise _bad_path(path, "'..' is not accepted")
+        if "\0" in path or "\n" in path:
+            raise _bad_path(path, "no cgroup has a NUL or a line end in its name")
+        directory = self.mount
+        try:
+            device = os.lstat(directory).st_dev
+            for part in parts:
+                directory = f"{directory}/{part}"
+                status = os.lstat(directory)
+                kind = status.st_mode & 0o170000
+                if kind == 0o120000:
+                    raise _bad_path(path, f"{directory} is a symbolic link")
+                if kind != 0o040000:
+                    raise _bad_path(path, f"{directory} is a file, not a cgroup")
+                if status.st_dev != device:
+                    raise _bad_path(path, f"{directory} is on another file system")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _bad_path(path, errno_text(error)) from None
+        return "/" + "/".join(parts)
+
+    def exists(self, cgroup: str) -> bool:
+        return self.identifier(cgroup) is not None
+
+    def identifier(self, cgroup: str) -> int | None:
+        """The kernel's id of a cgroup (64 bits, never used again in this boot); None where there is no such cgroup."""
+        try:
+            status = os.lstat(self.absolute(cgroup))
+        except (OSError, ValueError, LimiterError):
+            return None
+        return status.st_ino if status.st_mode & 0o170000 == 0o040000 else None
+
+    def depth(self, cgroup: str) -> int:
+        """Levels below ``/``, which is 0. What lies above a cgroup namespace's root cannot be seen nor counted."""
+        return 0 if cgroup == "/" else cgroup.count("/")
+
+    # ---- the rules' own cgroups
+
+    def rule_cgroup(self, name: str) -> str:
+        return f"{self.managed}/{name}"
+
+    def rule_names(self) -> list[str]:
+        """The directories right below ours, sorted."""
+        return sorted(self._children(self.managed))
+
+    def make_rule(self, name: str) -> int:
+        """Makes a rule's cgroup, and ours around it, where they are missing; the cgroup's id.
+
+        LimiterError ``cgroup_not_made``.
+        """
+        for cgroup in (self.managed, self.rule_cgroup(name)):
+            try:
+                os.mkdir(self.absolute(cgroup), 0o755)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise _not_made(self.absolute(cgroup), error) from None
+        made = self.identifier(self.rule_cgroup(name))
+        if made is None:
+            raise LimiterError(
+                "cgroup_not_made",
+                f"{self.absolute(self.rule_cgroup(name))} could not be made",
+                "something else has that name",
+                "Give the rule another name",
+            )
+        return made
+
+    def remove_rule(self, name: str) -> None:
+        """Removes a rule's cgroup and the empty ones below it; gone already is fine.
+
+        LimiterError ``busy_cgroup`` while processes are there, ``cgroup_not_removed`` where the kernel refuses.
+        """
+        self._remove(self.rule_cgroup(name))
+
+    def remove_managed(self) -> bool:
+        """Removes our cgroup around the rules' if nothing is in it; whether it is gone."""
+        try:
+            os.rmdir(self.absolute(self.managed))
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _children(self, cgroup: str) -> list[str]:
+        directory = self.absolute(cgroup)
+        try:
+            # Two links and one for each cgroup below: saves listing some twenty files of every leaf.
+            if os.stat(directory).st_nlink == 2:
+                return []
+            with os.scandir(directory) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            return []
+
+    def _remove(self, cgroup: str) -> None:
+        for child in self._children(cgroup):
+            self._remove(f"{cgroup}/{child}")
+        directory = self.absolute(cgroup)
+        deadline = time.monotonic() + _RMDIR_SECONDS
+        while True:
+            try:
+                os.rmdir(directory)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                pids = self.pids(cgroup)
+                if error.errno == errno.EBUSY and not pids and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+                there = ", ".join(f"{pid} ({processes.command(pid)})" for pid in pids[:5])
+                more = f" and {len(pids) - 5} more" if len(pids) > 5 else ""
+                raise LimiterError(
+                    "busy_cgroup" if pids else "cgroup_not_removed",
+                    f"the cgroup {directory} cannot be removed",
+                    f"processes are in it: {there}{more}" if pids else errno_text(error),
+                    "Run the task again; if the same ones are there again, something puts them back: stop it first",
+                ) from None
+
+    # ---- processes
+
+    def pids(self, cgroup: str, recursive: bool = True) -> list[int]:
+        """The processes of a cgroup (and of those below it), each once; none where it is gone."""
+        found = dict.fromkeys(self._pids(self.absolute(cgroup)))
+        if recursive:
+            for child in self._children(cgroup):
+                found.update(dict.fromkeys(self.pids(f"{cgroup.rstrip('/')}/{child}")))
+        return list(found)
+
+    def _pids(self, directory: str) -> list[int]:
+        listed: list[int] = []
+        try:
+            listed = _numbers(f"{directory}/cgroup.procs")
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # threaded: only its threads can be read
+                return []
+        if not listed:
+            # Also a process whose first thread has ended is found by the others only.
+            try:
+                listed = [processes.leader(thread) or 0 for thread in _numbers(f"{directory}/cgroup.threads")]
+            except OSError:
+                return []
+        return [pid for pid in listed if pid]  # 0: of another pid namespace
+
+    def move(self, pid: int, cgroup: str) -> None:
+        """Moves a process, all threads. LimiterError ``dead_process``, ``kernel_thread``, ``unusable_cgroup``."""
+        if pid <= 0:  # 0 would move the writer
+            raise _dead(pid)
+        try:
+            fd = os.open(f"{self.absolute(cgroup)}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"%d" % pid)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise _dead(pid) from None
+            what = f"process {pid} ({processes.command(pid)}) cannot be moved to the cgroup {cgroup}"
+            if error.errno == errno.EINVAL and processes.is_kernel_thread(pid):
+                raise LimiterError(
+                    "kernel_thread", what, f"it is a kernel thread: {errno_text(error)}", "Limit the programs that send"
+                ) from None
+            raise LimiterError("unusable_cgroup", what, _unusable(error), "Choose another cgroup") from None
+
+    def move_back(self, pid: int, cgroup: str) -> str:
+        """Moves a process to ``cgroup`` or, where that is gone or takes none, to its nearest ancestor that does.
+
+        Returns where it went. LimiterError as of move(), when not even ``/`` takes it.
+        """
+        while True:
+            # Never into ours: it could not be removed any more.
+            try:
+                if cgroup != self.managed and not cgroup.startswith(f"{self.managed}/"):
+                    self.move(pid, cgroup)
+                    return cgroup
+            except LimiterError as error:
+                if error.kind != "unusable_cgroup" or cgroup == "/":
+                    raise
+            cgroup = os.path.dirname(cgroup) or "/"
+
+    def limits(self, cgroup: str) -> list[str]:
+        """The memory, CPU and pids limits that hold in a cgroup, from it or from above: who leaves it loses them.
+
+        Limits of ``/`` (which a namespace's root may have) are not lost, since the rules are below it; nor are those of
+        cgroup v1, which has hierarchies of its own.
+        """
+        found: dict[str, None] = {}
+        while cgroup not in ("/", ""):
+            try:
+                directory = self.absolute(cgroup)
+            except LimiterError:  # above our namespace: nothing can be known
+                break
+            for name in _LIMITS:
+                words = (processes.read_file(f"{directory}/{name}") or b"").split()
+                if words and words[0] != b"max":
+                    found[name] = None
+            cgroup = os.path.dirname(cgroup)
+        return [name for name in _LIMITS if name in found]
+
+
+def cgroup2_mounts(mountinfo: t.Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """From the lines of /proc/PID/mountinfo: whole cgroup2 mounts as (mount point, device), and those of a part only.
+
+    Of several mounts on one mount point only the last one can be seen.
+    """
+    last: dict[str, tuple[str, str, str]] = {}
+    for line in mountinfo:
+        fields = line.split(" ")
+        # Optional fields, any number of them, end with a lone "-".
+        kind = fields[fields.index("-", 6) + 1]
+        last[_unescape(fields[4])] = (kind, fields[3], fields[2])
+    whole = [(mount, device) for mount, (kind, root, device) in last.items() if kind == "cgroup2" and root == "/"]
+    return whole, [mount for mount, (kind, root, _device) in last.items() if kind == "cgroup2" and root != "/"]
+
+
+def _unescape(text: str) -> str:
+    """mountinfo writes space, tab, line end and backslash as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+
+
+def _device(path: str) -> str | None:
+    """The device that is really seen at a path: a mount on a directory above may hide what mountinfo lists."""
+    try:
+        device = os.stat(path).st_dev
+    except OSError:
+        return None
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def _numbers(path: str) -> list[int]:
+    with open(path, "rb", buffering=0) as file:
+        return [int(word) for word in file.readall().split()]
+
+
+def _bad_path(path: str, why: str) -> LimiterError:
+    return LimiterError(
+        "bad_cgroup_path", f"cgroup_path {path!r} is refused", why, "Give a path as in /proc/PID/cgroup, without '0::'"
+    )
+
+
+def _not_made(directory: str, error: OSError) -> LimiterError:
+    remedies = {
+        errno.EAGAIN: "Raise cgroup.max.depth and cgroup.max.descendants of the cgroups above",
+        errno.EROFS: "Mount cgroup2 so that it can be written; in a container, limit from the host instead",
+        errno.EACCES: "Run the task as root (become: true)",
+        errno.EPERM: "Run the task as root (become: true)",
+    }
+    return LimiterError(
+        "cgroup_not_made",
+        f"the cgroup {directory} could not be made",
+        errno_text(error),
+        remedies.get(error.errno or 0, ""),
+    )
+
+
+def _dead(pid: int) -> LimiterError:
+    return LimiterError("dead_process", f"there is no process {pid}", "it never was, or has ended", "Give a living one")
+
+
+def _unusable(error: OSError) -> str:
+    reasons = {
+        errno.ENOENT: "it does not exist, or not in this cgroup namespace",
+        errno.ENODEV: "it was removed",
+        errno.EBUSY: "it gives controllers to the cgroups below it (cgroup.subtree_control), and so takes no processes",
+        errno.EOPNOTSUPP: "it is in a threaded subtree and is not a valid domain (cgroup.type)",
+        errno.EACCES: "it may not be written",
+    }
+    reason = reasons.get(error.errno or 0)
+    return f"{reason}: {errno_text(error)}" if reason else errno_text(error)

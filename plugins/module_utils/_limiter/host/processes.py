@@ -1,0 +1,224 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reads /proc: whether a process lives, where it is, and how it is related to others."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pwd
+import re
+import sys
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Selector
+
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+
+# Fields of /proc/PID/stat, counted from the one behind the name: proc(5) calls the first of them field 3.
+_STATE, _PARENT, _FLAGS, _THREADS, _START_TIME, _EXIT_SIGNAL = 0, 1, 6, 17, 19, 35
+
+
+def read_file(path: str) -> bytes | None:
+    """A whole file of /proc or of a cgroup; None where it is gone. Faster than open(): there may be 10,000."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        chunks: list[bytes] = []
+        while True:
+            chunk = os.read(fd, 65536)
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)
+    except OSError:  # ESRCH: it died after it was opened
+        return None
+    finally:
+        os.close(fd)
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    text = read_file(f"/proc/{pid}/stat")
+    # The name may itself hold parentheses, spaces and line ends.
+    return text[text.rindex(b")") + 2 :].split() if text else None
+
+
+def read(pid: int) -> Process | None:
+    """The living process ``pid``; None where there is none: never was, gone, a zombie, or a mere thread of another."""
+    stat = _stat(pid)
+    # The kernel's own definition of "leads its thread group", that is, "is a process": exit_signal >= 0.
+    if stat is None or int(stat[_EXIT_SIGNAL]) < 0:
+        return None
+    directory = f"/proc/{pid}"
+    if stat[_STATE] in (b"Z", b"X", b"x"):
+        # The first thread may end before the others: the process lives on, but that thread no longer tells where.
+        others = [thread for thread in _threads(pid) if thread != pid]
+        if int(stat[_THREADS]) < 2 or not others:
+            return None
+        directory = f"/proc/{pid}/task/{others[0]}"
+    cgroups = read_file(f"{directory}/cgroup")
+    if cgroups is None:
+        return None
+    for line in cgroups.split(b"\n"):
+        if line.startswith(b"0::"):
+            return Process(pid, int(stat[_START_TIME]), os.fsdecode(line[3:]))
+    return Process(pid, int(stat[_START_TIME]), "/")  # a kernel without cgroup2: Cgroups.find() says so
+
+
+def leader(thread: int) -> int | None:
+    """The process that a thread belongs to."""
+    match = re.search(rb"^Tgid:\s+(\d+)$", read_file(f"/proc/{thread}/status") or b"", re.MULTILINE)
+    return int(match.group(1)) if match else None
+
+
+def command(pid: int) -> str:
+    """What a message calls a process: its command line, else its name; ``gone`` where it is gone."""
+    words = read_file(f"/proc/{pid}/cmdline") or read_file(f"/proc/{pid}/comm")
+    if not words:
+        return "gone"
+    text = " ".join(os.fsdecode(words).replace("\0", " ").split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_kernel_thread(pid: int) -> bool:
+    """Kernel threads send for everybody: limiting one is never what was meant."""
+    stat = _stat(pid)
+    return stat is not None and bool(int(stat[_FLAGS]) & _PF_KTHREAD)
+
+
+def ancestors(pid: int) -> list[int]:
+    """Parent, grandparent ... up to where the pid namespace ends."""
+    found: list[int] = []
+    stat = _stat(pid)
+    while stat is not None:
+        parent = int(stat[_PARENT])
+        if parent == 0 or parent in found:  # in found: a pid was used again while we looked
+            break
+        found.append(parent)
+        stat = _stat(parent)
+    return found
+
+
+def protected(own_pid: int) -> set[int]:
+    """What a selector must never take: the init process, and the task itself with everything that it hangs on."""
+    return {1, own_pid, *ancestors(own_pid)}
+
+
+def descendants(pids: t.Iterable[int]) -> list[int]:
+    """Children, their children ... of ``pids``, without these; zombies may be among them.
+
+    A process that forks meanwhile may be missed: who moves them looks again until nothing new is found.
+    """
+    # The file is there if the kernel has CONFIG_PROC_CHILDREN.
+    children = _children if os.path.exists("/proc/thread-self/children") else _children_by_scan()
+    found = dict.fromkeys(pids)
+    roots = set(found)
+    waiting = list(found)
+    while waiting:
+        fresh = [child for child in children(waiting.pop()) if child not in found]
+        found.update(dict.fromkeys(fresh))
+        waiting += fresh
+    return [pid for pid in found if pid not in roots]
+
+
+def _children(pid: int) -> list[int]:
+    # A child belongs to the thread that forked it.
+    files = [read_file(f"/proc/{pid}/task/{thread}/children") for thread in _threads(pid)]
+    return [int(child) for text in files if text for child in text.split()]
+
+
+def _children_by_scan() -> t.Callable[[int], list[int]]:
+    children: dict[int, list[int]] = {}
+    for pid in all_pids():
+        stat = _stat(pid)
+        if stat is not None:
+            children.setdefault(int(stat[_PARENT]), []).append(pid)
+    return lambda pid: children.get(pid, [])
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def all_pids() -> list[int]:
+    """Every process of this pid namespace, zombies and kernel threads included."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def select(selector: Selector) -> list[int]:
+    """The living processes that match all keys of the selector, in ascending order.
+
+    ``name`` as psutil gives it (not cut after 15 characters); ``exe`` the path of the executable as given or where its
+    symbolic links lead; ``cmdline`` a regular expression searched in the arguments joined by spaces; ``user`` the real
+    user's name or number. Raises LimiterError ``bad_selector``, ``missing_dependency``.
+    """
+    tests = _tests(selector)  # before psutil: a bad selector is the user's to mend, whatever the host lacks
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError as error:
+        raise LimiterError(
+            "missing_dependency",
+            "processes cannot be selected",
+            f"{sys.executable} cannot import psutil ({error})",
+            "Install the package python3-psutil for that interpreter, or give pid, pids or cgroup_path instead",
+        ) from None
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if all(test(process) for test in tests) and read(process.pid) is not None:
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # a zombie is a NoSuchProcess too
+            continue
+    return sorted(found)
+
+
+def _tests(selector: Selector) -> list[t.Callable[[t.Any], bool]]:
+    """What is asked of a psutil.Process, the cheapest question first."""
+    given = {key: value for key, value in selector._asdict().items() if value is not None}
+    empty = [key for key, value in given.items() if value == ""]
+    if empty or not given:
+        # An empty regular expression, from a variable that somebody forgot to set, would match everything.
+        what = f"processes: {', '.join(empty)} is empty" if empty else "processes: nothing is selected"
+        raise LimiterError(
+            "bad_selector", what, "", "Give at least one of name, exe, cmdline, user, and no empty value"
+        )
+    tests: list[t.Callable[[t.Any], bool]] = []
+    if selector.name is not None:
+        tests.append(lambda process: bool(process.name() == selector.name))
+    if selector.user is not None:
+        uid = _uid(selector.user)
+        tests.append(lambda process: bool(process.uids().real == uid))
+    if selector.exe is not None:
+        paths = {selector.exe, os.path.realpath(selector.exe)}
+        tests.append(lambda process: process.exe() in paths)
+    if selector.cmdline is not None:
+        try:
+            search = re.compile(selector.cmdline).search
+        except re.error as error:
+            raise LimiterError(
+                "bad_selector",
+                f"processes: cmdline {selector.cmdline!r} is not a regular expression",
+                str(error),
+                "It is Python's syntax; write \\ before . * + ? ( ) [ ] { } ^ $ | where they stand for themselves",
+            ) from None
+
+        def matches(process: t.Any) -> bool:
+            words = process.cmdline()
+            return bool(words) and search(" ".join(words)) is not None  # kernel threads have no words
+
+        tests.append(matches)
+    return tests
+
+
+def _uid(user: str) -> int | None:
+    """None: no process can belong to a user whom this host does not know."""
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return int(user) if user.isascii() and user.isdecimal() else None
