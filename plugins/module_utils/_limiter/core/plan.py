@@ -47,6 +47,10 @@ class Plan(t.NamedTuple):
     after: str
     warnings: tuple[str, ...]
 
+    @property
+    def loads_program(self) -> bool:
+        return any(isinstance(action, LoadProgram) for action in self.actions)
+
 
 def is_automatic(name: str) -> bool:
     """Whether a rule is named after a process, as ``pid-1234``."""
@@ -87,6 +91,14 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
                 draft.remove(name)
     draft.check_nesting()
     return draft.finish(outcomes, kept)
+
+
+def plan_removal(state: HostState, names: t.Sequence[str]) -> Plan:
+    """The steps that remove these rules."""
+    draft = _Draft(state)
+    for name in names:
+        draft.remove(name)
+    return draft.finish((), ())
 
 
 class _Draft:

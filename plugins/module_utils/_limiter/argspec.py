@@ -1,0 +1,32 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The argument specifications that modules share."""
+
+from __future__ import annotations
+
+import typing as t
+
+Spec = t.Dict[str, t.Dict[str, t.Any]]
+
+EXCLUSIVE = [("pid", "pids", "processes"), ("name", "cgid", "last")]
+
+
+def rule_spec() -> Spec:
+    """The options of one rule, for speed_limit_rule and for the items of speed_limit_rules."""
+    return {
+        "name": {"type": "str"},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "rate": {"type": "str"},
+        "bucket": {"type": "str"},
+        "pid": {"type": "int"},
+        "pids": {"type": "list", "elements": "int"},
+        "processes": {
+            "type": "dict",
+            "options": {"name": {"type": "str"}, "exe": {"type": "str"}, "cmdline": {"type": "str"}, "user": {"type": "str"}},
+        },
+        "children": {"type": "bool", "default": True},
+        "cgroup_path": {"type": "str"},
+        "cgid": {"type": "int", "aliases": ["cgroup_id"]},
+        "last": {"type": "bool"},
+    }

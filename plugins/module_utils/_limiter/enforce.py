@@ -1,0 +1,68 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the rule modules do between their options and their result: observe, plan, and apply unless it is check mode."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Request, Rule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Outcome, Plan, plan
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import Applied, apply
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import choose_object, would_load
+
+Facts = t.Dict[str, t.Any]
+
+# Longer than building the program takes; another task that still holds the lock then is not one that is worth waiting for.
+LOCK_SECONDS = 120.0
+
+
+class Done(t.NamedTuple):
+    plan: Plan
+    warnings: tuple[str, ...]
+    program: tuple[str, ...]  # what was done, or would be, to have a program loaded
+    before: t.Mapping[str, Facts]  # the rules that change, as they were
+    after: t.Mapping[str, Facts]  # and as they are
+
+
+def enforce(run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False) -> Done:
+    """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed."""
+    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
+        host = Host.open(run_command)
+        state, targets, seen = observe(host, requests, everything)
+        made = plan(state, targets, purge)
+        names = [*made.changed, *(outcome.name for outcome in made.outcomes if outcome.name)] if len(targets) == 1 else made.changed
+        before = {name: facts(host, state.rules[name]) for name in names if name in state.rules}
+        if check:
+            applied = Applied((), tuple(would_load(choose_object(host), "/")) if made.loads_program else ())
+        else:
+            applied = apply(host, made, state.memory)
+        after = {name: facts(host, made.rules[name], look=not check) for name in names if name in made.rules}
+    return Done(made, (*seen, *made.warnings, *applied.warnings), applied.program, before, after)
+
+
+def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
+    """A rule as modules return it. A new cgroup's id is None unless ``look`` says that it has been made."""
+    cgroup = host.cgroups.rule_cgroup(rule.name)
+    cgroup_id = host.cgroups.identifier(cgroup) if look else rule.cgroup_id
+    counters = host.maps.counters(cgroup_id) if host.maps and cgroup_id else None
+    return {
+        "name": rule.name,
+        "rate": rule.limit.rate if rule.limit else None,
+        "bucket": rule.limit.bucket if rule.limit else None,
+        "cgroup_path": host.cgroups.absolute(cgroup),
+        "cgroup_id": cgroup_id,
+        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members)],
+        "pids": list(rule.pids),
+        "counters": (counters or Counters())._asdict(),
+    }
+
+
+def selection(outcome: Outcome) -> Facts:
+    """What a request matched and what it never takes, for the result."""
+    return {"matched": list(outcome.target.matched), "skipped": [skipped._asdict() for skipped in outcome.target.skipped]}

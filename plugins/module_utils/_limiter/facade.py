@@ -1,0 +1,59 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one place that touches AnsibleModule: arguments in, one try, exit_json or fail_json out."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import Spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+
+Result = t.Dict[str, t.Any]
+
+# Where distributions put the interpreter that their python3-cffi-backend and python3-psutil belong to.
+_INTERPRETERS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python3.11", "/usr/bin/python3.12"]
+
+
+def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, **checks: t.Any) -> None:
+    """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError becomes the task's failure."""
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **checks)
+    try:
+        _respawn(_needs(module.params))
+        result = work(module)
+    except LimiterError as error:
+        module.fail_json(msg=str(error), kind=error.kind)
+    for warning in result.pop("warnings", ()):
+        module.warn(warning)
+    module.exit_json(**result)
+
+
+def diff_of(before: str, after: str) -> Result:
+    return {"before": before, "after": after, "before_header": "before", "after_header": "after"}
+
+
+def _needs(options: t.Mapping[str, t.Any]) -> list[str]:
+    """The imports without which the module is better run by the distribution's interpreter."""
+    selects = options.get("processes") or any(rule.get("processes") for rule in options.get("rules") or ())
+    return ["_cffi_backend", "psutil"] if selects else ["_cffi_backend"]
+
+
+def _respawn(needs: t.Sequence[str]) -> None:
+    missing = [name for name in needs if not _importable(name)]
+    if not missing or has_respawned():
+        return
+    for interpreter in _INTERPRETERS:
+        if all(probe_interpreters_for_module([interpreter], name) for name in needs):
+            respawn_module(interpreter)
+
+
+def _importable(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,253 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Carry a plan out. What fails half way is undone; what is killed half way is completed by the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Process
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, rule_of
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes, sockets
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.origins import Origins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import load_if_absent
+
+# Rounds of looking for children that were forked while their parents were being moved. A process that forks faster than this is reported.
+_FORK_ROUNDS = 20
+
+
+class Applied(t.NamedTuple):
+    warnings: tuple[str, ...]
+    program: tuple[str, ...]  # what had to be done to have a program loaded
+
+
+def apply(host: Host, plan: Plan, remembered: Memory) -> Applied:
+    """Carry out the plan's actions under the host's lock, which the caller holds.
+
+    On any error, and on an interrupt, the actions done so far are undone in reverse, then the error is raised.
+    """
+    work = _Application(host, remembered)
+    try:
+        work.run(plan)
+    except BaseException:
+        work.undo_all()
+        raise
+    return Applied(tuple(dict.fromkeys(work.warnings)), tuple(work.program))
+
+
+class _Application:
+    def __init__(self, host: Host, remembered: Memory) -> None:
+        self.host, self.cgroups = host, host.cgroups
+        self.warnings: list[str] = []
+        self.program: list[str] = []
+        self.undos: list[t.Callable[[], object]] = []
+        self.origins = Origins(remembered)
+        self.in_place: dict[int, list[int]] | None = None
+        self.protected = processes.protected(os.getpid())
+        self.steps: dict[type, t.Callable[[t.Any], None]] = {
+            do.LoadProgram: self._load_program,
+            do.MakeRule: self._make_rule,
+            do.SetLimit: self._set_limit,
+            do.AddMember: self._add_member,
+            do.RemoveMember: self._remove_member,
+            do.Take: self._take,
+            do.Release: self._release,
+            do.RemoveRule: lambda action: self._remove(action.name),
+        }
+
+    def run(self, plan: Plan) -> None:
+        self._settle(self.origins.written.unsettled)
+        self.origins.write_ahead(plan.actions)
+        for action in plan.actions:
+            self.steps[type(action)](action)
+        self._announce()
+        alive = [name for name in plan.changed if name in plan.rules]
+        self.origins.close(alive[-1] if alive else self.origins.written.last, self.cgroups.rule_names())
+
+    def undo_all(self) -> None:
+        for undo in reversed(self.undos):
+            # The first error is the one that counts; what can't be undone now is completed by the next run.
+            with contextlib.suppress(LimiterError, OSError):
+                undo()
+        with contextlib.suppress(LimiterError, OSError):
+            self._announce()
+            self.origins.close(self.origins.written.last, self.cgroups.rule_names())
+
+    def _announce(self) -> None:
+        """Make every cached attribution stale. Twice: a CPU with weakly ordered loads may pair the first new generation with an old member."""
+        if self.host.maps:
+            self.host.maps.bump_generation()
+            self.host.maps.bump_generation()
+
+    # The steps
+
+    def _load_program(self, action: do.LoadProgram) -> None:
+        self.program += load_if_absent(self.host)
+
+    def _make_rule(self, action: do.MakeRule) -> None:
+        maps, name = self.host.opened_maps, action.name
+        fresh = not self.cgroups.exists(self.cgroups.rule_cgroup(name))
+        if fresh:
+            self.undos.append(lambda: self._remove(name))
+        cgroup_id = self.cgroups.make_rule(name)
+        maps.make_state(cgroup_id, action.limit.bucket)
+        maps.set_limit(cgroup_id, action.limit)
+        maps.add_member(cgroup_id, cgroup_id)
+
+    def _set_limit(self, action: do.SetLimit) -> None:
+        maps, rule = self.host.opened_maps, self._identifier(action.name)
+        before = maps.limit(rule)
+        if before is not None:
+            self.undos.append(lambda: maps.set_limit(rule, before))
+        maps.set_limit(rule, action.limit)
+
+    def _add_member(self, action: do.AddMember) -> None:
+        member = self.cgroups.identifier(action.cgroup)
+        if member is None:
+            raise LimiterError("no_cgroup", f"{action.cgroup} disappeared while this task ran", "", "Run the task again")
+        maps = self.host.opened_maps
+        self.undos.append(lambda: maps.remove_member(member))
+        maps.add_member(member, self._identifier(action.name))
+
+    def _remove_member(self, action: do.RemoveMember) -> None:
+        member = self.cgroups.identifier(action.cgroup)
+        if member is not None:
+            maps, rule = self.host.opened_maps, self._identifier(action.name)
+            self.undos.append(lambda: maps.add_member(member, rule))
+            maps.remove_member(member)
+
+    def _take(self, action: do.Take) -> None:
+        self._announce()
+        taken = [process for process in action.processes if self._move(process, action)]
+        if action.children:
+            self._take_forked(taken, action)
+        else:
+            self._cover([process.pid for process in taken])
+
+    def _take_forked(self, taken: list[Process], action: do.Take) -> None:
+        """Children of a process that was moved are born in the rule; those forked before are found here."""
+        for _round in range(_FORK_ROUNDS):
+            pids = [process.pid for process in taken]
+            found = [processes.read(pid) for pid in processes.descendants(pids) if pid not in self.protected]
+            late = [process for process in found if process and rule_of(process.cgroup) != action.name]
+            for process in late:
+                self.origins.remember(process, action.name)
+            if not [process for process in late if self._move(process, action)]:
+                self._cover([*pids, *(process.pid for process in found if process)])
+                return
+        self.warnings.append(f"some children of the processes in {action.name!r} are forked faster than they can be moved; run the task again")
+
+    def _move(self, process: Process, action: do.Take) -> bool:
+        """Whether the process was moved; one that is gone is an error only where the user named it."""
+        now = processes.read(process.pid)
+        try:
+            if now is None or now.start_time != process.start_time:
+                raise LimiterError("dead_process", f"process {process.pid} ended while this task ran", "", "Nothing was changed. Run the task again")
+            self.cgroups.move(process.pid, self.cgroups.rule_cgroup(action.name))
+        except LimiterError as error:
+            if error.kind == "dead_process" and process.pid not in action.named:
+                return False
+            raise
+        self.undos.append(lambda: self._put_back(process))
+        return True
+
+    def _put_back(self, process: Process) -> None:
+        if processes.lives(process.pid, process.start_time):
+            self.cgroups.move_back(process.pid, process.cgroup)
+            self._settle((process.pid,))
+
+    def _release(self, action: do.Release) -> None:
+        for pid in action.pids:
+            self._send_home(action.name, pid)
+
+    # Steps that several actions share
+
+    def _identifier(self, name: str) -> int:
+        cgroup_id = self.cgroups.identifier(self.cgroups.rule_cgroup(name))
+        if cgroup_id is None:
+            raise LimiterError("no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again")
+        return cgroup_id
+
+    def _remove(self, name: str) -> None:
+        """A rule goes: its processes first, then what the kernel knows of it, its cgroup last, so that a killed run is seen by the next."""
+        cgroup = self.cgroups.rule_cgroup(name)
+        cgroup_id = self.cgroups.identifier(cgroup)
+        if cgroup_id is None:
+            return
+        for _round in range(_FORK_ROUNDS):
+            inside = self.cgroups.pids(cgroup)
+            for pid in inside:
+                self._send_home(name, pid)
+            if not inside:
+                break
+        if self.host.maps:
+            forget_rule(self.host.maps, cgroup_id, self.members_of(cgroup_id))
+        self.cgroups.remove_rule(name)
+
+    def members_of(self, rule: int) -> list[int]:
+        """Cgroups that are charged to a rule beside its own."""
+        if self.in_place is None:
+            self.in_place = {}
+            for member, owner in self.host.opened_maps.members().items():
+                if member != owner:
+                    self.in_place.setdefault(owner, []).append(member)
+        return self.in_place.get(rule, [])
+
+    def _send_home(self, name: str, pid: int) -> None:
+        process = processes.read(pid)
+        if process is None:
+            return
+        home = self.origins.home(name, process)
+        if home is None:
+            home = "/"
+            self.warnings.append(f"where process {pid} came from is not known; it goes to the root cgroup")
+        went = self.cgroups.move_back(pid, home)
+        self.undos.append(lambda: self.cgroups.move(pid, self.cgroups.rule_cgroup(name)))
+        if went != home:
+            self.warnings.append(f"{home}, where process {pid} came from, can't take it back; it went to {went}")
+        self._settle((pid,))
+
+    def _settle(self, pids: t.Iterable[int]) -> None:
+        """Make the open sockets of processes agree with the rule that they are in now, or with none."""
+        self._cover([pid for pid in pids if processes.read(pid)])
+
+    def _cover(self, pids: t.Sequence[int]) -> None:
+        by_rule: dict[int | None, list[int]] = {}
+        for pid in dict.fromkeys(pids):
+            process = processes.read(pid)
+            name = rule_of(process.cgroup) if process else None
+            by_rule.setdefault(self.cgroups.identifier(self.cgroups.rule_cgroup(name)) if name else None, []).append(pid)
+        maps = self.host.maps
+        if maps is None:
+            return
+        for rule, members in by_rule.items():
+            try:
+                sockets.cover(members, self._binder(rule))
+            except LimiterError as error:
+                self.warnings.append(f"connections that were open already are not limited: {error}")
+
+    def _binder(self, rule: int | None) -> t.Callable[[int], None]:
+        maps = self.host.opened_maps
+
+        def bind(descriptor: int) -> None:
+            if rule is not None:
+                maps.bind_socket(descriptor, rule)
+            else:
+                maps.unbind_socket(descriptor)
+
+        return bind
+
+
+def forget_rule(maps: Maps, rule: int, members: t.Iterable[int]) -> None:
+    """Take a rule out of every map, members first: an attribution that is still cached then finds no limit, and packets pass."""
+    for member in (rule, *members):
+        maps.remove_member(member)
+    maps.remove_limit(rule)
+    maps.remove_state(rule)

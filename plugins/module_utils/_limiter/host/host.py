@@ -1,0 +1,51 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One host: the ports, opened together."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+
+RunCommand = t.Callable[..., "tuple[int, str, str]"]
+
+
+class Host:
+    """The ports of one host. ``maps`` is None as long as nothing is pinned."""
+
+    def __init__(self, cgroups: Cgroups, libbpf: Libbpf, run_command: RunCommand) -> None:
+        self.cgroups, self.libbpf, self.run_command = cgroups, libbpf, run_command
+        self.programs = Programs(libbpf, cgroups.mount)
+        self.maps: Maps | None = None
+        self.refresh()
+
+    @classmethod
+    def open(cls, run_command: RunCommand) -> Host:
+        """Open what is there; touches nothing.
+
+        Raises LimiterError: ``not_root``, ``missing_dependency``, ``no_cgroup2``, ``unsafe_pin_directory``, ``foreign_pin``, ``other_schema``.
+        """
+        if os.geteuid() != 0:
+            raise LimiterError("not_root", "this needs root", "EPERM (the task runs as another user)", "Add become: true, or -b on the command line")
+        return cls(Cgroups.find(), load(), run_command)
+
+    def refresh(self) -> None:
+        """Look again at what is pinned."""
+        if pins.is_mounted():
+            pins.check(self.libbpf)
+            self.maps = Maps.open(self.libbpf)
+
+    @property
+    def opened_maps(self) -> Maps:
+        """The maps, where a program must have been loaded before. Raises LimiterError ``no_maps``."""
+        if self.maps is None:
+            raise LimiterError("no_maps", "the maps are not pinned", "something removed them while this task ran", "Run the task again")
+        return self.maps

@@ -1,0 +1,72 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where processes came from: written down before one is moved, so that a killed run leaves nothing that can't go back."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.actions import Action, MakeRule, Take
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Origin, Process
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
+
+
+class Origins:
+    """The memory of one run. Entries of dead processes and of rules that are gone are dropped whenever it is written."""
+
+    def __init__(self, written: Memory) -> None:
+        self.written = written
+        self.origins, self.automatic, self.homes = dict(written.origins), dict(written.automatic), dict(written.homes)
+
+    def write_ahead(self, actions: t.Iterable[Action]) -> None:
+        """Before anything is moved: where it is, and that it is being moved."""
+        moving: list[int] = []
+        for action in actions:
+            if isinstance(action, Take):
+                for process in action.processes:
+                    self.remember(process, action.name)
+                    moving.append(process.pid)
+            elif isinstance(action, MakeRule) and action.start_time is not None:
+                self.automatic[action.name] = action.start_time
+        if moving:
+            self._write(self.written.last, tuple(moving))
+
+    def remember(self, process: Process, name: str) -> None:
+        """A process is about to enter the rule; one that comes from another rule keeps where it was first."""
+        rule = rule_of(process.cgroup)
+        home = process.cgroup if rule is None else self._own(process) or self.homes.get(rule)
+        if home is not None:
+            self.origins[process.pid] = Origin(process.start_time, home)
+            self.homes[name] = home
+
+    def home(self, name: str, process: Process) -> str | None:
+        """Where a process goes back to: by its own record, its nearest recorded ancestor's, or the rule's; None: not known."""
+        own = self._own(process)
+        if own is not None:
+            return own
+        for pid in processes.ancestors(process.pid):
+            ancestor = processes.read(pid)
+            inherited = self._own(ancestor) if ancestor else None
+            if inherited is not None:
+                return inherited
+        return self.homes.get(name)
+
+    def close(self, last: str | None, names: t.Iterable[str]) -> None:
+        """All is done: what speaks of rules other than ``names`` is forgotten, and nothing is being moved."""
+        existing = set(names)
+        self.automatic = {name: start for name, start in self.automatic.items() if name in existing}
+        self.homes = {name: home for name, home in self.homes.items() if name in existing}
+        self._write(last if last in existing else None, ())
+
+    def _own(self, process: Process) -> str | None:
+        origin = self.origins.get(process.pid)
+        return origin.cgroup if origin and origin.start_time == process.start_time else None
+
+    def _write(self, last: str | None, unsettled: tuple[int, ...]) -> None:
+        alive = {pid: origin for pid, origin in self.origins.items() if processes.lives(pid, origin.start_time)}
+        fresh = Memory(alive, dict(self.automatic), dict(self.homes), last, unsettled)
+        if fresh != self.written:
+            memory.write(fresh)
+            self.written = fresh

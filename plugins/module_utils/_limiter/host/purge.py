@@ -1,0 +1,99 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What speed_limit_purge removes: found first, returned as it is, and removed unless it is check mode."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import HostState, Rule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, is_automatic, plan_removal
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import apply, forget_rule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
+
+
+class Remains(t.NamedTuple):
+    """Entries in the maps that speak of cgroups that are gone."""
+
+    rules: tuple[int, ...]
+    members: tuple[int, ...]
+
+
+class Purge(t.NamedTuple):
+    """What is removed, or would be."""
+
+    plan: Plan
+    pids: tuple[int, ...]  # processes that go back
+    remains: Remains
+    program: str | None  # the program's identity
+    pins: tuple[str, ...]
+    paths: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def find(host: Host, scope: str) -> tuple[Purge, HostState]:
+    """What there is to remove in a scope: ``stale``, ``rules`` or ``all``. Touches nothing."""
+    state, _targets, warnings = observe(host, (), everything=True)
+    names = [name for name, rule in sorted(state.rules.items()) if scope != "stale" or is_stale(state, rule)]
+    made = plan_removal(state, names)
+    everything = scope == "all"
+    managed = host.cgroups.managed
+    paths = [host.cgroups.absolute(managed)] if host.cgroups.exists(managed) else []
+    paths += [memory.FILE] if os.path.exists(memory.FILE) else []
+    return Purge(
+        plan=made,
+        pids=tuple(sorted(pid for name in names for pid in state.rules[name].pids)),
+        remains=_remains(host),
+        program=state.program.identity if state.program and everything else None,
+        pins=tuple(name for name in pins.NAMES if pins.exists(name)) if everything else (),
+        paths=tuple(paths) if everything else (),
+        warnings=(*warnings, *made.warnings),
+    ), state
+
+
+def is_stale(state: HostState, rule: Rule) -> bool:
+    """Half made, or named after a process that is gone and left nobody behind."""
+    if rule.limit is None:
+        return True
+    if rule.pids or not is_automatic(rule.name):
+        return False
+    process = processes.read(int(rule.name[len("pid-") :]))
+    remembered = state.memory.automatic.get(rule.name)
+    return process is None or remembered is None or remembered != process.start_time
+
+
+def _remains(host: Host) -> Remains:
+    if host.maps is None:
+        return Remains((), ())
+    path_of = host.libbpf.cgroup_path_of
+    mount = host.cgroups.mount
+    members = host.maps.members()
+    rules = {*host.maps.limits(), *host.maps.state_rules(), *members.values()}
+    gone = tuple(sorted(rule for rule in rules if path_of(mount, rule) is None))
+    lost = tuple(sorted(member for member, rule in members.items() if rule not in gone and path_of(mount, member) is None))
+    return Remains(gone, lost)
+
+
+def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> list[str]:
+    """Remove it; ``everything`` also forgets what was remembered about processes. Returns warnings."""
+    applied = apply(host, purge.plan, state.memory)
+    warnings = [*applied.warnings]
+    if host.maps is not None:
+        members = host.maps.members()
+        for rule in purge.remains.rules:
+            forget_rule(host.maps, rule, [member for member, owner in members.items() if owner == rule])
+        for member in purge.remains.members:
+            host.maps.remove_member(member)
+    if purge.program is not None:
+        host.programs.unload()
+    if purge.pins:
+        pins.remove()
+        warnings += [f"{pins.PIN_DIR}/{name} is not ours and was left" for name in pins.foreign()]
+    if everything:
+        host.cgroups.remove_managed()
+        memory.remove()
+    return warnings

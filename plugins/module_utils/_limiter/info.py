@@ -1,0 +1,149 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What speed_limit_info gathers. Every part is looked at by itself: what is missing is reported, and the rest still comes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import Facts, facts
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
+
+_BTF = "/sys/kernel/btf/vmlinux"
+_OLDEST_KERNEL = (5, 10)
+
+T = t.TypeVar("T")
+
+
+class Info:
+    """One look at the host, filtered by a rule's name, a process or a cgroup."""
+
+    def __init__(self, run_command: RunCommand, name: str | None, pid: int | None, cgroup_path: str | None) -> None:
+        self.run_command = run_command
+        self.name, self.pid, self.cgroup_path = name, pid, cgroup_path
+        self.missing: list[str] = []
+        self.warnings: list[str] = []
+        self.cgroups = self._try(Cgroups.find)
+        self.library = self._try(load)
+        self.host = self._try(lambda: Host.open(run_command)) if self.cgroups and self.library else None
+
+    def _try(self, look: t.Callable[[], T]) -> T | None:
+        try:
+            return look()
+        except LimiterError as error:
+            self.missing.append(str(error))
+            return None
+
+    def describe_host(self) -> Facts:
+        """The kernel and what a limit needs of it. ``missing`` is empty where all is there."""
+        kernel = os.uname().release
+        if kernel_version(kernel) < _OLDEST_KERNEL:
+            self.missing.append(f"the kernel is {kernel}: 5.10 or newer is needed.")
+        if not os.path.exists(_BTF):
+            self.missing.append(f"{_BTF} does not exist: the kernel was built without CONFIG_DEBUG_INFO_BTF.")
+        if not pins.is_mounted():
+            self.missing.append(f"bpffs is not mounted at {pins.BPFFS}: the first rule task, or the role setup, mounts it.")
+        if not _importable("psutil"):
+            self.missing.append(f"psutil is not installed for {sys.executable}: only processes (a selector) needs it.")
+        compiler = self._compiler()
+        if compiler is None:
+            self.missing.append("clang is not installed: only building the program needs it; an object that was built elsewhere does as well.")
+        return {
+            "kernel": kernel,
+            "architecture": os.uname().machine,
+            "cgroup2": self.cgroups.mount if self.cgroups else None,
+            "btf": os.path.exists(_BTF),
+            "bpffs": pins.is_mounted(),
+            "libbpf": ".".join(str(part) for part in self.library.version()) if self.library else None,
+            "clang": compiler,
+            "interpreter": sys.executable,
+            "missing": list(dict.fromkeys(self.missing)),
+        }
+
+    def _compiler(self) -> str | None:
+        if shutil.which("clang") is None:
+            return None
+        code, out, _err = self.run_command(["clang", "--version"])
+        return out.splitlines()[0] if code == 0 and out else None
+
+    def program(self) -> Facts | None:
+        """The program that is attached, or None."""
+        current = self.host.programs.current() if self.host else None
+        return current._asdict() if current else None
+
+    def rules(self) -> list[Facts]:
+        """The rules, or those that limit the process or the cgroup that was asked for."""
+        if self.host is None:
+            return [{"name": name} for name in (self.cgroups.rule_names() if self.cgroups else []) if self.name in (None, name)]
+        state, _targets, warnings = observe(self.host, (), everything=True)
+        self.warnings += warnings
+        cgroup = self._cgroup()
+        found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
+        if cgroup is not None:
+            found = [rule for rule in found if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))]
+        return [facts(self.host, rule) for rule in found]
+
+    def processes(self) -> list[Facts]:
+        """The processes that are in rules' own cgroups, or the one that was asked for."""
+        if self.cgroups is None:
+            return []
+        pids = [self.pid] if self.pid else [pid for name in self.cgroups.rule_names() for pid in self.cgroups.pids(self.cgroups.rule_cgroup(name))]
+        living = [process for process in (processes.read(pid) for pid in pids) if process]
+        return [self._process(process) for process in living if self.name in (None, rule_of(process.cgroup))]
+
+    @staticmethod
+    def _process(process: Process) -> Facts:
+        return {
+            "pid": process.pid,
+            "command": processes.command(process.pid),
+            "cgroup": process.cgroup,
+            "rule": rule_of(process.cgroup),
+        }
+
+    def hook(self) -> list[Facts]:
+        """Every BPF program that runs for a packet that leaves the cgroup, ours or not."""
+        if self.host is None:
+            return []
+        cgroup = self._cgroup() or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
+        return self.host.programs.on_hook(cgroup) if self.host.cgroups.exists(cgroup) else []
+
+    def _cgroup(self) -> str | None:
+        """The cgroup that was asked for: by its path, or as the one of a process."""
+        if self.cgroup_path is not None and self.cgroups:
+            return self.cgroups.relative(self.cgroup_path)
+        if self.pid is not None:
+            process = processes.read(self.pid)
+            if process is None:
+                raise LimiterError("dead_process", f"pid: process {self.pid} does not exist", "", "Give a living process")
+            return process.cgroup
+        return None
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """``6.1.0-28-amd64`` as (6, 1)."""
+    major, _dot, rest = release.partition(".")
+    minor = "".join(digit for digit in rest.split(".")[0].split("-")[0] if digit.isdigit())
+    return int(major), int(minor or 0)
+
+
+def _covers(above: str, cgroup: str) -> bool:
+    return above in ("/", cgroup) or cgroup.startswith(f"{above}/")
+
+
+def _importable(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,212 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: speed_limit_info
+short_description: Show the limits of a host, and what they need
+version_added: 0.1.0
+description:
+  - Shows the rules with their counters, the processes in them, the program, every BPF program that runs on the same hook, ours or not, and
+    what the host lacks.
+  - Changes nothing and mounts nothing. What is missing is reported, and the rest is still returned.
+author:
+  - Speed Limiter contributors (@speed-limiter)
+extends_documentation_fragment:
+  - speed_limiter.ebpf.common
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This module does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This module does not modify state.
+  idempotent:
+    support: full
+    details:
+      - This module does not modify state.
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+options:
+  gather:
+    description:
+      - What to look at. V(host) is the kernel, cgroup2, BTF, libbpf, clang, and what is missing; V(hook) every BPF program that runs for a
+        packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root.
+    type: list
+    elements: str
+    choices: [host, program, rules, processes, hook]
+    default: [host, program, rules, processes, hook]
+  name:
+    description: Only this rule, its processes and its hook.
+    type: str
+  pid:
+    description: Only what limits this process.
+    type: int
+  cgroup_path:
+    description: Only what limits this cgroup, given as an absolute path or as C(/proc/PID/cgroup) shows it.
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: Everything
+  speed_limiter.ebpf.speed_limit_info:
+
+- name: What limits this process
+  speed_limiter.ebpf.speed_limit_info:
+    pid: 1234
+    gather: [rules, hook]
+"""
+
+RETURN = r"""
+host:
+  description: The kernel and the libraries that a limit needs.
+  type: dict
+  returned: when O(gather) has V(host)
+  contains:
+    kernel:
+      description: Release of the running kernel.
+      type: str
+      returned: success
+      sample: 6.1.0-28-amd64
+    architecture:
+      description: Architecture of the running kernel.
+      type: str
+      returned: success
+      sample: x86_64
+    cgroup2:
+      description: Where cgroup2 is mounted.
+      type: str
+      returned: success
+      sample: /sys/fs/cgroup
+    btf:
+      description: Whether the kernel describes its types.
+      type: bool
+      returned: success
+    bpffs:
+      description: Whether bpffs is mounted.
+      type: bool
+      returned: success
+    libbpf:
+      description: Version of libbpf.
+      type: str
+      returned: success
+      sample: "1.1"
+    clang:
+      description: Version of clang, which only building needs.
+      type: str
+      returned: success
+      sample: Debian clang version 14.0.6
+    interpreter:
+      description: The Python that ran the module.
+      type: str
+      returned: success
+      sample: /usr/bin/python3
+    missing:
+      description: What is missing, one sentence each.
+      type: list
+      elements: str
+      returned: success
+program:
+  description: The program that is attached. Null where none is.
+  type: dict
+  returned: when O(gather) has V(program)
+  contains:
+    identity:
+      description: What it was built from, or the hash of the object file.
+      type: str
+      returned: success
+    cgroup:
+      description: The cgroup that it is attached to.
+      type: str
+      returned: success
+    program_id:
+      description: The kernel's id of the program.
+      type: int
+      returned: success
+    link_id:
+      description: The kernel's id of the link.
+      type: int
+      returned: success
+rules:
+  description: The rules, as in M(speed_limiter.ebpf.speed_limit_rule). Only their names, where the maps cannot be read.
+  type: list
+  elements: dict
+  returned: when O(gather) has V(rules)
+processes:
+  description: The processes in rules' own cgroups, or the one that O(pid) names.
+  type: list
+  elements: dict
+  returned: when O(gather) has V(processes)
+  contains:
+    pid:
+      description: The process.
+      type: int
+      returned: success
+    command:
+      description: Its command line.
+      type: str
+      returned: success
+    cgroup:
+      description: The cgroup that it is in.
+      type: str
+      returned: success
+    rule:
+      description: The rule in whose own cgroup it is, or null.
+      type: str
+      returned: success
+hook:
+  description: The BPF programs that run for a packet that leaves the cgroup.
+  type: list
+  elements: dict
+  returned: when O(gather) has V(hook)
+  contains:
+    id:
+      description: The kernel's id of the program.
+      type: int
+      returned: success
+    name:
+      description: Its name.
+      type: str
+      returned: success
+    cgroup:
+      description: The cgroup that it is attached to.
+      type: str
+      returned: success
+    ours:
+      description: Whether this collection loaded it.
+      type: bool
+      returned: success
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.info import Info
+
+PARTS = ("host", "program", "rules", "processes", "hook")
+
+
+def work(module: AnsibleModule) -> Result:
+    """What was asked for."""
+    info = Info(module.run_command, module.params["name"], module.params["pid"], module.params["cgroup_path"])
+    look = {"host": info.describe_host, "program": info.program, "rules": info.rules, "processes": info.processes, "hook": info.hook}
+    found: Result = {part: look[part]() for part in PARTS if part in module.params["gather"]}
+    return {"changed": False, "warnings": info.warnings, **found}
+
+
+def main() -> None:
+    run(
+        work,
+        {
+            "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": list(PARTS)},
+            "name": {"type": "str"},
+            "pid": {"type": "int"},
+            "cgroup_path": {"type": "str"},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

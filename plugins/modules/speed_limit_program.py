@@ -1,0 +1,139 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: speed_limit_program
+short_description: Load, upgrade, move or unload the program that limits bandwidth
+version_added: 0.1.0
+description:
+  - Builds the BPF object on the host where its source, the compiler, the kernel's BTF or the architecture changed, and loads it where
+    another program runs, or none.
+  - The running program is replaced in one step of the kernel. Rules, tokens and counters stay, and no packet is unlimited meanwhile.
+author:
+  - Speed Limiter contributors (@speed-limiter)
+extends_documentation_fragment:
+  - speed_limiter.ebpf.common
+attributes:
+  idempotent:
+    support: partial
+    details:
+      - O(state=reloaded) loads the program again each time.
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+options:
+  state:
+    description:
+      - V(present) builds and loads only what differs.
+      - V(reloaded) loads the program again in any case.
+      - V(absent) unloads it. While there are rules, a warning names those that are no longer enforced, and their maps stay, so that loading
+        the program enforces them again.
+    type: str
+    choices: [present, absent, reloaded]
+    default: present
+  object:
+    description:
+      - An object file on the managed node that was built elsewhere. No compiler is needed then.
+    type: path
+  cgroup_path:
+    description:
+      - The cgroup that the program is attached to, as an absolute path or as C(/proc/PID/cgroup) shows it; rules limit what is below it.
+      - The program is attached to a new place before it leaves the old one.
+    type: str
+    default: /
+"""
+
+EXAMPLES = r"""
+- name: Build the program if it must be, and load it
+  speed_limiter.ebpf.speed_limit_program:
+
+- name: Load an object that was built on another host
+  speed_limiter.ebpf.speed_limit_program:
+    object: /usr/lib/speed_limiter/limiter.bpf.o
+
+- name: Unload the program
+  speed_limiter.ebpf.speed_limit_program:
+    state: absent
+"""
+
+RETURN = r"""
+program:
+  description: The program that is loaded, or would be. Null where none is.
+  type: dict
+  returned: success
+  contains:
+    identity:
+      description: What the program was built from, or the hash of the object file.
+      type: str
+      returned: success
+      sample: source:0a1b2c3d4e5f
+    cgroup:
+      description: The cgroup that it is attached to.
+      type: str
+      returned: success
+      sample: /
+actions:
+  description: What was done, or would be.
+  type: list
+  elements: str
+  returned: success
+  sample: ["built /usr/lib/speed_limiter/limiter.bpf.o", "loaded /usr/lib/speed_limiter/limiter.bpf.o, attached to /"]
+unenforced:
+  description: Rules that are no longer enforced after O(state=absent).
+  type: list
+  elements: str
+  returned: success
+  sample: [backup]
+"""
+
+import contextlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import LOCK_SECONDS
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import attach, detach, program_line
+
+
+def work(module: AnsibleModule) -> Result:
+    """The program, from options to result."""
+    state, check = module.params["state"], module.check_mode
+    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
+        host = Host.open(module.run_command)
+        if state == "absent":
+            change = detach(host, check)
+        else:
+            cgroup = host.cgroups.relative(module.params["cgroup_path"])
+            change = attach(host, module.params["object"], cgroup, state == "reloaded", check)
+    before = change.before
+    warnings = []
+    if change.unenforced:
+        warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
+    return {
+        "changed": bool(change.done),
+        "diff": diff_of(
+            program_line(before.identity if before else None, before.cgroup if before else None),
+            program_line(change.identity, change.cgroup),
+        ),
+        "program": {"identity": change.identity, "cgroup": change.cgroup} if change.identity else None,
+        "actions": list(change.done),
+        "unenforced": list(change.unenforced),
+        "warnings": warnings,
+    }
+
+
+def main() -> None:
+    run(
+        work,
+        {
+            "state": {"type": "str", "choices": ["present", "absent", "reloaded"], "default": "present"},
+            "object": {"type": "path"},
+            "cgroup_path": {"type": "str", "default": "/"},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: speed_limit_purge
+short_description: Remove what this collection has made on a host
+version_added: 0.1.0
+description:
+  - Removes rules, and on request the program and its maps. Processes go back to the cgroups that they came from.
+  - Touches nothing that this collection did not make, and returns exactly what it removed.
+author:
+  - Speed Limiter contributors (@speed-limiter)
+extends_documentation_fragment:
+  - speed_limiter.ebpf.common
+  - speed_limiter.ebpf.common.idempotent
+options:
+  scope:
+    description:
+      - V(stale) removes what was left behind, which is rules V(pid-<pid>) whose process has ended and left no descendant in it, rules that a killed
+        task left half made, and entries of cgroups that are gone.
+      - V(rules) removes all rules, too.
+      - V(all) also unloads the program and removes its maps, the cgroup C(speed_limiter) and what was remembered about processes.
+    type: str
+    choices: [stale, rules, all]
+    default: rules
+"""
+
+EXAMPLES = r"""
+- name: Show what would go
+  speed_limiter.ebpf.speed_limit_purge:
+    scope: all
+  check_mode: true
+  diff: true
+
+- name: Remove all rules
+  speed_limiter.ebpf.speed_limit_purge:
+"""
+
+RETURN = r"""
+removed:
+  description: What was removed, or in check mode would be.
+  type: dict
+  returned: success
+  contains:
+    rules:
+      description: Names of rules.
+      type: list
+      elements: str
+      returned: success
+      sample: [backup]
+    pids:
+      description: Processes that went back to the cgroups that they came from.
+      type: list
+      elements: int
+      returned: success
+      sample: [1234]
+    stale_rules:
+      description: Ids of rules whose cgroup was gone already, taken out of the maps.
+      type: list
+      elements: int
+      returned: success
+    stale_members:
+      description: Ids of cgroups that were limited in place and are gone, taken out of the map.
+      type: list
+      elements: int
+      returned: success
+    program:
+      description: The program that was unloaded, or null.
+      type: str
+      returned: success
+    pins:
+      description: Names of pinned maps and links.
+      type: list
+      elements: str
+      returned: success
+    paths:
+      description: Directories and files.
+      type: list
+      elements: str
+      returned: success
+"""
+
+import contextlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import LOCK_SECONDS
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import program_line
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
+
+
+def work(module: AnsibleModule) -> Result:
+    """A purge, from its scope to what it removed."""
+    scope, check = module.params["scope"], module.check_mode
+    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
+        host = Host.open(module.run_command)
+        purge, state = find(host, scope)
+        warnings = list(purge.warnings)
+        if not check:
+            warnings += carry_out(host, purge, state, everything=scope == "all")
+    removed = {
+        "rules": list(purge.plan.changed),
+        "pids": list(purge.pids),
+        "stale_rules": list(purge.remains.rules),
+        "stale_members": list(purge.remains.members),
+        "program": purge.program,
+        "pins": list(purge.pins),
+        "paths": list(purge.paths),
+    }
+    before, after = purge.plan.before, purge.plan.after
+    if purge.program and state.program:
+        before += program_line(purge.program, state.program.cgroup)
+        after += program_line(None, None)
+    return {"changed": any(removed.values()), "removed": removed, "diff": diff_of(before, after), "warnings": warnings}
+
+
+def main() -> None:
+    run(work, {"scope": {"type": "str", "choices": ["stale", "rules", "all"], "default": "rules"}})
+
+
+if __name__ == "__main__":
+    main()

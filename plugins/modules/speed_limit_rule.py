@@ -1,0 +1,243 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: speed_limit_rule
+short_description: Limit the bandwidth of a group of processes
+version_added: 0.1.0
+description:
+  - Limits what the processes of a rule send, together, with a token bucket on the cgroup egress hook of the kernel.
+  - Processes are moved into the rule's own cgroup and remember where they came from, or a cgroup that exists already (a service, a slice,
+    a user, a container) is limited in place. Connections that are open already are limited too.
+  - On a host where the program is not loaded yet, it is loaded, and built first if it must be.
+author:
+  - Speed Limiter contributors (@speed-limiter)
+extends_documentation_fragment:
+  - speed_limiter.ebpf.common
+  - speed_limiter.ebpf.common.idempotent
+options:
+  name:
+    description:
+      - Name of the rule. It begins with a letter, a digit or C(_), has at most 128 of those and of C(.), C(@), C(:), C(-), and is
+        not a name that the kernel gives to a file in a cgroup, like V(memory.max).
+      - Without it, the rule of a single process is called V(pid-<pid>), and belongs to that very process.
+    type: str
+  state:
+    description:
+      - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently taken out.
+      - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_path) of another cgroup, that
+        cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are ignored.
+    type: str
+    choices: [present, absent]
+    default: present
+  rate:
+    description:
+      - What the rule may send. An integer is bytes per second; V(k), V(m), V(g) are powers of 1024 bytes per second, as in V(5m);
+        V(kbit), V(mbit), V(gbit) are powers of 1000 bits per second, as in V(100mbit).
+      - From 8000 (64 kbit/s) to 12500000000 (100 Gbit/s). Forms like V(5mb) or V(5mbps) are ambiguous and refused.
+      - Needed only where the rule does not exist yet.
+    type: str
+  bucket:
+    description:
+      - How many bytes may be sent at once after a pause. An integer, or a number with V(k), V(m) or V(g), powers of 1024.
+      - Given a O(rate) without a bucket, the bucket is what the rate sends in one second. Given neither, neither changes.
+    type: str
+  pid:
+    description:
+      - A process to move into the rule.
+    type: int
+  pids:
+    description:
+      - Processes to move into the rule.
+    type: list
+    elements: int
+  processes:
+    description:
+      - Selects processes; all keys that are given must hold. Needs psutil on the managed node.
+    type: dict
+    suboptions:
+      name:
+        description: Name of the process.
+        type: str
+      exe:
+        description: Full path of its executable.
+        type: str
+      cmdline:
+        description: A regular expression that is searched in its arguments, joined by spaces.
+        type: str
+      user:
+        description: Its user, by name or number.
+        type: str
+  children:
+    description:
+      - Also takes the running descendants of the processes. What they start later is limited in any case.
+      - Neither this nor O(processes) ever takes process 1, kernel threads, or the task's own process and its ancestors.
+    type: bool
+    default: true
+  cgroup_path:
+    description:
+      - A cgroup, as an absolute path or as C(/proc/PID/cgroup) shows it.
+      - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member of the rule
+        O(name), with all that runs in it and below it. No process is moved then.
+    type: str
+  cgid:
+    description:
+      - Selects an existing rule by the id of its cgroup.
+    type: int
+    aliases: [cgroup_id]
+  last:
+    description:
+      - Selects the rule that was last really changed on this host.
+    type: bool
+"""
+
+EXAMPLES = r"""
+- name: Limit one process to 5 MiB/s, on the connections that it has open too
+  speed_limiter.ebpf.speed_limit_rule:
+    pid: 1234
+    rate: 5m
+
+- name: Let all backups of a host share 160 Mbit/s
+  speed_limiter.ebpf.speed_limit_rule:
+    name: backup
+    rate: 160mbit
+    processes:
+      name: restic
+
+- name: Limit a service in place, without moving a process
+  speed_limiter.ebpf.speed_limit_rule:
+    name: mirror
+    rate: 20m
+    bucket: 4m
+    cgroup_path: /system.slice/mirror.service
+
+- name: Move another process into the rule that was set last
+  speed_limiter.ebpf.speed_limit_rule:
+    last: true
+    pid: 9999
+
+- name: Let a process go, back to where it came from
+  speed_limiter.ebpf.speed_limit_rule:
+    pid: 1234
+    state: absent
+
+- name: Remove a rule
+  speed_limiter.ebpf.speed_limit_rule:
+    name: backup
+    state: absent
+"""
+
+RETURN = r"""
+rule:
+  description: The rule as it is, or in check mode as it would be. Null where there is none.
+  type: dict
+  returned: success
+  contains:
+    name:
+      description: Name of the rule.
+      type: str
+      returned: success
+      sample: backup
+    rate:
+      description: Bytes per second.
+      type: int
+      returned: success
+      sample: 20971520
+    bucket:
+      description: Bytes.
+      type: int
+      returned: success
+      sample: 20971520
+    cgroup_path:
+      description: Absolute path of the rule's own cgroup.
+      type: str
+      returned: success
+      sample: /sys/fs/cgroup/speed_limiter/backup
+    cgroup_id:
+      description: Id of the rule's own cgroup, which is the rule's key in the maps. Null in check mode for a rule that does not exist yet.
+      type: int
+      returned: success
+      sample: 4217
+    members:
+      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first.
+      type: list
+      elements: str
+      returned: success
+      sample: [/sys/fs/cgroup/speed_limiter/backup]
+    pids:
+      description: Processes in the rule's own cgroup.
+      type: list
+      elements: int
+      returned: success
+      sample: [1234]
+    counters:
+      description: What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire.
+      type: dict
+      returned: success
+      sample: {packets: 1200, bytes: 1750000, dropped_packets: 3, dropped_bytes: 4500, congestion_marks: 12}
+previous:
+  description: The rule as it was before, in the same form. Null where there was none.
+  type: dict
+  returned: success
+matched:
+  description: The processes that O(pid), O(pids) or O(processes) matched.
+  type: list
+  elements: int
+  returned: success
+  sample: [1234]
+skipped:
+  description: Processes that were matched, or are descendants, and are never taken.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    pid:
+      description: The process.
+      type: int
+      returned: success
+    reason:
+      description: Why it is not taken.
+      type: str
+      returned: success
+      sample: this task or an ancestor of it
+program:
+  description: What had to be done on this host to have the program loaded. Empty where it was loaded already.
+  type: list
+  elements: str
+  returned: success
+  sample: ["loaded /usr/lib/speed_limiter/limiter.bpf.o, attached to /"]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import EXCLUSIVE, rule_spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import enforce, selection
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
+
+
+def work(module: AnsibleModule) -> Result:
+    """One rule, from options to result."""
+    request = parse_request(module.params)
+    done = enforce(module.run_command, [request], module.check_mode)
+    outcome = done.plan.outcomes[0]
+    name = outcome.name or next(iter(done.plan.changed), "")
+    return {
+        "changed": bool(done.plan.actions),
+        "diff": diff_of(done.plan.before, done.plan.after),
+        "rule": done.after.get(name),
+        "previous": done.before.get(name),
+        "program": list(done.program),
+        "warnings": done.warnings,
+        **selection(outcome),
+    }
+
+
+def main() -> None:
+    run(work, rule_spec(), mutually_exclusive=EXCLUSIVE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: speed_limit_rules
+short_description: Limit the bandwidth of many groups of processes in one task
+version_added: 0.1.0
+description:
+  - The same as M(speed_limiter.ebpf.speed_limit_rule) for a list of rules; a thousand rules take part of a second.
+  - Everything is validated before anything is touched, and a failure half way is undone.
+author:
+  - Speed Limiter contributors (@speed-limiter)
+extends_documentation_fragment:
+  - speed_limiter.ebpf.common
+  - speed_limiter.ebpf.common.idempotent
+options:
+  rules:
+    description:
+      - The rules. Errors name the index in this list; a rule that is given twice is an error.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description:
+          - Name of the rule. It begins with a letter, a digit or C(_), has at most 128 of those and of C(.), C(@), C(:), C(-), and is
+            not a name that the kernel gives to a file in a cgroup, like V(memory.max).
+          - Without it, the rule of a single process is called V(pid-<pid>), and belongs to that very process.
+        type: str
+      state:
+        description:
+          - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently taken out.
+          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_path) of another cgroup, that
+            cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and O(rules[].bucket) are ignored.
+        type: str
+        choices: [present, absent]
+        default: present
+      rate:
+        description:
+          - What the rule may send. An integer is bytes per second; V(k), V(m), V(g) are powers of 1024 bytes per second, as in V(5m);
+            V(kbit), V(mbit), V(gbit) are powers of 1000 bits per second, as in V(100mbit).
+          - From 8000 (64 kbit/s) to 12500000000 (100 Gbit/s). Forms like V(5mb) or V(5mbps) are ambiguous and refused.
+          - Needed only where the rule does not exist yet.
+        type: str
+      bucket:
+        description:
+          - How many bytes may be sent at once after a pause. An integer, or a number with V(k), V(m) or V(g), powers of 1024.
+          - Given a O(rules[].rate) without a bucket, the bucket is what the rate sends in one second. Given neither, neither changes.
+        type: str
+      pid:
+        description:
+          - A process to move into the rule.
+        type: int
+      pids:
+        description:
+          - Processes to move into the rule.
+        type: list
+        elements: int
+      processes:
+        description:
+          - Selects processes; all keys that are given must hold. Needs psutil on the managed node.
+        type: dict
+        suboptions:
+          name:
+            description: Name of the process.
+            type: str
+          exe:
+            description: Full path of its executable.
+            type: str
+          cmdline:
+            description: A regular expression that is searched in its arguments, joined by spaces.
+            type: str
+          user:
+            description: Its user, by name or number.
+            type: str
+      children:
+        description:
+          - Also takes the running descendants of the processes. What they start later is limited in any case.
+          - Neither this nor O(rules[].processes) ever takes process 1, kernel threads, or the task's own process and its ancestors.
+        type: bool
+        default: true
+      cgroup_path:
+        description:
+          - A cgroup, as an absolute path or as C(/proc/PID/cgroup) shows it.
+          - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member of the rule
+            O(rules[].name), with all that runs in it and below it. No process is moved then.
+        type: str
+      cgid:
+        description:
+          - Selects an existing rule by the id of its cgroup.
+        type: int
+        aliases: [cgroup_id]
+      last:
+        description:
+          - Selects the rule that was last really changed on this host.
+        type: bool
+  purge:
+    description:
+      - Removes the rules that are not in O(rules). Rules that belong to one process (V(pid-1234)) are spared and returned in RV(kept).
+    type: bool
+    default: false
+seealso:
+  - module: speed_limiter.ebpf.speed_limit_rule
+"""
+
+EXAMPLES = r"""
+- name: These rules and no others
+  speed_limiter.ebpf.speed_limit_rules:
+    purge: true
+    rules:
+      - name: backup
+        rate: 160mbit
+        processes:
+          name: restic
+      - name: mirror
+        rate: 20m
+        cgroup_path: /system.slice/mirror.service
+"""
+
+RETURN = r"""
+summary:
+  description: How many rules were made, changed, removed, and were as wanted.
+  type: dict
+  returned: success
+  sample: {created: 1, changed: 0, removed: 0, unchanged: 41}
+rules:
+  description: The rules that changed, by name.
+  type: dict
+  returned: success
+  contains:
+    rule:
+      description: The rule as it is, as in M(speed_limiter.ebpf.speed_limit_rule). Null where it was removed.
+      type: dict
+      returned: success
+    previous:
+      description: The rule as it was. Null where it was made.
+      type: dict
+      returned: success
+kept:
+  description: Rules that O(purge) spared.
+  type: list
+  elements: str
+  returned: success
+  sample: [pid-1234]
+matched:
+  description: The processes that each rule's selection matched, by the rule's name; only rules that select.
+  type: dict
+  returned: success
+  sample: {backup: [1234, 1235]}
+skipped:
+  description: Processes that are never taken, by the rule's name; only where there are any.
+  type: dict
+  returned: success
+program:
+  description: What had to be done on this host to have the program loaded. Empty where it was loaded already.
+  type: list
+  elements: str
+  returned: success
+  sample: ["loaded /usr/lib/speed_limiter/limiter.bpf.o, attached to /"]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import rule_spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_requests
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import Done, enforce, selection
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
+
+
+def summary(done: Done) -> dict[str, int]:
+    """Rules by what happens to them."""
+    created = sum(name not in done.before for name in done.after)
+    removed = sum(name not in done.after for name in done.before)
+    wanted = {outcome.name for outcome in done.plan.outcomes} - set(done.plan.changed)
+    return {"created": created, "changed": len(done.plan.changed) - created - removed, "removed": removed, "unchanged": len(wanted)}
+
+
+def work(module: AnsibleModule) -> Result:
+    """All rules, from options to result."""
+    requests = parse_requests(module.params["rules"])
+    done = enforce(module.run_command, requests, module.check_mode, everything=True, purge=module.params["purge"])
+    selections = {outcome.name or outcome.target.request.where: selection(outcome) for outcome in done.plan.outcomes if outcome.target.request.takes_processes}
+    return {
+        "changed": bool(done.plan.actions),
+        "diff": diff_of(done.plan.before, done.plan.after),
+        "summary": summary(done),
+        "rules": {name: {"rule": done.after.get(name), "previous": done.before.get(name)} for name in done.plan.changed},
+        "kept": list(done.plan.kept),
+        "matched": {name: found["matched"] for name, found in selections.items()},
+        "skipped": {name: found["skipped"] for name, found in selections.items() if found["skipped"]},
+        "program": list(done.program),
+        "warnings": done.warnings,
+    }
+
+
+def main() -> None:
+    run(
+        work,
+        {
+            "rules": {"type": "list", "elements": "dict", "required": True, "options": rule_spec()},
+            "purge": {"type": "bool", "default": False},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
