@@ -12,4 +12,6 @@ import os
 def errno_text(error: OSError) -> str:
     """``EPERM (Operation not permitted)``."""
     number = error.errno or 0
-    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"
+    # Of the two names that one number has, the kernel's documentation uses this one.
+    name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, f"errno {number}")
+    return f"{name} ({os.strerror(number)})"
