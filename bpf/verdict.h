@@ -21,19 +21,20 @@ enum verdict {
 };
 
 /*
- * Bytes up to which a TCP packet counts as control: SYN, FIN and pure ACKs with
- * all their options, over IPv6 too. They pass into a debt of their own, or a
- * connection could neither be made nor closed, nor acknowledge what it receives,
- * while others use up the bucket. Small UDP has no such reserve: a flood of it would
- * hold the bucket in debt for ever.
+ * TCP may run into a debt that UDP may not: an eighth of a second of the rate, and
+ * never more than the largest ordinary GSO packet, which any packet may leave
+ * behind anyway. So what passes in any time t stays within rate * t, one bucket
+ * and one such packet. Without it a flood of UDP, which takes each token as it
+ * comes, would leave TCP nothing, and TCP would lose its ACK clock at every drop.
+ */
+#define TCP_DEBT_BYTES 65536
+#define TCP_DEBT_SHARE 8
+/*
+ * Data may use half of that debt. The rest is for control packets, which are known by
+ * their size: SYN, FIN and pure ACKs with all their options, over IPv6 too. Or
+ * connections could not be made, closed or acknowledged beside busy ones.
  */
 #define CONTROL_PACKET_BYTES 128
-/*
- * That debt: an eighth of a second of the rate, and never more than the largest
- * ordinary GSO packet, which any rule may run into debt by anyway.
- */
-#define CONTROL_DEBT_BYTES (65536 - CONTROL_PACKET_BYTES)
-#define CONTROL_DEBT_SHARE 8
 /*
  * Tokens under which TCP is told to slow down, before it runs into drops: a
  * sixteenth of a second of the rate, and at most half of the bucket.
@@ -43,20 +44,25 @@ enum verdict {
 #define TOKENS_LOWEST (-0x7fffffffffffffffLL - 1)
 
 struct thresholds {
-	__s64 drop;   /* at or below this many tokens the packet is dropped */
-	__s64 notice; /* below this many, what passes passes with a notice */
+	__s64 drop;   /* with this many tokens or less the packet is dropped */
+	__s64 notice; /* what leaves fewer than this passes with a notice */
 };
 
 static __always_inline struct thresholds verdict_thresholds(__u64 rate, __u64 bucket, const struct packet *packet)
 {
 	struct thresholds thresholds = { .drop = 0, .notice = TOKENS_LOWEST };
-	__u64 debt = rate / CONTROL_DEBT_SHARE;
+	__s64 debt = rate / TCP_DEBT_SHARE;
 
 	if (!packet->tcp)
 		return thresholds;
 	thresholds.notice = rate / NOTICE_SHARE < bucket / 2 ? rate / NOTICE_SHARE : bucket / 2;
-	if (packet->bytes <= CONTROL_PACKET_BYTES)
-		thresholds.drop = -(__s64)(debt < CONTROL_DEBT_BYTES ? debt : CONTROL_DEBT_BYTES);
+	if (debt > TCP_DEBT_BYTES)
+		debt = TCP_DEBT_BYTES;
+	if (packet->bytes > CONTROL_PACKET_BYTES)
+		debt /= 2;
+	/* One byte less than what would leave just that debt. */
+	if (packet->bytes <= debt)
+		thresholds.drop = (__s64)packet->bytes - debt - 1;
 	return thresholds;
 }
 

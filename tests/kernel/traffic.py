@@ -15,6 +15,7 @@ import errno
 import json
 import select
 import socket
+import struct
 import sys
 import time
 
@@ -65,6 +66,8 @@ def send_tcp(address: str, port: str, seconds: str, connections: str = "1", cong
     for _ in range(int(connections)):
         connection = socket.socket(family(address), socket.SOCK_STREAM)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+        # Closing throws away what is still queued: the next measurement begins with nothing on its way.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             connection.connect((address, int(port)))

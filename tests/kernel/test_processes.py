@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is read of processes, against real ones."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Selector
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from children import FAMILY, HEADLESS, WAIT, child, refused, sandbox_cgroups, until, zombie
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Cgroups]:
+    with sandbox_cgroups() as found:
+        yield found
+
+
+def is_zombie(pid: int) -> bool:
+    return "Z (zombie)" in Path(f"/proc/{pid}/status").read_text()
+
+
+def never_used_pid() -> int:
+    return int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+
+
+# ---- one process
+
+
+def test_a_process_is_read_as_the_kernel_tells_it(cgroups: Cgroups) -> None:
+    cgroups.make_rule("rule")
+    with child() as process:
+        cgroups.move(process.pid, "/speed_limiter/rule")
+        start_time = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        assert processes.read(process.pid) == Process(process.pid, start_time, "/speed_limiter/rule")
+
+
+@pytest.mark.parametrize("name", ["a) S 1 2 3", "x (y)", "new\nline", ") R 7 7"])
+def test_a_process_s_name_cannot_pretend_to_be_other_fields(name: str) -> None:
+    code = f"import sys; open('/proc/self/comm', 'w').write({name!r}); print('ready', flush=True); sys.stdin.read()"
+    with child(code) as process, child() as plain:
+        read, other = processes.read(process.pid), processes.read(plain.pid)
+        assert read is not None
+        assert other is not None
+        assert read.cgroup == other.cgroup
+        assert 0 <= other.start_time - read.start_time < 100 * 60
+        assert processes.ancestors(process.pid)[0] == os.getpid()
+
+
+def test_the_dead_are_not_processes() -> None:
+    with zombie() as pid:
+        assert processes.read(pid) is None
+    assert processes.read(pid) is None
+    assert processes.read(never_used_pid()) is None
+    assert processes.read(-1) is None
+
+
+def test_a_thread_is_not_a_process_but_knows_its_own() -> None:
+    with child(HEADLESS) as process:
+        thread = int(process.words[0])
+        assert Path(f"/proc/{thread}").exists()
+        assert processes.read(thread) is None
+        assert processes.leader(thread) == process.pid
+    assert processes.leader(never_used_pid()) is None
+
+
+def test_a_process_whose_first_thread_has_ended_lives(cgroups: Cgroups) -> None:
+    with child(HEADLESS) as process:
+        until(lambda: is_zombie(process.pid))
+        cgroups.make_rule("rule")
+        cgroups.move(process.pid, "/speed_limiter/rule")
+        read = processes.read(process.pid)
+        assert read is not None
+        assert read.cgroup == "/speed_limiter/rule"
+
+
+def test_two_processes_with_one_number_differ_in_start_time() -> None:
+    """What tells a process from a later one with its number."""
+    with child() as first:
+        start_time = processes.read(first.pid)
+        clock = os.sysconf("SC_CLK_TCK")
+        assert start_time is not None
+        until(lambda: float(Path("/proc/uptime").read_text().split()[0]) * clock > start_time.start_time + 2)
+        with child() as second:
+            later = processes.read(second.pid)
+            assert later is not None
+            assert later.start_time > start_time.start_time
+
+
+def test_kernel_threads_are_known() -> None:
+    assert processes.is_kernel_thread(2)
+    assert not processes.is_kernel_thread(1)
+    assert not processes.is_kernel_thread(os.getpid())
+    assert not processes.is_kernel_thread(never_used_pid())
+
+
+def test_a_command_is_one_short_line() -> None:
+    with child(WAIT, "a\nb", "x" * 500) as process:
+        command = processes.command(process.pid)
+        assert command.startswith(sys.executable)
+        assert "\n" not in command
+        assert len(command) == 80
+    assert processes.command(2) == "kthreadd"
+    assert processes.command(process.pid) == "gone"
+
+
+# ---- relations
+
+
+def test_ancestors_end_at_init_and_are_protected() -> None:
+    with child(FAMILY) as process:
+        son, grandson = map(int, process.words)
+        assert processes.ancestors(grandson)[:3] == [son, process.pid, os.getpid()]
+        assert processes.protected(grandson) >= {1, grandson, son, process.pid, os.getpid(), os.getppid()}
+        assert son not in processes.protected(process.pid)
+
+
+@pytest.mark.parametrize("way", ["children files", "scan"])
+def test_descendants_of_all_generations_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "scan":  # a kernel without CONFIG_PROC_CHILDREN
+        monkeypatch.setattr(processes.os.path, "exists", lambda path: False)
+    with child(FAMILY) as process, child(FAMILY) as other:
+        son, grandson = map(int, process.words)
+        assert sorted(processes.descendants([process.pid])) == sorted([son, grandson])
+        assert processes.descendants([process.pid, son]) == [grandson]
+        assert processes.descendants([grandson]) == []
+        both = [*map(int, process.words), *map(int, other.words)]
+        assert sorted(processes.descendants([process.pid, other.pid])) == sorted(both)
+    assert processes.descendants([never_used_pid()]) == []
+
+
+def test_children_of_every_thread_are_found() -> None:
+    code = (
+        "import subprocess, sys, threading\n"
+        "kept = []\n"
+        "def run():\n"
+        "    kept.append(subprocess.Popen(['cat'], stdin=subprocess.PIPE))\n"
+        "    print('ready', kept[0].pid, flush=True)\n"
+        "    sys.stdin.read()\n"
+        "threading.Thread(target=run).start()\n"
+    )
+    with child(code) as process:
+        assert processes.descendants([process.pid]) == [int(process.words[0])]
+
+
+# ---- selection
+
+
+@pytest.fixture
+def copy_of_sleep(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A process whose executable is its own, with a name longer than the kernel keeps (15 characters)."""
+    executable = tmp_path / "a-sleep-with-a-long-name"
+    shutil.copy2(shutil.which("sleep") or "", executable)
+    nobody = pwd.getpwnam("nobody").pw_uid
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == 0 and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    process = subprocess.Popen([executable, "12345", "67890"], user=nobody)
+    until(lambda: processes.command(process.pid).endswith("67890"))
+    try:
+        yield process.pid, executable
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> None:
+    pid, executable = copy_of_sleep
+    uid = str(pwd.getpwnam("nobody").pw_uid)
+    name = executable.name
+    for selector in (
+        Selector(name=name),
+        Selector(exe=str(executable)),
+        Selector(cmdline=r"a-sleep-.* 12345 6789\d$"),
+        Selector(name=name, user="nobody"),
+        Selector(name=name, user=uid),
+        Selector(name=name, exe=str(executable), cmdline="12345", user="nobody"),
+    ):
+        assert processes.select(selector) == [pid], selector
+    for selector in (
+        Selector(name=name[:15]),
+        Selector(name="sleep", exe=str(executable)),
+        Selector(exe=name),
+        Selector(name=name, cmdline="^12345"),
+        Selector(name=name, user="root"),
+        Selector(name=name, user="no-such-user"),
+        Selector(name=name, user="4294967295"),
+    ):
+        assert processes.select(selector) == [], selector
+
+
+def test_an_executable_is_found_through_a_symbolic_link(copy_of_sleep: tuple[int, Path], tmp_path: Path) -> None:
+    pid, executable = copy_of_sleep
+    (tmp_path / "link").symlink_to(executable)
+    assert processes.select(Selector(exe=str(tmp_path / "link"))) == [pid]
+
+
+def test_an_executable_that_was_replaced_is_still_found(copy_of_sleep: tuple[int, Path]) -> None:
+    """As after an upgrade: the running process's file is deleted."""
+    pid, executable = copy_of_sleep
+    executable.unlink()
+    assert processes.select(Selector(exe=str(executable))) == [pid]
+
+
+def test_zombies_and_kernel_threads_are_not_matched_by_everything() -> None:
+    with zombie() as pid:
+        matched = processes.select(Selector(cmdline=""".*"""))
+        assert pid not in matched
+        assert 2 not in matched
+        assert os.getpid() in matched
+        assert pid not in processes.select(Selector(name="true"))
+
+
+def test_bad_selectors_are_refused() -> None:
+    for selector, words in (
+        (Selector(cmdline="("), "not a regular expression"),
+        (Selector(), "nothing is selected"),
+        (Selector(name="sleep", cmdline=""), "cmdline is empty"),
+    ):
+        with refused("bad_selector") as caught:
+            processes.select(selector)
+        assert words in str(caught[0])
+
+
+def test_without_psutil_the_package_and_the_interpreter_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with refused("missing_dependency") as caught:
+        processes.select(Selector(name="sleep"))
+    assert "python3-psutil" in str(caught[0])
+    assert sys.executable in str(caught[0])

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Borrowing the open sockets of other processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets
+from children import WAIT, child, refused, zombie
+
+# One listener, one connection from itself to itself (two ends), UDP over IPv6, one UNIX pair, one netlink, one pipe.
+SOCKETS = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+datagram = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+pair = socket.socketpair()
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+pipe = os.pipe()
+twice = os.dup(client.fileno())
+kept = [listener, client, server, datagram]
+if len(sys.argv) > 1:
+    os.fork()
+print("ready", *(os.fstat(it.fileno()).st_ino for it in kept), flush=True)
+sys.stdin.read()
+"""
+
+
+class Bound:
+    """Stands for the map that the real ``bind`` writes to."""
+
+    def __init__(self) -> None:
+        self.inodes: list[int] = []
+        self.listening: list[bool] = []
+
+    def __call__(self, fd: int) -> None:
+        borrowed = socket.socket(fileno=fd)
+        self.inodes.append(os.fstat(fd).st_ino)
+        listens = borrowed.type == socket.SOCK_STREAM and borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        self.listening.append(bool(listens))
+        borrowed.detach()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_every_internet_socket_is_bound_once_and_listeners_first() -> None:
+    bound = Bound()
+    before = open_files()
+    with child(SOCKETS) as process:
+        inodes = [int(word) for word in process.words]
+        during = open_files()
+        assert sockets.cover([process.pid], bound) == 4
+        assert open_files() == during
+    assert sorted(bound.inodes) == sorted(inodes)
+    assert bound.listening == [True, False, False, False]
+    assert bound.inodes[0] == inodes[0]
+    assert open_files() == before
+
+
+def test_what_two_processes_share_is_bound_once() -> None:
+    bound = Bound()
+    with child(SOCKETS, "fork") as process:
+        family = [process.pid, *children_of(process.pid)]
+        assert len(family) == 2
+        assert sockets.cover(family, bound) == 4
+        assert len(set(bound.inodes)) == len(bound.inodes) == 4
+
+
+def children_of(pid: int) -> list[int]:
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes
+
+    return processes.descendants([pid])
+
+
+def test_a_socket_option_set_through_the_copy_holds_for_the_process() -> None:
+    code = (
+        "import socket, sys\n"
+        "it = socket.socket(socket.AF_INET, socket.SOCK_STREAM)\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print('ready', it.getsockopt(socket.SOL_SOCKET, socket.SO_MARK), flush=True)\n"
+    )
+
+    def mark(fd: int) -> None:
+        borrowed = socket.socket(fileno=fd)
+        borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 77)
+        borrowed.detach()
+
+    with child(code) as process:
+        assert sockets.cover([process.pid], mark) == 1
+        answer, _ = process.process.communicate("\n", timeout=20)
+    assert answer == "ready 77\n"
+
+
+def test_a_connection_that_comes_while_we_look_is_found() -> None:
+    """The process opens one more socket each time that one of its sockets is bound, three times."""
+    code = (
+        "import os, socket, sys\n"
+        "kept = [socket.create_server(('127.0.0.1', 0))]\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    kept.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)); print('more', flush=True)\n"
+    )
+    bound = Bound()
+    with child(code) as process:
+
+        def bind(fd: int) -> None:
+            bound(fd)
+            if len(bound.inodes) <= 3:
+                process.process.stdin.write("\n")
+                process.process.stdin.flush()
+                assert process.process.stdout.readline() == "more\n"
+
+        assert sockets.cover([process.pid], bind) == 4
+
+
+def test_a_process_that_never_stops_opening_does_not_hold_us() -> None:
+    code = (
+        "import os, socket, sys\n"
+        "kept = [socket.create_server(('127.0.0.1', 0))]\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    kept.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)); print('more', flush=True)\n"
+    )
+    bound = Bound()
+    with child(code) as process:
+
+        def bind(fd: int) -> None:
+            bound(fd)
+            process.process.stdin.write("\n")
+            process.process.stdin.flush()
+            assert process.process.stdout.readline() == "more\n"
+
+        assert 2 < sockets.cover([process.pid], bind) < 100
+
+
+def test_the_dead_and_those_without_sockets_are_left_out() -> None:
+    with child() as gone:
+        gone.end()
+    with zombie() as dead, child(WAIT) as plain, child(SOCKETS) as process:
+        assert sockets.cover([gone.pid, dead, plain.pid, 2, process.pid], Bound()) == 4
+        assert sockets.cover([gone.pid, dead, plain.pid, 2], Bound()) == 0
+        assert list(sockets.open_sockets(gone.pid)) == []
+
+
+def test_a_descriptor_that_became_a_file_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list and the loan the process closed a socket and opened something else, or nothing."""
+    with child("import sys, os; os.close(2); print('ready', flush=True); sys.stdin.read()") as process:
+        monkeypatch.setattr(sockets, "_socket_numbers", lambda pid: [0, 1, 2, 99])
+        assert sockets.cover([process.pid], Bound()) == 0
+
+
+def test_an_error_of_the_caller_passes_through_and_nothing_stays_open() -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.ENOMEM, "full")
+
+    with child(SOCKETS) as process:
+        before = open_files()
+        with pytest.raises(OSError, match="full"):
+            sockets.cover([process.pid], fail)
+        assert open_files() == before
+
+
+def test_where_the_kernel_lends_nothing_the_cause_is_told() -> None:
+    """Without CAP_SYS_PTRACE a process of another user is out of reach, as under seccomp or Yama."""
+    code = (
+        "import sys\n"
+        "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets\n"
+        "sockets.cover([int(sys.argv[1])], lambda fd: None)\n"
+    )
+    with child(SOCKETS) as process:
+        answer = subprocess.run(
+            [
+                "setpriv",
+                "--bounding-set=-sys_ptrace",
+                "--inh-caps=-sys_ptrace",
+                sys.executable,
+                "-c",
+                code,
+                str(process.pid),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert "EPERM (Operation not permitted)" in answer.stderr
+    assert "New connections are limited" in answer.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_old_kernels_are_told(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def syscall(*arguments: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sockets, "_syscall", lambda: syscall)
+    with refused("no_pidfd") as caught:
+        sockets.cover([os.getpid()], Bound())
+    assert errno.errorcode[number] in str(caught[0])
+    assert "Linux 5.6" in str(caught[0])
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = open_files()
+    yield
+    assert open_files() == before
