@@ -155,21 +155,18 @@ def test_children_of_every_thread_are_found() -> None:
 
 
 @pytest.fixture
-def copy_of_sleep(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """A process whose executable is its own, with a name longer than the kernel keeps (15 characters)."""
-    executable = tmp_path / "a-sleep-with-a-long-name"
+def copy_of_sleep() -> Iterator[tuple[int, Path]]:
+    """A process of `nobody` whose executable is its own, with a name longer than the kernel keeps (15 characters)."""
+    executable = Path("/run/a-sleep-with-a-long-name")  # the sandbox's /run: temporary directories are closed to nobody
     shutil.copy2(shutil.which("sleep") or "", executable)
-    nobody = pwd.getpwnam("nobody").pw_uid
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o011)
-    process = subprocess.Popen([executable, "12345", "67890"], user=nobody)
-    until(lambda: processes.command(process.pid).endswith("67890"))
+    process = subprocess.Popen([executable, "12345", "67890"], user="nobody")
     try:
+        until(lambda: processes.command(process.pid).endswith("67890"))
         yield process.pid, executable
     finally:
         process.kill()
         process.wait()
+        executable.unlink(missing_ok=True)
 
 
 def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> None:

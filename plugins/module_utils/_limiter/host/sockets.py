@@ -100,8 +100,12 @@ def _socket_numbers(pid: int) -> list[int]:
             try:
                 if os.readlink(f"{directory}/{name}").startswith("socket:"):
                     found.append(int(name))
+            except PermissionError:
+                found.append(int(name))  # who tries to borrow it is told why not
             except OSError:
                 continue
+    except PermissionError as error:
+        raise _no_pidfd(error) from None
     except OSError:
         pass
     return found
@@ -109,8 +113,11 @@ def _socket_numbers(pid: int) -> list[int]:
 
 def _option(fd: int, option: int) -> int | None:
     """A number that getsockopt(2) gives; None if the descriptor became something else before it was borrowed."""
-    # With family, type and protocol given, Python asks the kernel nothing and accepts any descriptor.
-    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    # With family, type and protocol given, Python does not ask the kernel for them.
+    try:
+        borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    except OSError:  # ENOTSOCK
+        return None
     try:
         return borrowed.getsockopt(socket.SOL_SOCKET, option)
     except OSError:
