@@ -74,4 +74,4 @@ def pack_control(control: Control) -> bytes:
 
 def unpack_control(data: bytes) -> Control:
     *numbers, identity = CONTROL.unpack(data)
-    return Control(*numbers, identity.rstrip(b"\0").decode("ascii", "replace"))
+    return Control._make((*numbers, identity.rstrip(b"\0").decode("ascii", "replace")))

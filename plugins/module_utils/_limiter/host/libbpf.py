@@ -22,40 +22,40 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.e
 
 # What could not be done when the call fails. Only these functions can be called.
 _OPERATIONS = {
-    "bpf_object__open_file": "The BPF object cannot be read",
-    "bpf_object__load": "The kernel did not load the BPF program",
+    "bpf_object__open_file": "the BPF object cannot be read",
+    "bpf_object__load": "the kernel did not load the BPF program",
     "bpf_object__close": "",
     "bpf_object__next_map": "",
-    "bpf_object__find_map_by_name": "The BPF object lacks a map",
-    "bpf_object__find_program_by_name": "The BPF object lacks a program",
-    "bpf_map__fd": "A map of the BPF object has no file descriptor",
+    "bpf_object__find_map_by_name": "the BPF object lacks a map",
+    "bpf_object__find_program_by_name": "the BPF object lacks a program",
+    "bpf_map__fd": "a map of the BPF object has no file descriptor",
     "bpf_map__type": "",
     "bpf_map__key_size": "",
     "bpf_map__value_size": "",
-    "bpf_map__reuse_fd": "The pinned BPF map cannot be used again",
-    "bpf_map__set_pin_path": "The BPF map's pin path cannot be set",
-    "bpf_program__fd": "The program of the BPF object has no file descriptor",
+    "bpf_map__reuse_fd": "the pinned BPF map cannot be used again",
+    "bpf_map__set_pin_path": "the BPF map's pin path cannot be set",
+    "bpf_program__fd": "the program of the BPF object has no file descriptor",
     "bpf_program__type": "",
     "bpf_program__expected_attach_type": "",
-    "bpf_obj_get": "A pinned BPF object cannot be opened",
-    "bpf_obj_pin": "A BPF object cannot be pinned",
-    "bpf_obj_get_info_by_fd": "A BPF object cannot be examined",
-    "bpf_prog_get_fd_by_id": "A BPF program cannot be opened by its id",
-    "bpf_prog_query": "The BPF programs of a cgroup cannot be listed",
-    "bpf_link_create": "The BPF program cannot be attached to the cgroup",
-    "bpf_link_update": "The attached BPF program cannot be replaced",
-    "bpf_link_detach": "The BPF program cannot be detached",
-    "bpf_map_lookup_elem": "A BPF map cannot be read",
-    "bpf_map_lookup_elem_flags": "A BPF map cannot be read",
-    "bpf_map_update_elem": "A BPF map cannot be written",
-    "bpf_map_delete_elem": "An entry of a BPF map cannot be deleted",
-    "bpf_map_get_next_key": "The keys of a BPF map cannot be read",
-    "bpf_map_lookup_batch": "A BPF map cannot be read",
-    "btf__load_vmlinux_btf": "The kernel's type information (BTF) cannot be read",
+    "bpf_obj_get": "a pinned BPF object cannot be opened",
+    "bpf_obj_pin": "a BPF object cannot be pinned",
+    "bpf_obj_get_info_by_fd": "a BPF object cannot be examined",
+    "bpf_prog_get_fd_by_id": "a BPF program cannot be opened by its id",
+    "bpf_prog_query": "the BPF programs of a cgroup cannot be listed",
+    "bpf_link_create": "the BPF program cannot be attached to the cgroup",
+    "bpf_link_update": "the attached BPF program cannot be replaced",
+    "bpf_link_detach": "the BPF program cannot be detached",
+    "bpf_map_lookup_elem": "a BPF map cannot be read",
+    "bpf_map_lookup_elem_flags": "a BPF map cannot be read",
+    "bpf_map_update_elem": "a BPF map cannot be written",
+    "bpf_map_delete_elem": "an entry of a BPF map cannot be deleted",
+    "bpf_map_get_next_key": "the keys of a BPF map cannot be read",
+    "bpf_map_lookup_batch": "a BPF map cannot be read",
+    "btf__load_vmlinux_btf": "the kernel's type information (BTF) cannot be read",
     "btf__type_cnt": "",
     "btf__free": "",
-    "btf_dump__new": "The kernel's type information (BTF) cannot be written as C",
-    "btf_dump__dump_type": "The kernel's type information (BTF) cannot be written as C",
+    "btf_dump__new": "the kernel's type information (BTF) cannot be written as C",
+    "btf_dump__dump_type": "the kernel's type information (BTF) cannot be written as C",
     "btf_dump__free": "",
 }
 
@@ -71,7 +71,7 @@ _FILEID_KERNFS = 0xFE
 
 
 class KernelError(LimiterError):
-    """A refusal of the kernel or of libbpf; ``errno`` says which. Kind: ``not_permitted`` for EPERM, else ``kernel``."""
+    """A refusal of the kernel or of libbpf, by ``errno``. Kind: ``not_permitted`` for EPERM, else ``kernel``."""
 
     def __init__(self, what: str, number: int, remedy: str = "") -> None:
         self.errno = number
@@ -153,7 +153,7 @@ class Libbpf:
             number = self.ffi.errno
             if number in (errno.ESTALE, errno.ENOENT, errno.ENODEV):
                 return None
-            raise KernelError(f"The cgroup with id {cgroup_id} cannot be opened", number)
+            raise KernelError(f"the cgroup with id {cgroup_id} cannot be opened", number)
         with closing_fd(fd):
             path = os.readlink(f"/proc/self/fd/{fd}")
         try:  # the path of what is gone or unreachable from here is decorated text
@@ -196,7 +196,7 @@ def _ffi() -> t.Any:
     except ImportError as error:
         raise LimiterError(
             "missing_dependency",
-            f"The Python interpreter {sys.executable} has no cffi",
+            f"the Python interpreter {sys.executable} has no cffi",
             str(error),
             "Install the package python3-cffi-backend (Debian, Ubuntu) or python3-cffi (Fedora, RHEL, SUSE) on the "
             "target, or set ansible_python_interpreter to an interpreter that has it",

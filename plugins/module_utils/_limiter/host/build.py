@@ -1,0 +1,243 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compiling the program on this host, once for each combination of source, compiler, kernel types and architecture.
+
+Commands run through ``run_command``, which is AnsibleModule's: (list of arguments) -> (return code, output, errors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+
+RunCommand = t.Callable[..., "tuple[int, str, str]"]
+
+BTF = "/sys/kernel/btf/vmlinux"
+SOURCE_DIR = "/usr/share/speed_limiter/src"
+OBJECT = "/usr/lib/speed_limiter/limiter.bpf.o"
+STAMP = f"{OBJECT}.json"  # what OBJECT was built from; written after it
+
+MAIN_SOURCE = "limiter.bpf.c"
+# v3: the newest instruction set that kernel 5.10 has.
+FLAGS = ("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall")
+# As libbpf's bpf_tracing.h calls them.
+_ARCHITECTURES = {
+    "x86_64": "x86",
+    "i686": "x86",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "ppc64le": "powerpc",
+    "s390x": "s390",
+    "riscv64": "riscv",
+    "loongarch64": "loongarch",
+}
+_ELSEWHERE = "or build the object on another host and name it with the option object (the role setup can do that)"
+
+
+class Inputs(t.NamedTuple):
+    """All that an object depends on; ``identity`` is ``source:`` and 48 hexadecimal digits."""
+
+    identity: str
+    compiler: str  # path
+    architecture: str  # as uname says it
+
+
+def inputs(run_command: RunCommand) -> Inputs:
+    """What an object would be built from now. Raises LimiterError: ``no_compiler``, ``no_btf``."""
+    compiler = _find("clang")
+    if compiler is None:
+        raise LimiterError(
+            "no_compiler",
+            "the BPF program cannot be compiled",
+            "clang is not installed",
+            "Install clang and libbpf-dev (Debian, Ubuntu) or clang and libbpf-devel (Fedora, RHEL, SUSE), "
+            f"{_ELSEWHERE}",
+        )
+    code, version, errors = run_command([compiler, "--version"], check_rc=False)
+    if code != 0:
+        raise LimiterError("no_compiler", f"{compiler} does not run", errors.strip(), f"Repair it, {_ELSEWHERE}")
+    architecture = os.uname().machine
+    digest = hashlib.sha256()
+    for part in (version, _btf_digest(), architecture, " ".join(FLAGS), *_source_parts()):
+        digest.update(part.encode() + b"\0")
+    return Inputs(f"source:{digest.hexdigest()[:48]}", compiler, architecture)
+
+
+def up_to_date(wanted: Inputs) -> bool:
+    """Whether the object that lies there was built, completely, from these inputs."""
+    try:
+        with open(STAMP, encoding="utf-8") as file:
+            stamp = json.load(file)
+        return bool(
+            stamp["identity"] == wanted.identity
+            and _is_roots_alone(STAMP)
+            and _is_roots_alone(OBJECT)
+            and stamp["sha256"] == _digest(OBJECT)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def build(run_command: RunCommand) -> str:
+    """Compiles the object and returns its path.
+
+    Raises LimiterError: as `inputs`, ``no_libbpf_headers``, ``compile_failed``, ``cannot_write``.
+    """
+    made = inputs(run_command)
+    try:
+        for directory in (os.path.dirname(SOURCE_DIR), SOURCE_DIR, os.path.dirname(OBJECT)):
+            _make_directory(directory)
+        for name, text in _sources().items():
+            _write(os.path.join(SOURCE_DIR, name), text.encode())
+        _write(os.path.join(SOURCE_DIR, "vmlinux.h"), vmlinux_header(run_command).encode())
+        unfinished = f"{OBJECT}.new"
+        _compile(run_command, made, unfinished)
+        _put_in_place(unfinished, OBJECT)
+        stamp = {"identity": made.identity, "sha256": _digest(OBJECT)}
+        _write(STAMP, (json.dumps(stamp) + "\n").encode())
+    except OSError as error:
+        what = f"{error.filename or OBJECT} cannot be written"
+        remedy = f"Make room there, or make it writable, {_ELSEWHERE}"
+        raise LimiterError("cannot_write", what, errno_text(error), remedy) from error
+    return OBJECT
+
+
+def identity_of_object(path: str) -> str:
+    """``object:`` and 48 hexadecimal digits, of the file's content. Raises LimiterError ``no_object``."""
+    try:
+        return f"object:{_digest(path)[:48]}"
+    except OSError as error:
+        raise LimiterError("no_object", f"the object {path} cannot be read", errno_text(error)) from error
+
+
+def vmlinux_header(run_command: RunCommand) -> str:
+    """The running kernel's types as C: by bpftool, or by libbpf where no bpftool runs (Ubuntu's may be a wrapper)."""
+    bpftool = _find("bpftool")
+    if bpftool is not None:
+        code, output, _errors = run_command([bpftool, "btf", "dump", "file", BTF, "format", "c"], check_rc=False)
+        if code == 0 and "preserve_access_index" in output and output.rstrip().endswith("#endif /* __VMLINUX_H__ */"):
+            return output
+    return _header_by_libbpf()
+
+
+def _header_by_libbpf() -> str:
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import libbpf
+
+    bpf = libbpf.load()
+    parts: list[str] = []
+
+    @bpf.ffi.callback("void(void *, const char *, void *)")  # type: ignore[untyped-decorator, unused-ignore]
+    def keep(_context: t.Any, form: t.Any, arguments: t.Any) -> None:
+        parts.append(bpf.format(form, arguments))
+
+    types = bpf.pointer("btf__load_vmlinux_btf")
+    try:
+        dump = bpf.pointer("btf_dump__new", types, keep, bpf.ffi.NULL, bpf.ffi.NULL)
+        try:
+            for identifier in range(1, bpf.run("btf__type_cnt", types)):
+                bpf.call("btf_dump__dump_type", dump, identifier)
+        finally:
+            bpf.run("btf_dump__free", dump)
+    finally:
+        bpf.run("btf__free", types)
+    return (
+        "#ifndef __VMLINUX_H__\n#define __VMLINUX_H__\n\n"
+        "#pragma clang attribute push (__attribute__((preserve_access_index)), apply_to = record)\n\n"
+        f"{''.join(parts)}\n#pragma clang attribute pop\n\n#endif /* __VMLINUX_H__ */\n"
+    )
+
+
+def _compile(run_command: RunCommand, made: Inputs, output: str) -> None:
+    target = _ARCHITECTURES.get(made.architecture, made.architecture)
+    source = os.path.join(SOURCE_DIR, MAIN_SOURCE)
+    arguments = [*FLAGS, f"-D__TARGET_ARCH_{target}", "-I", SOURCE_DIR, "-c", source, "-o", output]
+    code, out, errors = run_command([made.compiler, *arguments], check_rc=False)
+    if code == 0:
+        return
+    said = "\n".join((errors or out).strip().splitlines()[-20:])
+    if "bpf/bpf_helpers.h" in said and "not found" in said:
+        raise LimiterError(
+            "no_libbpf_headers",
+            "the BPF program cannot be compiled",
+            "libbpf's headers (bpf/bpf_helpers.h) are not installed",
+            f"Install libbpf-dev (Debian, Ubuntu) or libbpf-devel (Fedora, RHEL, SUSE), {_ELSEWHERE}",
+        )
+    remedy = f"clang 11 or newer is needed; the source is in {SOURCE_DIR}"
+    raise LimiterError("compile_failed", f"{made.compiler} did not compile {source}", said, remedy)
+
+
+def _sources() -> dict[str, str]:
+    # Imported where it is used: a large module that most tasks don't need.
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated.bpf_source import SOURCES
+
+    return SOURCES
+
+
+def _source_parts() -> list[str]:
+    return [part for name, text in sorted(_sources().items()) for part in (name, text)]
+
+
+def _btf_digest() -> str:
+    try:
+        return _digest(BTF)
+    except OSError as error:
+        raise LimiterError(
+            "no_btf",
+            f"the kernel's type information {BTF} cannot be read",
+            errno_text(error),
+            f"Run a kernel with CONFIG_DEBUG_INFO_BTF (the distributions' own kernels have it), {_ELSEWHERE}",
+        ) from error
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _find(command: str) -> str | None:
+    # sbin: where some distributions have bpftool, and where a task's PATH may not lead
+    return shutil.which(command, path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin")
+
+
+def _is_roots_alone(path: str) -> bool:
+    status = os.stat(path, follow_symlinks=False)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
+
+
+def _make_directory(path: str) -> None:
+    if not os.path.isdir(path):
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # whatever the task's umask is
+
+
+def _write(path: str, data: bytes) -> None:
+    unfinished = f"{path}.new"
+    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+    _put_in_place(unfinished, path)
+
+
+def _put_in_place(unfinished: str, path: str) -> None:
+    """A power failure leaves either the old file or the whole new one."""
+    os.chown(unfinished, 0, 0)
+    os.chmod(unfinished, 0o644)
+    _to_disk(unfinished)
+    os.replace(unfinished, path)
+    _to_disk(os.path.dirname(path))
+
+
+def _to_disk(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,250 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The five pinned maps. A rule is the id of its own cgroup; rates are bytes per second, buckets bytes.
+
+Every method may raise KernelError. Writers hold the host's lock; the program only reads config, member and control.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import Control
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf, reason
+
+_ANY, _NOEXIST, _LOCK = 0, 1, 4  # BPF_ANY, BPF_NOEXIST, BPF_F_LOCK
+_BATCH = 4096
+
+
+class Map:
+    """An open map. Keys and values are bytes of exactly its sizes."""
+
+    def __init__(self, libbpf: Libbpf, name: str, fd: int) -> None:
+        self.name, self.fd = name, fd
+        self._libbpf, self._ffi = libbpf, libbpf.ffi
+        _type, self._key_size, self._value_size = pins.MAPS[name]
+        self._value = self._ffi.new("char[]", self._value_size)
+
+    def lookup(self, key: bytes, flags: int = _ANY) -> bytes | None:
+        result = self._libbpf.try_call("bpf_map_lookup_elem_flags", self.fd, key, self._value, flags)
+        if result == -errno.ENOENT:
+            return None
+        if result < 0:
+            raise self._error("read", -result)
+        return bytes(self._ffi.buffer(self._value))
+
+    def update(self, key: bytes, value: bytes, flags: int = _ANY) -> bool:
+        """False where the key exists already and ``flags`` forbid that."""
+        result = self._libbpf.try_call("bpf_map_update_elem", self.fd, key, value, flags)
+        if result == -errno.EEXIST:
+            return False
+        if result == -errno.E2BIG:
+            size = self._libbpf.info(self.fd, "bpf_map_info").max_entries
+            raise LimiterError(
+                "map_full",
+                f"the BPF map {self.name} is full",
+                f"it has room for {size} entries: {reason(errno.E2BIG)}",
+                "Remove rules or members that are no longer needed (speed_limit_purge with scope stale finds some), "
+                "or let several cgroups be members of one rule",
+            )
+        if result < 0:
+            raise self._error("written", -result)
+        return True
+
+    def delete(self, key: bytes) -> bool:
+        """Whether the key was there."""
+        result = self._libbpf.try_call("bpf_map_delete_elem", self.fd, key)
+        if result < 0 and result != -errno.ENOENT:
+            raise self._error("written", -result)
+        return result == 0
+
+    def items(self) -> tuple[bytes, bytes]:
+        """All keys and all values, each joined, in the same order. A state's counters are read without its lock."""
+        try:
+            return self._items_in_batches()
+        except KernelError as error:
+            if error.errno == errno.EPERM:
+                raise
+            return self._items_one_by_one()  # this kernel has no batches for this type of map
+
+    def _items_in_batches(self) -> tuple[bytes, bytes]:
+        new = self._ffi.new
+        size, keys, values = _BATCH, b"", b""
+        count, here, following = new("uint32_t *"), self._ffi.NULL, new("char[]", 8)
+        while True:
+            key_buffer, value_buffer = new("char[]", size * self._key_size), new("char[]", size * self._value_size)
+            while True:
+                count[0] = size
+                result = self._libbpf.try_call(
+                    "bpf_map_lookup_batch", self.fd, here, following, key_buffer, value_buffer, count, self._ffi.NULL
+                )
+                if result < 0 and result != -errno.ENOENT:
+                    break
+                keys += self._ffi.buffer(key_buffer, count[0] * self._key_size)[:]
+                values += self._ffi.buffer(value_buffer, count[0] * self._value_size)[:]
+                if result == -errno.ENOENT:  # the end
+                    return keys, values
+                here = following
+            if result != -errno.ENOSPC:  # ENOSPC: one bucket of the kernel's hash table holds more than that
+                raise self._error("read", -result)
+            size *= 2
+
+    def _items_one_by_one(self) -> tuple[bytes, bytes]:
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        key, following = self._ffi.NULL, self._ffi.new("char[]", self._key_size)
+        while True:
+            result = self._libbpf.try_call("bpf_map_get_next_key", self.fd, key, following)
+            if result == -errno.ENOENT:
+                return b"".join(keys), b"".join(values)
+            if result < 0:
+                raise self._error("read", -result)
+            key = following
+            found = bytes(self._ffi.buffer(key))
+            value = self.lookup(found)
+            if value is not None:
+                keys.append(found)
+                values.append(value)
+
+    def _error(self, verb: str, number: int) -> KernelError:
+        return KernelError(f"the BPF map {self.name} cannot be {verb}", number)
+
+
+class Maps:
+    """The maps, open. Close them, or use a with block."""
+
+    def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int]) -> None:
+        self._fds = list(fds.values())
+        self._config, self._state, self._member, self._socket, self._control = (
+            Map(libbpf, name, fds[name]) for name in pins.MAPS
+        )
+        self._sockets_are_looked_up = False
+
+    @classmethod
+    def open(cls, libbpf: Libbpf) -> Maps | None:
+        """The pinned maps; None where they are not all pinned (none ever were, or a first load was killed half way).
+
+        Raises LimiterError: as `pins.check`, ``other_schema`` where another version of this collection made them.
+        """
+        pins.check(libbpf)
+        if not all(pins.exists(name) for name in pins.MAPS):
+            return None
+        fds: dict[str, int] = {}
+        try:
+            for name in pins.MAPS:
+                fds[name] = libbpf.get(pins.path(name))
+            maps = cls(libbpf, fds)
+            maps._check_schema()
+        except BaseException:
+            for fd in fds.values():
+                os.close(fd)
+            raise
+        return maps
+
+    def _check_schema(self) -> None:
+        found = self.control().schema
+        if found != layout.SCHEMA:
+            raise LimiterError(
+                "other_schema",
+                f"the maps in {pins.PIN_DIR} are of another version of this collection",
+                f"their schema is {found}, this version's is {layout.SCHEMA}",
+                "Run speed_limit_purge with scope all with the version that made them, then this task again",
+            )
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def __enter__(self) -> Maps:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def limits(self) -> dict[int, Limit]:
+        keys, values = self._config.items()
+        return dict(zip(_ids(keys), map(Limit._make, layout.CONFIG.iter_unpack(values))))
+
+    def limit(self, rule: int) -> Limit | None:
+        data = self._config.lookup(layout.ID.pack(rule))
+        return None if data is None else layout.unpack_limit(data)
+
+    def set_limit(self, rule: int, limit: Limit) -> None:
+        """Raises LimiterError ``map_full``."""
+        self._config.update(layout.ID.pack(rule), layout.pack_limit(limit))
+
+    def remove_limit(self, rule: int) -> bool:
+        return self._config.delete(layout.ID.pack(rule))
+
+    def make_state(self, rule: int, bucket: int) -> None:
+        """A full bucket and counters of 0, unless the rule has a state already. Raises LimiterError ``map_full``."""
+        state = layout.pack_full_state(bucket, time.monotonic_ns())
+        self._state.update(layout.ID.pack(rule), state, _NOEXIST)
+
+    def counters(self, rule: int) -> Counters | None:
+        data = self._state.lookup(layout.ID.pack(rule), _LOCK)
+        return None if data is None else layout.unpack_counters(data)
+
+    def state_rules(self) -> set[int]:
+        return set(_ids(self._state.items()[0]))
+
+    def remove_state(self, rule: int) -> bool:
+        return self._state.delete(layout.ID.pack(rule))
+
+    def members(self) -> dict[int, int]:
+        """Cgroup id of each member -> rule."""
+        keys, values = self._member.items()
+        return dict(zip(_ids(keys), _ids(values)))
+
+    def add_member(self, cgroup_id: int, rule: int) -> None:
+        """Raises LimiterError ``map_full``. What sockets are charged to follows with the next `bump_generation`."""
+        self._member.update(layout.ID.pack(cgroup_id), layout.ID.pack(rule))
+
+    def remove_member(self, cgroup_id: int) -> bool:
+        return self._member.delete(layout.ID.pack(cgroup_id))
+
+    def bump_generation(self) -> None:
+        """Makes every attribution that the program has cached stale; to be called after members were changed.
+
+        Reading and writing are two steps: the host's lock keeps other writers away, and the program only reads.
+        """
+        control = self.control()
+        self.write_control(control._replace(generation=(control.generation + 1) & 0xFFFFFFFF))
+
+    def bind_socket(self, fd: int, rule: int) -> None:
+        """Charges one open socket to a rule, whatever cgroup it belongs to.
+
+        The kernel never relabels an open socket, so that is how a process's connections follow it into a rule.
+        """
+        self._socket.update(layout.FD.pack(fd), layout.ID.pack(rule))
+        if not self._sockets_are_looked_up:
+            control = self.control()
+            if not control.bound_sockets:
+                self.write_control(control._replace(bound_sockets=1))
+            self._sockets_are_looked_up = True
+
+    def unbind_socket(self, fd: int) -> bool:
+        return self._socket.delete(layout.FD.pack(fd))
+
+    def socket_rule(self, fd: int) -> int | None:
+        data = self._socket.lookup(layout.FD.pack(fd))
+        return None if data is None else t.cast(int, layout.ID.unpack(data)[0])
+
+    def control(self) -> Control:
+        data = self._control.lookup(layout.INDEX.pack(0))
+        return Control(schema=0) if data is None else layout.unpack_control(data)
+
+    def write_control(self, control: Control) -> None:
+        self._control.update(layout.INDEX.pack(0), layout.pack_control(control))
+
+
+def _ids(data: bytes) -> t.Iterator[int]:
+    return (item[0] for item in layout.ID.iter_unpack(data))

@@ -1,0 +1,188 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The directory of pins: who may write there could hand us maps of his own, so it must be root's alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
+    Libbpf,
+    closing_fd,
+    mount_bpffs,
+)
+
+BPFFS = "/sys/fs/bpf"
+PIN_DIR = f"{BPFFS}/speed_limiter"
+LINK = "limit_egress_link"
+NEW_LINK = "limit_egress_link_new"  # while the attach point is being moved
+
+
+class MapKind(t.NamedTuple):
+    """What a map must be to be one of ours; ``type`` is the kernel's BPF_MAP_TYPE_*, sizes are bytes."""
+
+    type: int
+    key_size: int
+    value_size: int
+
+
+_HASH, _ARRAY, _SOCKET_STORAGE = 1, 2, 24
+_CGROUP_LINK = 3
+
+# Control is the last to be pinned: where it is, the others are.
+MAPS = {
+    "rate_limit_config_map": MapKind(_HASH, layout.ID.size, layout.CONFIG.size),
+    "rate_limit_state_map": MapKind(_HASH, layout.ID.size, layout.STATE.size),
+    "rate_limit_member_map": MapKind(_HASH, layout.ID.size, layout.ID.size),
+    "rate_limit_socket_map": MapKind(_SOCKET_STORAGE, layout.FD.size, layout.ID.size),
+    "rate_limit_control_map": MapKind(_ARRAY, layout.INDEX.size, layout.CONTROL.size),
+}
+CONTROL = "rate_limit_control_map"
+NAMES = (*MAPS, LINK, NEW_LINK)
+
+
+def path(name: str) -> str:
+    return f"{PIN_DIR}/{name}"
+
+
+def is_mounted() -> bool:
+    """Whether a bpffs is what one sees at /sys/fs/bpf."""
+    kind = None
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[4] == BPFFS:  # the last one mounted there covers the others
+                kind = fields[fields.index("-") + 1]
+    return kind == "bpf"
+
+
+def exists(name: str) -> bool:
+    return os.path.lexists(path(name))
+
+
+def foreign() -> list[str]:
+    """Names in our directory that are not ours; they are left alone."""
+    return sorted(set(_listed()) - set(NAMES))
+
+
+def check(libbpf: Libbpf | None = None) -> None:
+    """Refuses a directory that someone else could have filled.
+
+    Raises LimiterError: ``unsafe_pin_directory`` where the directory, or anything in it, is a symlink or not root's, or
+    where its mode lets others in; with ``libbpf`` also ``foreign_pin`` where one of our names is not what it should be.
+    """
+    if not os.path.lexists(PIN_DIR):
+        return
+    root = os.stat(BPFFS)
+    if root.st_uid != 0 or (root.st_mode & 0o022 and not root.st_mode & stat.S_ISVTX):
+        raise _unsafe(BPFFS, f"its owner is uid {root.st_uid} and its mode {stat.S_IMODE(root.st_mode):04o}")
+    _check_owner(PIN_DIR)
+    directory = os.stat(PIN_DIR, follow_symlinks=False)
+    if not stat.S_ISDIR(directory.st_mode):
+        raise _unsafe(PIN_DIR, "it is not a directory")
+    if directory.st_mode & 0o077:
+        raise _unsafe(PIN_DIR, f"its mode is {stat.S_IMODE(directory.st_mode):04o}, where only 0700 keeps others out")
+    for name in _listed():
+        _check_owner(path(name))
+    if libbpf is not None:
+        for name in NAMES:
+            if exists(name):
+                _check_kind(libbpf, name)
+
+
+def ensure() -> list[str]:
+    """Mounts bpffs where it is not mounted, makes the directory and says what it did. Raises as `check`, or KernelError."""
+    done = []
+    if not is_mounted():
+        if not os.path.isdir(BPFFS):
+            raise LimiterError(
+                "no_bpffs",
+                f"bpffs cannot be mounted at {BPFFS}",
+                "the directory does not exist",
+                "The kernel needs CONFIG_BPF_SYSCALL, and sysfs has to be mounted at /sys",
+            )
+        mount_bpffs(BPFFS)
+        done.append(f"mounted bpffs at {BPFFS}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(PIN_DIR, 0o700)
+        done.append(f"made {PIN_DIR}")
+    check()
+    return done
+
+
+def remove() -> list[str]:
+    """Removes our pins, then the directory if nothing else is in it; says what it removed. Raises as `check`.
+
+    A kernel object goes with its last user: a program that is still attached keeps its maps.
+    """
+    removed = []
+    check()
+    for name in (NEW_LINK, LINK, *MAPS):
+        try:
+            os.unlink(path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise LimiterError("foreign_pin", f"{path(name)} cannot be removed", errno_text(error), _LOOK) from error
+        removed.append(path(name))
+    with contextlib.suppress(OSError):
+        os.rmdir(PIN_DIR)
+        removed.append(PIN_DIR)
+    return removed
+
+
+_LOOK = f"Look at what is in {PIN_DIR} and who put it there, then remove it and run the task again"
+
+
+def _listed() -> list[str]:
+    try:
+        return os.listdir(PIN_DIR)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _unsafe(what: str, why: str) -> LimiterError:
+    return LimiterError("unsafe_pin_directory", f"{what} cannot be trusted", why, _LOOK)
+
+
+def _check_owner(what: str) -> None:
+    try:
+        status = os.stat(what, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise _unsafe(what, "it is a symbolic link")
+    if status.st_uid != 0:
+        raise _unsafe(what, f"its owner is uid {status.st_uid}, not root")
+
+
+def _check_kind(libbpf: Libbpf, name: str) -> None:
+    def wrong(why: str) -> LimiterError:
+        return LimiterError("foreign_pin", f"{path(name)} is not the limiter's", why, _LOOK)
+
+    fd = libbpf.try_call("bpf_obj_get", path(name).encode())
+    if fd < 0:
+        raise wrong(f"it is no BPF object that can be opened: {errno_text(OSError(-fd, ''))}")
+    with closing_fd(fd):
+        # "anon_inode:bpf-map", "anon_inode:bpf-prog", "anon_inode:bpf_link" and so on
+        kind = os.readlink(f"/proc/self/fd/{fd}").replace("_", "-").rpartition(":bpf-")[2].strip("[]")
+        if kind != ("map" if name in MAPS else "link"):
+            raise wrong(f"it is a BPF {kind}")
+        if name in MAPS:
+            info = libbpf.info(fd, "bpf_map_info")
+            found = MapKind(info.type, info.key_size, info.value_size)
+            if found != MAPS[name]:
+                raise wrong(f"it is a map of {_described(found)}, where {_described(MAPS[name])} is expected")
+        elif libbpf.info(fd, "bpf_link_info").type != _CGROUP_LINK:
+            raise wrong("it is a BPF link, but not to a cgroup")
+
+
+def _described(kind: MapKind) -> str:
+    return f"type {kind.type} with keys of {kind.key_size} and values of {kind.value_size} bytes"
