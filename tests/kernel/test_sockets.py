@@ -13,13 +13,13 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets
 from children import WAIT, child, refused, zombie
 
-# One listener, one connection from itself to itself (two ends), UDP over IPv6, one UNIX pair, one netlink, one pipe.
+# Opened in another order than they are to be bound: one listener, one connection from itself to itself (two ends), UDP over IPv6, one UNIX pair, one netlink, one pipe.
 SOCKETS = """
 import os, socket, sys
+datagram = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 listener = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(listener.getsockname())
 server, _ = listener.accept()
-datagram = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 pair = socket.socketpair()
 netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
 pipe = os.pipe()

@@ -139,18 +139,18 @@ class Cgroups:
 
         LimiterError ``cgroup_not_made``.
         """
-        for cgroup in (self.managed, self.rule_cgroup(name)):
-            try:
-                os.mkdir(self.absolute(cgroup), 0o755)
-            except FileExistsError:
-                pass
-            except OSError as error:
-                raise _not_made(self.absolute(cgroup), error) from None
+        directory = self.absolute(self.rule_cgroup(name))
+        try:
+            if not _mkdir(directory):
+                _mkdir(self.absolute(self.managed))
+                _mkdir(directory)
+        except OSError as error:
+            raise _not_made(directory, error) from None
         made = self.identifier(self.rule_cgroup(name))
         if made is None:
             raise LimiterError(
                 "cgroup_not_made",
-                f"{self.absolute(self.rule_cgroup(name))} could not be made",
+                f"the cgroup {directory} could not be made",
                 "something else has that name",
                 "Give the rule another name",
             )
@@ -319,9 +319,27 @@ def _device(path: str) -> str | None:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
+def _mkdir(path: str) -> bool:
+    """Whether the directory is there now; not if the one above is missing."""
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        return True
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _numbers(path: str) -> list[int]:
-    with open(path, "rb", buffering=0) as file:
-        return [int(word) for word in file.readall().split()]
+    """As processes.read_file(), but the errno matters here."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while chunk := os.read(fd, 65536):
+            text += chunk
+        return [int(word) for word in text.split()]
+    finally:
+        os.close(fd)
 
 
 def _bad_path(path: str, why: str) -> LimiterError:
