@@ -76,7 +76,8 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
     for target in targets:
         if target.name in names:
             raise LimiterError("bad_options", f"{target.request.where}the rule {target.name!r} is given twice", "", "Give each rule once")
-        names |= {target.name} - {None}
+        if target.name is not None:
+            names.add(target.name)
         if target.request.present:
             draft.present(target)
         else:

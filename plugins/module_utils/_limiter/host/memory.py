@@ -21,6 +21,8 @@ EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
 _FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
 
+FILE = f"{DIRECTORY}/{_FILE}"
+
 
 class _BrokenError(Exception):
     pass
@@ -89,6 +91,7 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
             "automatic": dict(memory.automatic),
             "homes": dict(memory.homes),
             "last": memory.last,
+            "unsettled": list(memory.unsettled),
         }
     )
     fd = open_directory(directory, make=True)
@@ -154,6 +157,7 @@ def _load(directory: int) -> Memory:
             automatic={name: _typed(start_time, int) for name, start_time in data["automatic"].items()},
             homes={name: _typed(cgroup, str) for name, cgroup in data["homes"].items()},
             last=None if data["last"] is None else _typed(data["last"], str),
+            unsettled=tuple(_typed(pid, int) for pid in data["unsettled"]),
         )
     except OSError as error:
         raise _BrokenError(errno_text(error)) from None

@@ -68,6 +68,12 @@ def read(pid: int) -> Process | None:
     return Process(pid, int(stat[_START_TIME]), "/")  # a kernel without cgroup2: Cgroups.find() says so
 
 
+def lives(pid: int, start_time: int) -> bool:
+    """Whether that very process, and not a later one with its number, still runs."""
+    process = read(pid)
+    return process is not None and process.start_time == start_time
+
+
 def leader(thread: int) -> int | None:
     """The process that a thread belongs to."""
     match = re.search(rb"^Tgid:\s+(\d+)$", read_file(f"/proc/{thread}/status") or b"", re.MULTILINE)

@@ -53,6 +53,8 @@ def load(host: Host, wanted: Object, cgroup: str) -> list[str]:
 def would_load(wanted: Object, cgroup: str) -> list[str]:
     """What load would do."""
     done = [] if pins.is_mounted() else [f"mounted bpffs at {pins.BPFFS}"]
+    if done or not os.path.isdir(pins.PIN_DIR):
+        done.append(f"made {pins.PIN_DIR}")
     if wanted.stale:
         done.append(f"built {wanted.path}")
     return [*done, f"loaded {wanted.path}, attached to {cgroup}"]
