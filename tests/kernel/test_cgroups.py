@@ -42,14 +42,16 @@ def test_the_mount_that_is_found_is_cgroup2(cgroups: Cgroups) -> None:
     assert (Path(cgroups.mount) / "cgroup.procs").is_file()
 
 
-def test_a_mount_that_another_one_hides_is_not_used(cgroups: Cgroups) -> None:
+@pytest.mark.parametrize("covered", ["the mount point", "the directory above"])
+def test_a_mount_that_another_one_hides_is_not_used(cgroups: Cgroups, covered: str) -> None:
     """Another mount of cgroup2 at a strange place is found instead."""
     script = (
         'mount -t tmpfs tmpfs "$1"; mkdir "/run/other place"; mount -t cgroup2 cgroup2 "/run/other place"; '
         'exec "$2" -c "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups '
         'import Cgroups; print(Cgroups.find().mount)"'
     )
-    assert run_in_new_mounts(script, cgroups.mount).stdout == "/run/other place\n"
+    place = cgroups.mount if covered == "the mount point" else str(Path(cgroups.mount).parent)
+    assert run_in_new_mounts(script, place).stdout == "/run/other place\n"
 
 
 def test_without_cgroup2_the_error_says_what_to_do(cgroups: Cgroups) -> None:

@@ -13,7 +13,8 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets
 from children import WAIT, child, refused, zombie
 
-# Opened in another order than they are to be bound: one listener, one connection from itself to itself (two ends), UDP over IPv6, one UNIX pair, one netlink, one pipe.
+# Opened in another order than they are to be bound in: UDP over IPv6, one listener, one connection from itself to
+# itself (two ends), one UNIX pair, one netlink, one pipe.
 SOCKETS = """
 import os, socket, sys
 datagram = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
