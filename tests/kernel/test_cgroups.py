@@ -46,7 +46,7 @@ def test_the_mount_that_is_found_is_cgroup2(cgroups: Cgroups) -> None:
 def test_a_mount_that_another_one_hides_is_not_used(cgroups: Cgroups, covered: str) -> None:
     """Another mount of cgroup2 at a strange place is found instead."""
     script = (
-        'mount -t tmpfs tmpfs "$1"; mkdir "/run/other place"; mount -t cgroup2 cgroup2 "/run/other place"; '
+        'mount -t tmpfs tmpfs "$1"; mkdir -p "/run/other place"; mount -t cgroup2 cgroup2 "/run/other place"; '
         'exec "$2" -c "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups '
         'import Cgroups; print(Cgroups.find().mount)"'
     )
