@@ -81,5 +81,6 @@ def show_rate(rate: int) -> str:
     """``5242880`` as ``5242880 B/s (41.9 Mbit/s)``."""
     for factor, unit in ((10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**3, "kbit/s")):
         if rate * 8 >= factor:
-            return f"{rate} B/s ({rate * 8 / factor:.3g} {unit})"
+            number = rate * 8 / factor
+            return f"{rate} B/s ({number:.3g} {unit})" if number < 999.5 else f"{rate} B/s ({number:.0f} {unit})"
     return f"{rate} B/s ({rate * 8} bit/s)"

@@ -1,0 +1,204 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan: what changes, what the diff says, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
+    HostState,
+    Limit,
+    Memory,
+    Process,
+    Program,
+    Rule,
+    Target,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import plan
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
+
+LOADED = Program("source:0", "/", 1, 1)
+MEGABYTE = Limit(1_000_000, 1_000_000)
+
+
+def host(*rules, automatic=None, lost_limits=None, program=LOADED):
+    memory = Memory(origins={}, automatic=automatic or {}, homes={}, last=None)
+    return HostState({rule.name: rule for rule in rules}, memory, program, lost_limits or {})
+
+
+def rule(name, limit=MEGABYTE, members=(), pids=()):
+    return Rule(name, 7, limit, tuple(members), tuple(pids))
+
+
+def target(name=None, processes=(), dead=(), member=None, automatic=False, **options):
+    """A target as observation would make it; processes are (pid, start time, cgroup)."""
+    found = tuple(Process(*process) for process in processes)
+    if name and not automatic:
+        options["name"] = name
+    if (found or dead) and "processes" not in options:
+        options["pids"] = [process.pid for process in found] + list(dead)
+    request = parse_request(options)
+    return Target(request, name, automatic, member, found, tuple(process.pid for process in found), tuple(dead), ())
+
+
+def kinds(made):
+    return [type(action).__name__ for action in made.actions]
+
+
+def test_a_new_rule_is_made_with_the_rate_as_its_bucket():
+    made = plan(host(), [target("web", rate="1m")])
+    assert made.actions == (do.MakeRule("web", Limit(1048576, 1048576), None),)
+    assert (made.before, made.after) == ("web: absent\n", "web: 1048576 B/s (8.39 Mbit/s), bucket 1048576 B, 0 processes\n")
+
+
+def test_a_rule_that_is_as_wanted_changes_nothing():
+    made = plan(host(rule("web")), [target("web", rate="1000000")])
+    assert made.actions == () and made.changed == () and made.before == made.after == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        ({"rate": "2000000"}, Limit(2_000_000, 2_000_000)),
+        ({"rate": "2000000", "bucket": "4k"}, Limit(2_000_000, 4096)),
+        ({"bucket": "4k"}, Limit(1_000_000, 4096)),
+    ],
+)
+def test_what_is_given_changes_and_nothing_else(options, limit):
+    assert plan(host(rule("web")), [target("web", **options)]).actions == (do.SetLimit("web", limit),)
+
+
+def test_neither_rate_nor_bucket_is_needed_to_add_a_process():
+    made = plan(host(rule("web")), [target("web", [(5, 50, "/a")])])
+    assert kinds(made) == ["Take"] and made.rules["web"].limit == MEGABYTE
+
+
+def test_a_new_rule_needs_a_rate_even_with_a_bucket():
+    with pytest.raises(LimiterError, match="rate is needed") as error:
+        plan(host(), [target("web", bucket="4k")])
+    assert error.value.kind == "rate_needed"
+
+
+def test_a_half_made_rule_is_completed():
+    made = plan(host(rule("web", limit=None)), [target("web", rate="1000000")])
+    assert kinds(made) == ["MakeRule"] and made.before == "web: unfinished\n"
+
+
+def test_the_program_is_loaded_only_where_there_is_none_and_only_for_a_rule():
+    assert kinds(plan(host(program=None), [target("web", rate="1m")])) == ["LoadProgram", "MakeRule"]
+    assert plan(host(program=None), [target("web", state="absent")]).actions == ()
+
+
+def test_a_dead_process_fails_and_names_it():
+    with pytest.raises(LimiterError, match="process 9 does not exist") as error:
+        plan(host(), [target("web", dead=[9], rate="1m")])
+    assert error.value.kind == "dead_process"
+
+
+def test_a_rule_named_after_a_process_remembers_which():
+    made = plan(host(), [target("pid-5", [(5, 50, "/a")], automatic=True, rate="1m")])
+    assert made.actions[0] == do.MakeRule("pid-5", Limit(1048576, 1048576), 50)
+
+
+def test_another_process_with_that_number_gets_a_new_rule():
+    state = host(rule("pid-5"), automatic={"pid-5": 40})
+    made = plan(state, [target("pid-5", [(5, 50, "/a")], automatic=True, rate="1m")])
+    assert kinds(made) == ["RemoveRule", "MakeRule", "Take"] and made.changed == ("pid-5",)
+
+
+def test_but_not_while_descendants_of_the_first_run_in_it():
+    state = host(rule("pid-5", pids=[6]), automatic={"pid-5": 40})
+    with pytest.raises(LimiterError, match="Give the new rule a name") as error:
+        plan(state, [target("pid-5", [(5, 50, "/a")], automatic=True, rate="1m")])
+    assert error.value.kind == "stale_rule"
+
+
+def test_a_process_moved_to_another_rule_takes_its_own_rule_with_it():
+    state = host(rule("web"), rule("pid-5", pids=[5]), automatic={"pid-5": 50})
+    made = plan(state, [target("web", [(5, 50, "/speed_limiter/pid-5")])])
+    assert kinds(made) == ["Take", "RemoveRule"] and set(made.rules) == {"web"}
+
+
+def test_absent_by_process_releases_it_wherever_it_is():
+    state = host(rule("web", pids=[5, 6]))
+    made = plan(state, [target(None, [(5, 50, "/speed_limiter/web")], state="absent")])
+    assert made.actions == (do.Release("web", (5,)),) and made.rules["web"].pids == (6,)
+
+
+def test_absent_by_process_removes_its_own_rule_when_it_is_empty():
+    state = host(rule("pid-5", pids=[5]), automatic={"pid-5": 50})
+    made = plan(state, [target(None, [(5, 50, "/speed_limiter/pid-5")], state="absent")])
+    assert kinds(made) == ["Release", "RemoveRule"] and made.after == "pid-5: absent\n"
+
+
+def test_absent_by_a_dead_process_removes_the_stale_rule_or_nothing():
+    assert kinds(plan(host(rule("pid-9")), [target(None, dead=[9], state="absent")])) == ["RemoveRule"]
+    assert plan(host(rule("web")), [target(None, dead=[9], state="absent")]).actions == ()
+
+
+def test_absent_by_name_ignores_rate_and_bucket_even_if_they_are_nonsense():
+    made = plan(host(rule("web", pids=[5])), [target("web", state="absent", rate="5mb", bucket="x")])
+    assert made.actions == (do.RemoveRule("web"),)
+
+
+def test_absent_with_a_process_keeps_the_rule():
+    state = host(rule("web", pids=[5]))
+    made = plan(state, [target("web", [(5, 50, "/speed_limiter/web")], state="absent")])
+    assert kinds(made) == ["Release"] and "web" in made.rules
+
+
+def test_a_cgroup_is_limited_in_place_once():
+    made = plan(host(rule("web")), [target("web", member="/a", cgroup_path="/a")])
+    assert made.actions == (do.AddMember("web", "/a"),) and made.after.endswith("0 processes, limits /a\n")
+    assert plan(host(rule("web", members=["/a"])), [target("web", member="/a", cgroup_path="/a")]).actions == ()
+
+
+def test_a_cgroup_belongs_to_one_rule():
+    with pytest.raises(LimiterError, match="already limited by the rule 'web'") as error:
+        plan(host(rule("web", members=["/a"]), rule("db")), [target("db", member="/a", cgroup_path="/a")])
+    assert error.value.kind == "member_taken"
+
+
+def test_absent_with_a_member_takes_only_that_out():
+    state = host(rule("web", members=["/a", "/b"]))
+    made = plan(state, [target("web", member="/a", cgroup_path="/a", state="absent")])
+    assert made.actions == (do.RemoveMember("web", "/a"),) and made.rules["web"].members == ("/b",)
+
+
+def test_four_rules_nest_and_five_do_not():
+    nested = [rule("root", members=["/"]), rule("a", members=["/a"]), rule("b", members=["/a/b"]), rule("c"), rule("d")]
+    fourth = target("c", member="/a/b/c", cgroup_path="/a/b/c")
+    assert kinds(plan(host(*nested), [fourth])) == ["AddMember"]
+    with pytest.raises(LimiterError, match="root, a, b, c, d") as error:
+        plan(host(*nested), [fourth, target("d", member="/a/b/c/d", cgroup_path="/a/b/c/d")])
+    assert error.value.kind == "nested_too_deep"
+
+
+def test_two_members_of_one_rule_count_once():
+    rules = [rule("a", members=["/a", "/a/b", "/a/b/c", "/a/b/c/d"])]
+    assert kinds(plan(host(*rules), [target("a", member="/a/b/c/d/e", cgroup_path="/a/b/c/d/e")])) == ["AddMember"]
+
+
+def test_leaving_a_cgroup_with_limits_is_told():
+    state = host(rule("web"), lost_limits={"/a": ("memory.max",)})
+    made = plan(state, [target("web", [(5, 50, "/a")])])
+    assert any("/a" in warning and "memory.max" in warning and "cgroup_path" in warning for warning in made.warnings)
+
+
+def test_no_match_is_a_warning():
+    nobody = target("web")._replace(request=parse_request({"name": "web", "processes": {"name": "nobody"}}))
+    assert "no process matches" in plan(host(rule("web")), [nobody]).warnings[0]
+
+
+def test_purge_removes_what_is_not_listed_and_spares_rules_of_processes():
+    state = host(rule("web"), rule("old"), rule("pid-5", pids=[5]))
+    made = plan(state, [target("web", rate="1000000")], purge=True)
+    assert made.actions == (do.RemoveRule("old"),) and made.kept == ("pid-5",)
+
+
+def test_two_targets_that_are_one_rule_are_refused():
+    with pytest.raises(LimiterError, match="given twice"):
+        plan(host(rule("web")), [target("web"), target("web")])

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is refused before the host is looked at; each error names the option."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request, parse_requests
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({}, "bad_options", "no rule is named"),
+        ({"name": "web", "last": True}, "bad_options", "name and last exclude each other"),
+        ({"name": "web", "cgid": 5}, "bad_options", "name and cgid exclude each other"),
+        ({"pid": 5, "pids": [6]}, "bad_options", "pid and pids exclude each other"),
+        ({"name": "web", "pid": 5, "processes": {"name": "x"}}, "bad_options", "pid and processes exclude each other"),
+        ({"last": True, "cgroup_path": "/a"}, "bad_options", "cgroup_path goes with name"),
+        ({"pids": [5, 6], "rate": "1m"}, "bad_options", "needs a name"),
+        ({"processes": {"name": "x"}, "rate": "1m"}, "bad_options", "needs a name"),
+        ({"name": "web", "processes": {"name": None}}, "bad_selector", "nothing is selected"),
+        ({"pid": 1}, "bad_pid", "pid 1 is refused"),
+        ({"pid": 0}, "bad_pid", "pid 0 is refused"),
+        ({"pid": -3}, "bad_pid", "pid -3 is refused"),
+        ({"name": "a/b"}, "bad_name", "name"),
+        ({"name": "x" * 300}, "bad_name", "name"),
+        ({"name": ""}, "bad_name", "name"),
+        ({"name": "memory.max"}, "bad_name", "memory.max"),
+        ({"name": "web", "rate": "0"}, "bad_rate", "rate: '0'"),
+        ({"name": "web", "rate": "-1"}, "bad_rate", "rate: '-1'"),
+        ({"name": "web", "rate": "1000g"}, "bad_rate", "rate: '1000g'"),
+        ({"name": "web", "rate": "5mbps"}, "bad_rate", "ambiguous"),
+        ({"name": "web", "bucket": "1"}, "bad_bucket", "bucket: '1'"),
+        ({"name": "web", "bucket": "5mbit"}, "bad_bucket", "bucket: '5mbit'"),
+    ],
+)
+def test_refused(options, kind, text):
+    with pytest.raises(LimiterError) as error:
+        parse_request(options)
+    assert error.value.kind == kind and text in str(error.value)
+
+
+def test_errors_of_a_list_name_the_index():
+    with pytest.raises(LimiterError, match=r"rules\[1\]: rate: '7' is out of range"):
+        parse_requests([{"name": "web", "rate": "1m"}, {"name": "db", "rate": "7"}])
+
+
+def test_a_name_given_twice_is_an_error_that_names_both():
+    with pytest.raises(LimiterError, match=r"rules\[2\]: the rule 'web' was already given by rules\[0\]"):
+        parse_requests([{"name": "web"}, {"name": "db"}, {"name": "web"}])
+
+
+def test_a_rule_of_a_process_given_twice_too():
+    with pytest.raises(LimiterError, match="'pid-5' was already given"):
+        parse_requests([{"pid": 5, "rate": "1m"}, {"pids": [5], "rate": "2m"}])
+
+
+def test_the_bucket_follows_a_rate_and_only_a_rate():
+    assert parse_request({"name": "web", "rate": "1m"}).bucket == 1 << 20
+    assert parse_request({"name": "web", "rate": "1m", "bucket": "4k"}).bucket == 4096
+    assert parse_request({"name": "web"}).bucket is None
+
+
+def test_pids_are_taken_once_each_in_order():
+    assert parse_request({"name": "web", "pids": [7, 5, 7]}).pids == (7, 5)
