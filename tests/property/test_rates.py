@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import rates
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 FACTORS = {
@@ -50,6 +50,7 @@ def test_a_bucket_in_bytes_is_taken_as_it_is(size):
 
 
 @given(st.integers(rates.MIN_RATE, rates.MAX_RATE))
+@example(124_950)  # 999.6 kbit/s
 def test_both_units_are_shown_and_agree(rate):
     shown, _space, bits = rates.show_rate(rate).partition(" B/s (")
     number, unit = bits.rstrip(")").split(" ")
