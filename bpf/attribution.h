@@ -12,10 +12,24 @@
 
 #include "layout.h"
 
+#define ATTRIBUTION_SLOTS 65536 /* a power of two */
+#define ATTRIBUTION_FACTOR 0xf5ef807705b5ec69ULL /* random and odd: no bit is lost */
+
 /* Innermost rule first: it is the likeliest to drop, and nothing needs to be given back then. 0 ends the list. */
 struct attribution {
 	__u64 rules[LIMITER_MAX_NESTED];
-	__u64 generation;
+};
+
+/*
+ * One slot for all cgroups whose ids are equal in their low bits; ids are given out
+ * one after the other, so few share one. A slot is written and read without a lock:
+ * `check` fits only the rules that it was written with, for one cgroup in one generation, so
+ * a slot that belongs to another, is old or half written is not believed. An array,
+ * because its lookup is inlined: a hash lookup costs ten times as much.
+ */
+struct attribution_slot {
+	__u64 check;
+	struct attribution found;
 };
 
 struct {
@@ -41,13 +55,29 @@ struct {
 	__type(value, struct rate_limit_control);
 } rate_limit_control_map SEC(".maps");
 
-/* Not pinned: it begins empty with every program. Entries of cgroups that are gone age out. */
+/* Not pinned: it begins empty with every program. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, LIMITER_MAX_RULES);
-	__type(key, __u64);
-	__type(value, struct attribution);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ATTRIBUTION_SLOTS);
+	__type(key, __u32);
+	__type(value, struct attribution_slot);
 } attribution_cache SEC(".maps");
+
+/*
+ * A sum with powers of a factor that was drawn by lot: that two different answers
+ * have one sum is as likely as guessing 64 bits.
+ */
+static __always_inline __u64 attribution_check(__u64 cgroup, __u32 generation, const struct attribution *found)
+{
+	__u64 factor = ATTRIBUTION_FACTOR, check = cgroup + generation * factor;
+
+#pragma unroll
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
+		factor *= ATTRIBUTION_FACTOR;
+		check += found->rules[i] * factor;
+	}
+	return check;
+}
 
 static __always_inline void attribution_add(struct attribution *found, __u64 rule)
 {
@@ -99,39 +129,46 @@ static __always_inline bool attribution_bound(struct __sk_buff *skb, struct attr
 	return true;
 }
 
+static __always_inline void attribution_walk(struct __sk_buff *skb, struct attribution *found)
+{
+	*found = (struct attribution){};
+	for (int level = 0; level < LIMITER_MAX_DEPTH; level++)
+		if (!attribution_add_level(skb, level, found))
+			break;
+}
+
 /* Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. */
 static __always_inline bool attribution_find(struct __sk_buff *skb, struct attribution *found)
 {
 	struct rate_limit_control *control;
-	struct attribution *cached;
-	__u32 zero = 0;
+	struct attribution_slot *slot;
+	__u32 index = 0, generation;
 	__u64 cgroup;
 
-	control = bpf_map_lookup_elem(&rate_limit_control_map, &zero);
+	control = bpf_map_lookup_elem(&rate_limit_control_map, &index);
 	if (!control)
 		return false;
 	/* Read before the walk: members that change during it make the answer stale, not wrong for ever. */
-	found->generation = *(volatile __u32 *)&control->generation;
-	if (!found->generation)
+	generation = *(volatile __u32 *)&control->generation;
+	if (!generation)
 		return false;
 	if (control->bound_sockets && attribution_bound(skb, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
-	cached = bpf_map_lookup_elem(&attribution_cache, &cgroup);
-	if (cached && cached->generation == found->generation) {
-		if (!cached->rules[0])
-			return false;
-#pragma unroll
-		for (int i = 0; i < LIMITER_MAX_NESTED; i++)
-			found->rules[i] = cached->rules[i];
-		return true;
+	index = cgroup & (ATTRIBUTION_SLOTS - 1);
+	slot = bpf_map_lookup_elem(&attribution_cache, &index);
+	if (!slot)
+		return false;
+	*found = slot->found;
+	/* What is checked must be what is used, not a second read of the slot. */
+	barrier();
+	if (attribution_check(cgroup, generation, found) != slot->check) {
+		attribution_walk(skb, found);
+		slot->found = *found;
+		slot->check = attribution_check(cgroup, generation, found);
 	}
-	for (int level = 0; level < LIMITER_MAX_DEPTH; level++)
-		if (!attribution_add_level(skb, level, found))
-			break;
-	bpf_map_update_elem(&attribution_cache, &cgroup, found, BPF_ANY);
 	return found->rules[0];
 }
 #endif

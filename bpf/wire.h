@@ -12,7 +12,10 @@
 /* Extension headers that are looked through for the transport header; a sender's stack makes at most these four. */
 #define WIRE_MAX_EXTENSIONS 4
 #define WIRE_IPV4_VERSION 4
+#define WIRE_IPV4_HEADER 20
+#define WIRE_IPV4_PROTOCOL 9 /* offset */
 #define WIRE_IPV6_HEADER 40
+#define WIRE_IPV6_NEXT 6 /* offset */
 #define WIRE_UDP_HEADER 8
 #define NEXTHDR_HOP 0
 #define NEXTHDR_ROUTING 43
@@ -41,10 +44,10 @@ static __always_inline __u32 wire_segment_header(struct __sk_buff *skb)
 
 	if (first >> 4 == WIRE_IPV4_VERSION) {
 		offset = (first & 0xf) * 4;
-		protocol = wire_byte(skb, 9);
+		protocol = wire_byte(skb, WIRE_IPV4_PROTOCOL);
 	} else {
 		offset = WIRE_IPV6_HEADER;
-		protocol = wire_byte(skb, 6);
+		protocol = wire_byte(skb, WIRE_IPV6_NEXT);
 		for (int i = 0; i < WIRE_MAX_EXTENSIONS; i++) {
 			if (protocol != NEXTHDR_HOP && protocol != NEXTHDR_ROUTING && protocol != NEXTHDR_DEST)
 				break;
@@ -57,13 +60,22 @@ static __always_inline __u32 wire_segment_header(struct __sk_buff *skb)
 	return offset + WIRE_UDP_HEADER;
 }
 
+/* Read from the packet, since a helper call costs as much as all of this. Behind an extension header TCP is not seen. */
+static __always_inline bool wire_is_tcp(struct __sk_buff *skb)
+{
+	__u8 *ip = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if ((void *)ip + WIRE_IPV4_HEADER > end)
+		return false;
+	return ip[ip[0] >> 4 == WIRE_IPV4_VERSION ? WIRE_IPV4_PROTOCOL : WIRE_IPV6_NEXT] == IPPROTO_TCP;
+}
+
 static __always_inline void wire_measure(struct __sk_buff *skb, struct packet *packet)
 {
 	__u32 size = skb->gso_size, segments, header;
-	struct bpf_sock *sk = skb->sk;
 
-	sk = sk ? bpf_sk_fullsock(sk) : NULL;
-	packet->tcp = sk && sk->protocol == IPPROTO_TCP;
+	packet->tcp = wire_is_tcp(skb);
 	packet->bytes = skb->len;
 	packet->segments = 1;
 	if (!size)
