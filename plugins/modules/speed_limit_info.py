@@ -9,7 +9,8 @@ module: speed_limit_info
 short_description: Show the limits of a host, and what they need
 version_added: 0.1.0
 description:
-  - Shows the rules with their counters, the processes in them, the program, every BPF program that runs on the same hook, ours or not, and
+  - Shows the rules with their counters, the processes in them, the program, every BPF program that runs on the same
+    hook, ours or not, and
     what the host lacks.
   - Changes nothing and mounts nothing. What is missing is reported, and the rest is still returned.
 author:
@@ -29,11 +30,13 @@ attributes:
     support: full
     details:
       - This module does not modify state.
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no
+      change.
 options:
   gather:
     description:
-      - What to look at. V(host) is the kernel, cgroup2, BTF, libbpf, clang, and what is missing; V(hook) every BPF program that runs for a
+      - What to look at. V(host) is the kernel, cgroup2, BTF, libbpf, clang, and what is missing; V(hook) every BPF
+        program that runs for a
         packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root.
     type: list
     elements: str
@@ -191,7 +194,13 @@ PARTS = ("host", "program", "rules", "processes", "hook")
 def work(module: AnsibleModule) -> Result:
     """What was asked for."""
     info = Info(module.run_command, module.params["name"], module.params["pid"], module.params["cgroup_path"])
-    look = {"host": info.describe_host, "program": info.program, "rules": info.rules, "processes": info.processes, "hook": info.hook}
+    look = {
+        "host": info.describe_host,
+        "program": info.program,
+        "rules": info.rules,
+        "processes": info.processes,
+        "hook": info.hook,
+    }
     found: Result = {part: look[part]() for part in PARTS if part in module.params["gather"]}
     return {"changed": False, "warnings": info.warnings, **found}
 

@@ -9,9 +9,11 @@ module: speed_limit_program
 short_description: Load, upgrade, move or unload the program that limits bandwidth
 version_added: 0.1.0
 description:
-  - Builds the BPF object on the host where its source, the compiler, the kernel's BTF or the architecture changed, and loads it where
+  - Builds the BPF object on the host where its source, the compiler, the kernel's BTF or the architecture changed, and
+    loads it where
     another program runs, or none.
-  - The running program is replaced in one step of the kernel. Rules, tokens and counters stay, and no packet is unlimited meanwhile.
+  - The running program is replaced in one step of the kernel. Rules, tokens and counters stay, and no packet is
+    unlimited meanwhile.
 author:
   - Speed Limiter contributors (@speed-limiter)
 extends_documentation_fragment:
@@ -21,13 +23,15 @@ attributes:
     support: partial
     details:
       - O(state=reloaded) loads the program again each time.
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no
+      change.
 options:
   state:
     description:
       - V(present) builds and loads only what differs.
       - V(reloaded) loads the program again in any case.
-      - V(absent) unloads it. While there are rules, a warning names those that are no longer enforced, and their maps stay, so that loading
+      - V(absent) unloads it. While there are rules, a warning names those that are no longer enforced, and their maps
+        stay, so that loading
         the program enforces them again.
     type: str
     choices: [present, absent, reloaded]
@@ -38,7 +42,8 @@ options:
     type: path
   cgroup_path:
     description:
-      - The cgroup that the program is attached to, as an absolute path or as C(/proc/PID/cgroup) shows it; rules limit what is below it.
+      - The cgroup that the program is attached to, as an absolute path or as C(/proc/PID/cgroup) shows it; rules limit
+        what is below it.
       - The program is attached to a new place before it leaves the old one.
     type: str
     default: /
@@ -94,7 +99,11 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforc
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import attach, detach, program_line
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import (
+    attach,
+    detach,
+    program_line,
+)
 
 
 def work(module: AnsibleModule) -> Result:

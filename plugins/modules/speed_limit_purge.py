@@ -19,10 +19,12 @@ extends_documentation_fragment:
 options:
   scope:
     description:
-      - V(stale) removes what was left behind, which is rules V(pid-<pid>) whose process has ended and left no descendant in it, rules that a killed
+      - V(stale) removes what was left behind, which is rules V(pid-<pid>) whose process has ended and left no
+        descendant in it, rules that a killed
         task left half made, and entries of cgroups that are gone.
       - V(rules) removes all rules, too.
-      - V(all) also unloads the program and removes its maps, the cgroup C(speed_limiter) and what was remembered about processes.
+      - V(all) also unloads the program and removes its maps, the cgroup C(speed_limiter) and what was remembered about
+        processes.
     type: str
     choices: [stale, rules, all]
     default: rules

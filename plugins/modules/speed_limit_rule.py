@@ -10,7 +10,8 @@ short_description: Limit the bandwidth of a group of processes
 version_added: 0.1.0
 description:
   - Limits what the processes of a rule send, together, with a token bucket on the cgroup egress hook of the kernel.
-  - Processes are moved into the rule's own cgroup and remember where they came from, or a cgroup that exists already (a service, a slice,
+  - Processes are moved into the rule's own cgroup and remember where they came from, or a cgroup that exists already (a
+    service, a slice,
     a user, a container) is limited in place. Connections that are open already are limited too.
   - On a host where the program is not loaded yet, it is loaded, and built first if it must be.
 author:
@@ -21,29 +22,36 @@ extends_documentation_fragment:
 options:
   name:
     description:
-      - Name of the rule. It begins with a letter, a digit or C(_), has at most 128 of those and of C(.), C(@), C(:), C(-), and is
+      - Name of the rule. It begins with a letter, a digit or C(_), has at most 128 of those and of C(.), C(@), C(:),
+        C(-), and is
         not a name that the kernel gives to a file in a cgroup, like V(memory.max).
       - Without it, the rule of a single process is called V(pid-<pid>), and belongs to that very process.
     type: str
   state:
     description:
-      - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently taken out.
-      - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_path) of another cgroup, that
-        cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are ignored.
+      - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently
+        taken out.
+      - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_path) of another
+        cgroup, that
+        cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are
+        ignored.
     type: str
     choices: [present, absent]
     default: present
   rate:
     description:
-      - What the rule may send. An integer is bytes per second; V(k), V(m), V(g) are powers of 1024 bytes per second, as in V(5m);
+      - What the rule may send. An integer is bytes per second; V(k), V(m), V(g) are powers of 1024 bytes per second, as
+        in V(5m);
         V(kbit), V(mbit), V(gbit) are powers of 1000 bits per second, as in V(100mbit).
       - From 8000 (64 kbit/s) to 12500000000 (100 Gbit/s). Forms like V(5mb) or V(5mbps) are ambiguous and refused.
       - Needed only where the rule does not exist yet.
     type: str
   bucket:
     description:
-      - How many bytes may be sent at once after a pause. An integer, or a number with V(k), V(m) or V(g), powers of 1024.
-      - Given a O(rate) without a bucket, the bucket is what the rate sends in one second. Given neither, neither changes.
+      - How many bytes may be sent at once after a pause. An integer, or a number with V(k), V(m) or V(g), powers of
+        1024.
+      - Given a O(rate) without a bucket, the bucket is what the rate sends in one second. Given neither, neither
+        changes.
     type: str
   pid:
     description:
@@ -80,7 +88,8 @@ options:
   cgroup_path:
     description:
       - A cgroup, as an absolute path or as C(/proc/PID/cgroup) shows it.
-      - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member of the rule
+      - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member of
+        the rule
         O(name), with all that runs in it and below it. No process is moved then.
     type: str
   cgid:
@@ -157,7 +166,8 @@ rule:
       returned: success
       sample: /sys/fs/cgroup/speed_limiter/backup
     cgroup_id:
-      description: Id of the rule's own cgroup, which is the rule's key in the maps. Null in check mode for a rule that does not exist yet.
+      description: Id of the rule's own cgroup, which is the rule's key in the maps. Null in check mode for a rule that
+        does not exist yet.
       type: int
       returned: success
       sample: 4217

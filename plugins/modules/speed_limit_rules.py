@@ -26,29 +26,36 @@ options:
     suboptions:
       name:
         description:
-          - Name of the rule. It begins with a letter, a digit or C(_), has at most 128 of those and of C(.), C(@), C(:), C(-), and is
+          - Name of the rule. It begins with a letter, a digit or C(_), has at most 128 of those and of C(.), C(@),
+            C(:), C(-), and is
             not a name that the kernel gives to a file in a cgroup, like V(memory.max).
           - Without it, the rule of a single process is called V(pid-<pid>), and belongs to that very process.
         type: str
       state:
         description:
-          - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently taken out.
-          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_path) of another cgroup, that
-            cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and O(rules[].bucket) are ignored.
+          - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is
+            silently taken out.
+          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_path) of
+            another cgroup, that
+            cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and
+            O(rules[].bucket) are ignored.
         type: str
         choices: [present, absent]
         default: present
       rate:
         description:
-          - What the rule may send. An integer is bytes per second; V(k), V(m), V(g) are powers of 1024 bytes per second, as in V(5m);
+          - What the rule may send. An integer is bytes per second; V(k), V(m), V(g) are powers of 1024 bytes per
+            second, as in V(5m);
             V(kbit), V(mbit), V(gbit) are powers of 1000 bits per second, as in V(100mbit).
           - From 8000 (64 kbit/s) to 12500000000 (100 Gbit/s). Forms like V(5mb) or V(5mbps) are ambiguous and refused.
           - Needed only where the rule does not exist yet.
         type: str
       bucket:
         description:
-          - How many bytes may be sent at once after a pause. An integer, or a number with V(k), V(m) or V(g), powers of 1024.
-          - Given a O(rules[].rate) without a bucket, the bucket is what the rate sends in one second. Given neither, neither changes.
+          - How many bytes may be sent at once after a pause. An integer, or a number with V(k), V(m) or V(g), powers of
+            1024.
+          - Given a O(rules[].rate) without a bucket, the bucket is what the rate sends in one second. Given neither,
+            neither changes.
         type: str
       pid:
         description:
@@ -79,13 +86,15 @@ options:
       children:
         description:
           - Also takes the running descendants of the processes. What they start later is limited in any case.
-          - Neither this nor O(rules[].processes) ever takes process 1, kernel threads, or the task's own process and its ancestors.
+          - Neither this nor O(rules[].processes) ever takes process 1, kernel threads, or the task's own process and
+            its ancestors.
         type: bool
         default: true
       cgroup_path:
         description:
           - A cgroup, as an absolute path or as C(/proc/PID/cgroup) shows it.
-          - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member of the rule
+          - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member
+            of the rule
             O(rules[].name), with all that runs in it and below it. No process is moved then.
         type: str
       cgid:
@@ -99,7 +108,8 @@ options:
         type: bool
   purge:
     description:
-      - Removes the rules that are not in O(rules). Rules that belong to one process (V(pid-1234)) are spared and returned in RV(kept).
+      - Removes the rules that are not in O(rules). Rules that belong to one process (V(pid-1234)) are spared and
+        returned in RV(kept).
     type: bool
     default: false
 seealso:
@@ -174,19 +184,30 @@ def summary(done: Done) -> dict[str, int]:
     created = sum(name not in done.before for name in done.after)
     removed = sum(name not in done.after for name in done.before)
     wanted = {outcome.name for outcome in done.plan.outcomes} - set(done.plan.changed)
-    return {"created": created, "changed": len(done.plan.changed) - created - removed, "removed": removed, "unchanged": len(wanted)}
+    return {
+        "created": created,
+        "changed": len(done.plan.changed) - created - removed,
+        "removed": removed,
+        "unchanged": len(wanted),
+    }
 
 
 def work(module: AnsibleModule) -> Result:
     """All rules, from options to result."""
     requests = parse_requests(module.params["rules"])
     done = enforce(module.run_command, requests, module.check_mode, everything=True, purge=module.params["purge"])
-    selections = {outcome.name or outcome.target.request.where: selection(outcome) for outcome in done.plan.outcomes if outcome.target.request.takes_processes}
+    selections = {
+        outcome.name or outcome.target.request.where: selection(outcome)
+        for outcome in done.plan.outcomes
+        if outcome.target.request.takes_processes
+    }
     return {
         "changed": bool(done.plan.actions),
         "diff": diff_of(done.plan.before, done.plan.after),
         "summary": summary(done),
-        "rules": {name: {"rule": done.after.get(name), "previous": done.before.get(name)} for name in done.plan.changed},
+        "rules": {
+            name: {"rule": done.after.get(name), "previous": done.before.get(name)} for name in done.plan.changed
+        },
         "kept": list(done.plan.kept),
         "matched": {name: found["matched"] for name, found in selections.items()},
         "skipped": {name: found["skipped"] for name, found in selections.items() if found["skipped"]},

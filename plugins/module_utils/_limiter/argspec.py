@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-Spec = t.Dict[str, t.Dict[str, t.Any]]
+Spec = dict[str, dict[str, t.Any]]
 
 EXCLUSIVE = [("pid", "pids", "processes"), ("name", "cgid", "last")]
 
@@ -23,7 +23,12 @@ def rule_spec() -> Spec:
         "pids": {"type": "list", "elements": "int"},
         "processes": {
             "type": "dict",
-            "options": {"name": {"type": "str"}, "exe": {"type": "str"}, "cmdline": {"type": "str"}, "user": {"type": "str"}},
+            "options": {
+                "name": {"type": "str"},
+                "exe": {"type": "str"},
+                "cmdline": {"type": "str"},
+                "user": {"type": "str"},
+            },
         },
         "children": {"type": "bool", "default": True},
         "cgroup_path": {"type": "str"},

@@ -16,9 +16,10 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import choose_object, would_load
 
-Facts = t.Dict[str, t.Any]
+Facts = dict[str, t.Any]
 
-# Longer than building the program takes; another task that still holds the lock then is not one that is worth waiting for.
+# Longer than building the program takes; another task that still holds the lock then is not one that is worth waiting
+# for.
 LOCK_SECONDS = 120.0
 
 
@@ -30,13 +31,19 @@ class Done(t.NamedTuple):
     after: t.Mapping[str, Facts]  # and as they are
 
 
-def enforce(run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False) -> Done:
+def enforce(
+    run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False
+) -> Done:
     """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed."""
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
         host = Host.open(run_command)
         state, targets, seen = observe(host, requests, everything)
         made = plan(state, targets, purge)
-        names = [*made.changed, *(outcome.name for outcome in made.outcomes if outcome.name)] if len(targets) == 1 else made.changed
+        names = (
+            [*made.changed, *(outcome.name for outcome in made.outcomes if outcome.name)]
+            if len(targets) == 1
+            else made.changed
+        )
         before = {name: facts(host, state.rules[name]) for name in names if name in state.rules}
         if check:
             applied = Applied((), tuple(would_load(choose_object(host), "/")) if made.loads_program else ())
@@ -65,4 +72,7 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
 
 def selection(outcome: Outcome) -> Facts:
     """What a request matched and what it never takes, for the result."""
-    return {"matched": list(outcome.target.matched), "skipped": [skipped._asdict() for skipped in outcome.target.skipped]}
+    return {
+        "matched": list(outcome.target.matched),
+        "skipped": [skipped._asdict() for skipped in outcome.target.skipped],
+    }

@@ -9,11 +9,10 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
-
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import Spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 
-Result = t.Dict[str, t.Any]
+Result = dict[str, t.Any]
 
 # Where distributions put the interpreter that their python3-cffi-backend and python3-psutil belong to.
 _INTERPRETERS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python3.11", "/usr/bin/python3.12"]

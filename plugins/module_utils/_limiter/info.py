@@ -1,7 +1,9 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What speed_limit_info gathers. Every part is looked at by itself: what is missing is reported, and the rest still comes."""
+"""What speed_limit_info gathers. Every part is looked at by itself: what is missing is reported, and the rest still
+comes.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +55,16 @@ class Info:
         if not os.path.exists(_BTF):
             self.missing.append(f"{_BTF} does not exist: the kernel was built without CONFIG_DEBUG_INFO_BTF.")
         if not pins.is_mounted():
-            self.missing.append(f"bpffs is not mounted at {pins.BPFFS}: the first rule task, or the role setup, mounts it.")
+            self.missing.append(
+                f"bpffs is not mounted at {pins.BPFFS}: the first rule task, or the role setup, mounts it."
+            )
         if not _importable("psutil"):
             self.missing.append(f"psutil is not installed for {sys.executable}: only processes (a selector) needs it.")
         compiler = self._compiler()
         if compiler is None:
-            self.missing.append("clang is not installed: only building the program needs it; an object that was built elsewhere does as well.")
+            self.missing.append(
+                "clang is not installed: only building the program needs it; an object built elsewhere does as well."
+            )
         return {
             "kernel": kernel,
             "architecture": os.uname().machine,
@@ -85,20 +91,34 @@ class Info:
     def rules(self) -> list[Facts]:
         """The rules, or those that limit the process or the cgroup that was asked for."""
         if self.host is None:
-            return [{"name": name} for name in (self.cgroups.rule_names() if self.cgroups else []) if self.name in (None, name)]
+            return [
+                {"name": name}
+                for name in (self.cgroups.rule_names() if self.cgroups else [])
+                if self.name in (None, name)
+            ]
         state, _targets, warnings = observe(self.host, (), everything=True)
         self.warnings += warnings
         cgroup = self._cgroup()
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
         if cgroup is not None:
-            found = [rule for rule in found if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))]
+            found = [
+                rule
+                for rule in found
+                if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))
+            ]
         return [facts(self.host, rule) for rule in found]
 
     def processes(self) -> list[Facts]:
         """The processes that are in rules' own cgroups, or the one that was asked for."""
         if self.cgroups is None:
             return []
-        pids = [self.pid] if self.pid else [pid for name in self.cgroups.rule_names() for pid in self.cgroups.pids(self.cgroups.rule_cgroup(name))]
+        pids = (
+            [self.pid]
+            if self.pid
+            else [
+                pid for name in self.cgroups.rule_names() for pid in self.cgroups.pids(self.cgroups.rule_cgroup(name))
+            ]
+        )
         living = [process for process in (processes.read(pid) for pid in pids) if process]
         return [self._process(process) for process in living if self.name in (None, rule_of(process.cgroup))]
 
@@ -125,7 +145,9 @@ class Info:
         if self.pid is not None:
             process = processes.read(self.pid)
             if process is None:
-                raise LimiterError("dead_process", f"pid: process {self.pid} does not exist", "", "Give a living process")
+                raise LimiterError(
+                    "dead_process", f"pid: process {self.pid} does not exist", "", "Give a living process"
+                )
             return process.cgroup
         return None
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The steps that a plan may consist of. Each can be done twice without harm: a killed run is completed by the next one's plan."""
+"""The steps that a plan may consist of. Each can be done twice without harm: a killed run is completed by the next
+one's plan.
+"""
 
 from __future__ import annotations
 

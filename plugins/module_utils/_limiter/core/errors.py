@@ -10,7 +10,8 @@ class LimiterError(Exception):
     """A failure that a user can act on.
 
     ``kind`` is a short stable word that tests and callers may compare (``no_cgroup2``, ``dead_process`` ...);
-    ``what`` says what failed, ``why`` the cause (with the errno's name where the kernel refused), ``remedy`` what to do.
+    ``what`` says what failed, ``why`` the cause (with the errno's name where the kernel
+    refused), ``remedy`` what to do.
     """
 
     def __init__(self, kind: str, what: str, why: str = "", remedy: str = "") -> None:

@@ -1,9 +1,11 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The values that observation, plan and application pass to each other. NamedTuples: a dataclass costs ten times as much to define.
+"""The values that observation, plan and application pass to each other. NamedTuples: a dataclass costs ten times as
+much to define.
 
-Cgroups are named by their path below the cgroup2 mount, as in /proc/PID/cgroup: ``/`` is the root, ``/system.slice/a.service``.
+Cgroups are named by their path below the cgroup2 mount, as in /proc/PID/cgroup: ``/`` is the root,
+``/system.slice/a.service``.
 Rates are bytes per second, buckets bytes, start times clock ticks since boot (field 22 of /proc/PID/stat).
 """
 

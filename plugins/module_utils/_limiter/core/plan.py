@@ -22,7 +22,12 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.a
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import MAX_NESTED
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import HostState, Limit, Rule, Target
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
+    HostState,
+    Limit,
+    Rule,
+    Target,
+)
 
 MANAGED = "/speed_limiter"
 _AUTOMATIC = re.compile(r"pid-[0-9]+")
@@ -66,7 +71,8 @@ def rule_of(cgroup: str) -> str | None:
 def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> Plan:
     """The steps that make the host as the targets want it.
 
-    Raises LimiterError before anything is touched: ``dead_process``, ``stale_rule``, ``rate_needed``, ``member_taken``, ``nested_too_deep``.
+    Raises LimiterError before anything is touched: ``dead_process``, ``stale_rule``, ``rate_needed``, ``member_taken``,
+    ``nested_too_deep``.
     """
     draft = _Draft(state)
     outcomes = []
@@ -75,7 +81,12 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
         draft.actions.append(LoadProgram())
     for target in targets:
         if target.name in names:
-            raise LimiterError("bad_options", f"{target.request.where}the rule {target.name!r} is given twice", "", "Give each rule once")
+            raise LimiterError(
+                "bad_options",
+                f"{target.request.where}the rule {target.name!r} is given twice",
+                "",
+                "Give each rule once",
+            )
         if target.name is not None:
             names.add(target.name)
         if target.request.present:
@@ -121,10 +132,20 @@ class _Draft:
     def present(self, target: Target) -> None:
         request, name = target.request, target.name
         if name is None:
-            raise LimiterError("no_rule", f"{request.where}there is no such rule", "nothing has that id, or no rule was set yet", "Give name and rate")
+            raise LimiterError(
+                "no_rule",
+                f"{request.where}there is no such rule",
+                "nothing has that id, or no rule was set yet",
+                "Give name and rate",
+            )
         if target.dead:
             pids = ", ".join(str(pid) for pid in target.dead)
-            raise LimiterError("dead_process", f"{request.where}process {pids} does not exist", "", "Nothing was changed. Give a living process")
+            raise LimiterError(
+                "dead_process",
+                f"{request.where}process {pids} does not exist",
+                "",
+                "Nothing was changed. Give a living process",
+            )
         if target.automatic:
             self._make_room(target)
         rule = self.rules.get(name)
@@ -145,7 +166,12 @@ class _Draft:
         old = rule.limit if rule else None
         rate = request.rate if request.rate is not None else old.rate if old else None
         if rate is None:
-            raise LimiterError("rate_needed", f"{request.where}rate is needed", f"the rule {target.name!r} does not exist yet", "Add rate")
+            raise LimiterError(
+                "rate_needed",
+                f"{request.where}rate is needed",
+                f"the rule {target.name!r} does not exist yet",
+                "Add rate",
+            )
         return Limit(rate, request.bucket if request.bucket is not None else old.bucket if old else rate)
 
     def _make_room(self, target: Target) -> None:
@@ -179,7 +205,7 @@ class _Draft:
                 "member_taken",
                 f"{target.request.where}{member} is already limited by the rule {owner!r}",
                 "a cgroup belongs to one rule",
-                "Remove it there first (state=absent with that name and cgroup_path), or limit a cgroup above or below it",
+                "Remove it there first (state=absent with that name and cgroup_path), or limit one above or below it",
             )
         self.owners[member] = rule.name
         self._do(AddMember(rule.name, member), rule._replace(members=(*rule.members, member)))
@@ -195,7 +221,8 @@ class _Draft:
             lost = self.state.lost_limits.get(cgroup, ())
             if lost:
                 self.warnings.append(
-                    f"processes leave {cgroup} and with it its {', '.join(lost)}; to keep them, limit that cgroup in place: cgroup_path={cgroup}"
+                    f"processes leave {cgroup} and with it its {', '.join(lost)}; "
+                    f"to keep them, limit that cgroup in place: cgroup_path={cgroup}"
                 )
         pids = {process.pid for process in moved}
         for other in {rule_of(process.cgroup) for process in moved} - {None}:
@@ -218,7 +245,9 @@ class _Draft:
         elif target.name not in self.rules:
             return
         elif request.takes_processes:
-            self._release(target.name, {process.pid for process in target.processes if rule_of(process.cgroup) == target.name})
+            self._release(
+                target.name, {process.pid for process in target.processes if rule_of(process.cgroup) == target.name}
+            )
         elif target.member is not None:
             rule = self.rules[target.name]
             if target.member in rule.members:
@@ -254,7 +283,10 @@ class _Draft:
 
     def _drop_member(self, rule: Rule, member: str) -> None:
         self.owners.pop(member, None)
-        self._do(RemoveMember(rule.name, member), rule._replace(members=tuple(other for other in rule.members if other != member)))
+        self._do(
+            RemoveMember(rule.name, member),
+            rule._replace(members=tuple(other for other in rule.members if other != member)),
+        )
 
     def remove(self, name: str) -> None:
         """A rule goes with its members, and its processes go back."""
@@ -286,8 +318,19 @@ class _Draft:
             if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
                 self.remove(name)
         removed = {action.name for action in self.actions if isinstance(action, RemoveRule)}
-        changed = tuple(name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name))
+        changed = tuple(
+            name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name)
+        )
         loads = any(isinstance(action, LoadProgram) for action in self.actions)
         before, after = diff.texts(changed, self.state.rules, self.rules, loads)
         fresh = tuple(outcome._replace(after=self.rules.get(outcome.name or "")) for outcome in outcomes)
-        return Plan(tuple(self.actions), fresh, self.rules, changed, tuple(kept), before, after, tuple(dict.fromkeys(self.warnings)))
+        return Plan(
+            tuple(self.actions),
+            fresh,
+            self.rules,
+            changed,
+            tuple(kept),
+            before,
+            after,
+            tuple(dict.fromkeys(self.warnings)),
+        )

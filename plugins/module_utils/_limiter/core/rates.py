@@ -1,7 +1,9 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rates and sizes: what a user may write, and how they are shown. Everything inside is an integer: bytes per second, bytes."""
+"""Rates and sizes: what a user may write, and how they are shown. Everything inside is an integer: bytes per second,
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ _BITS = {"kbit": 1000 // 8, "mbit": 1000**2 // 8, "gbit": 1000**3 // 8}
 def parse_rate(option: str, value: object) -> int:
     """A rate in bytes per second.
 
-    ``k``, ``m``, ``g`` are powers of 1024 bytes, as in the tool that this collection replaces; ``kbit``, ``mbit``, ``gbit`` powers of
+    ``k``, ``m``, ``g`` are powers of 1024 bytes, as in the tool that this collection replaces; ``kbit``, ``mbit``,
+    ``gbit`` powers of
     1000 bits, as in tc(8). ``mb``, ``mbps`` and the like mean different things to different tools and are refused.
     Raises LimiterError ``bad_rate`` that names the option, the value and the accepted forms.
     """
@@ -73,7 +76,9 @@ def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, fo
         return int(match.group(1)) * factor
     exact = Fraction(match.group(1)) * factor
     if exact.denominator != 1:
-        raise LimiterError(kind, f"{option}: {value!r} is refused", "it is not a whole number of bytes", f"Give {forms}")
+        raise LimiterError(
+            kind, f"{option}: {value!r} is refused", "it is not a whole number of bytes", f"Give {forms}"
+        )
     return int(exact)
 
 

@@ -83,7 +83,10 @@ def _pids(where: str, given: Options) -> tuple[int, ...]:
             raise LimiterError("bad_pid", f"{where}pid {pid} is refused", "a process id is a positive number")
         if pid == 1:
             raise LimiterError(
-                "bad_pid", f"{where}pid 1 is refused", "the init process is never moved", "Limit a unit or a slice with cgroup_path"
+                "bad_pid",
+                f"{where}pid 1 is refused",
+                "the init process is never moved",
+                "Limit a unit or a slice with cgroup_path",
             )
     return tuple(dict.fromkeys(pids))
 
@@ -93,5 +96,7 @@ def _selector(where: str, processes: Options | None) -> Selector | None:
         return None
     selector = Selector(**{key: processes.get(key) for key in Selector._fields})
     if not any(selector):
-        raise LimiterError("bad_selector", f"{where}processes: nothing is selected", "", "Give name, exe, cmdline or user")
+        raise LimiterError(
+            "bad_selector", f"{where}processes: nothing is selected", "", "Give name, exe, cmdline or user"
+        )
     return selector

@@ -19,7 +19,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.origins import Origins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import load_if_absent
 
-# Rounds of looking for children that were forked while their parents were being moved. A process that forks faster than this is reported.
+# Rounds of looking for children that were forked while their parents were being moved. A process that forks faster than
+# this is reported.
 _FORK_ROUNDS = 20
 
 
@@ -81,7 +82,9 @@ class _Application:
             self.origins.close(self.origins.written.last, self.cgroups.rule_names())
 
     def _announce(self) -> None:
-        """Make every cached attribution stale. Twice: a CPU with weakly ordered loads may pair the first new generation with an old member."""
+        """Make every cached attribution stale. Twice: a CPU with weakly ordered loads may pair the first new generation
+        with an old member.
+        """
         if self.host.maps:
             self.host.maps.bump_generation()
             self.host.maps.bump_generation()
@@ -111,7 +114,9 @@ class _Application:
     def _add_member(self, action: do.AddMember) -> None:
         member = self.cgroups.identifier(action.cgroup)
         if member is None:
-            raise LimiterError("no_cgroup", f"{action.cgroup} disappeared while this task ran", "", "Run the task again")
+            raise LimiterError(
+                "no_cgroup", f"{action.cgroup} disappeared while this task ran", "", "Run the task again"
+            )
         maps = self.host.opened_maps
         self.undos.append(lambda: maps.remove_member(member))
         maps.add_member(member, self._identifier(action.name))
@@ -142,14 +147,21 @@ class _Application:
             if not [process for process in late if self._move(process, action)]:
                 self._cover([*pids, *(process.pid for process in found if process)])
                 return
-        self.warnings.append(f"some children of the processes in {action.name!r} are forked faster than they can be moved; run the task again")
+        self.warnings.append(
+            f"children of the processes in {action.name!r} are forked faster than they can be moved; run the task again"
+        )
 
     def _move(self, process: Process, action: do.Take) -> bool:
         """Whether the process was moved; one that is gone is an error only where the user named it."""
         now = processes.read(process.pid)
         try:
             if now is None or now.start_time != process.start_time:
-                raise LimiterError("dead_process", f"process {process.pid} ended while this task ran", "", "Nothing was changed. Run the task again")
+                raise LimiterError(
+                    "dead_process",
+                    f"process {process.pid} ended while this task ran",
+                    "",
+                    "Nothing was changed. Run the task again",
+                )
             self.cgroups.move(process.pid, self.cgroups.rule_cgroup(action.name))
         except LimiterError as error:
             if error.kind == "dead_process" and process.pid not in action.named:
@@ -172,11 +184,15 @@ class _Application:
     def _identifier(self, name: str) -> int:
         cgroup_id = self.cgroups.identifier(self.cgroups.rule_cgroup(name))
         if cgroup_id is None:
-            raise LimiterError("no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again")
+            raise LimiterError(
+                "no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again"
+            )
         return cgroup_id
 
     def _remove(self, name: str) -> None:
-        """A rule goes: its processes first, then what the kernel knows of it, its cgroup last, so that a killed run is seen by the next."""
+        """A rule goes: its processes first, then what the kernel knows of it, its cgroup last, so that a killed run is
+        seen by the next.
+        """
         cgroup = self.cgroups.rule_cgroup(name)
         cgroup_id = self.cgroups.identifier(cgroup)
         if cgroup_id is None:
@@ -223,7 +239,9 @@ class _Application:
         for pid in dict.fromkeys(pids):
             process = processes.read(pid)
             name = rule_of(process.cgroup) if process else None
-            by_rule.setdefault(self.cgroups.identifier(self.cgroups.rule_cgroup(name)) if name else None, []).append(pid)
+            by_rule.setdefault(self.cgroups.identifier(self.cgroups.rule_cgroup(name)) if name else None, []).append(
+                pid
+            )
         maps = self.host.maps
         if maps is None:
             return
@@ -246,7 +264,9 @@ class _Application:
 
 
 def forget_rule(maps: Maps, rule: int, members: t.Iterable[int]) -> None:
-    """Take a rule out of every map, members first: an attribution that is still cached then finds no limit, and packets pass."""
+    """Take a rule out of every map, members first: an attribution that is still cached then finds no limit, and packets
+    pass.
+    """
     for member in (rule, *members):
         maps.remove_member(member)
     maps.remove_limit(rule)

@@ -31,10 +31,16 @@ class Host:
     def open(cls, run_command: RunCommand) -> Host:
         """Open what is there; touches nothing.
 
-        Raises LimiterError: ``not_root``, ``missing_dependency``, ``no_cgroup2``, ``unsafe_pin_directory``, ``foreign_pin``, ``other_schema``.
+        Raises LimiterError: ``not_root``, ``missing_dependency``, ``no_cgroup2``, ``unsafe_pin_directory``,
+        ``foreign_pin``, ``other_schema``.
         """
         if os.geteuid() != 0:
-            raise LimiterError("not_root", "this needs root", "EPERM (the task runs as another user)", "Add become: true, or -b on the command line")
+            raise LimiterError(
+                "not_root",
+                "this needs root",
+                "EPERM (the task runs as another user)",
+                "Add become: true, or -b on the command line",
+            )
         return cls(Cgroups.find(), load(), run_command)
 
     def refresh(self) -> None:
@@ -47,5 +53,7 @@ class Host:
     def opened_maps(self) -> Maps:
         """The maps, where a program must have been loaded before. Raises LimiterError ``no_maps``."""
         if self.maps is None:
-            raise LimiterError("no_maps", "the maps are not pinned", "something removed them while this task ran", "Run the task again")
+            raise LimiterError(
+                "no_maps", "the maps are not pinned", "something removed them while this task ran", "Run the task again"
+            )
         return self.maps

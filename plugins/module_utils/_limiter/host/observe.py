@@ -10,16 +10,27 @@ import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import MAX_DEPTH
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import HostState, Memory, Process, Request, Rule, Skipped, Target
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
+    HostState,
+    Process,
+    Request,
+    Rule,
+    Skipped,
+    Target,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import MANAGED, rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 
 
-def observe(host: Host, requests: t.Sequence[Request], everything: bool = False) -> tuple[HostState, tuple[Target, ...], list[str]]:
-    """The state that a plan needs, what each request means on this host, and warnings. ``everything`` looks at all rules.
+def observe(
+    host: Host, requests: t.Sequence[Request], everything: bool = False
+) -> tuple[HostState, tuple[Target, ...], list[str]]:
+    """The state that a plan needs, what each request means on this host, and warnings. ``everything`` looks at all
+    rules.
 
-    Raises LimiterError for what a request names and this host does not have: ``kernel_thread``, ``no_cgroup``, ``bad_cgroup_path`` …
+    Raises LimiterError for what a request names and this host does not have: ``kernel_thread``, ``no_cgroup``,
+    ``bad_cgroup_path`` …
     """
     return _Observation(host, everything).look(requests)
 
@@ -87,14 +98,23 @@ class _Observation:
             if name and self.cgroups.identifier(self.cgroups.rule_cgroup(name)) != request.cgroup_id:
                 name = None
         if request.last:
-            name = self.memory.last if self.memory.last and self.cgroups.exists(self.cgroups.rule_cgroup(self.memory.last)) else None
+            name = (
+                self.memory.last
+                if self.memory.last and self.cgroups.exists(self.cgroups.rule_cgroup(self.memory.last))
+                else None
+            )
         if request.cgroup_path is None:
             return name, None
         path = self.cgroups.relative(request.cgroup_path)
         if path == MANAGED or path.startswith(f"{MANAGED}/"):
             return self._own_cgroup(request, path), None
         if name is None:
-            raise LimiterError("bad_options", f"{request.where}cgroup_path: {path} is limited in place", "that needs the name of a rule", "Add name")
+            raise LimiterError(
+                "bad_options",
+                f"{request.where}cgroup_path: {path} is limited in place",
+                "that needs the name of a rule",
+                "Add name",
+            )
         if request.present:
             if not self.cgroups.exists(path):
                 raise LimiterError(
@@ -122,10 +142,17 @@ class _Observation:
                 f"Give {MANAGED}/<name>, or a cgroup elsewhere",
             )
         if request.name not in (None, name):
-            raise LimiterError("bad_options", f"{request.where}cgroup_path and name disagree", f"{path} is the rule {name!r}", "Give one of them")
+            raise LimiterError(
+                "bad_options",
+                f"{request.where}cgroup_path and name disagree",
+                f"{path} is the rule {name!r}",
+                "Give one of them",
+            )
         return name
 
-    def _processes(self, request: Request) -> tuple[tuple[Process, ...], tuple[int, ...], tuple[int, ...], tuple[Skipped, ...]]:
+    def _processes(
+        self, request: Request
+    ) -> tuple[tuple[Process, ...], tuple[int, ...], tuple[int, ...], tuple[Skipped, ...]]:
         """Living processes (the named ones first), dead pids, what was matched, what is never taken."""
         dead: list[int] = []
         skipped: dict[int, str] = {}
@@ -135,7 +162,12 @@ class _Observation:
             if process is None:
                 dead.append(pid)
             elif processes.is_kernel_thread(pid):
-                raise LimiterError("kernel_thread", f"{request.where}process {pid} is a kernel thread", "it can't be moved", "Give a user process")
+                raise LimiterError(
+                    "kernel_thread",
+                    f"{request.where}process {pid} is a kernel thread",
+                    "it can't be moved",
+                    "Give a user process",
+                )
             else:
                 chosen[pid] = process
         if request.selector is not None:

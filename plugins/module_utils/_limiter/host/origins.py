@@ -42,7 +42,9 @@ class Origins:
             self.homes[name] = home
 
     def home(self, name: str, process: Process) -> str | None:
-        """Where a process goes back to: by its own record, its nearest recorded ancestor's, or the rule's; None: not known."""
+        """Where a process goes back to: by its own record, its nearest recorded ancestor's, or the rule's; None: not
+        known.
+        """
         own = self._own(process)
         if own is not None:
             return own

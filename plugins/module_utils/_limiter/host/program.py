@@ -23,9 +23,11 @@ class Object(t.NamedTuple):
 
 
 def choose_object(host: Host, prebuilt: str | None = None) -> Object:
-    """The object to load: the prebuilt one that was named; else what is, or has to be, built from the source that came along.
+    """The object to load: the prebuilt one that was named; else what is, or has to be, built from the source that came
+    along.
 
-    A host without a compiler loads the object that lies at its place: so one built elsewhere and copied there survives a reboot.
+    A host without a compiler loads the object that lies at its place: so one built elsewhere and copied there survives
+    a reboot.
     Raises LimiterError: ``no_object``, ``bad_object``, ``no_compiler``, ``no_btf``.
     """
     if prebuilt is not None:
@@ -78,10 +80,17 @@ class Change(t.NamedTuple):
 def attach(host: Host, prebuilt: str | None, cgroup: str, reload: bool, check: bool) -> Change:
     """Have the program loaded and attached to ``cgroup``; ``reload`` does it even when nothing differs."""
     if not host.cgroups.exists(cgroup):
-        raise LimiterError("no_cgroup", f"cgroup_path: {cgroup} does not exist", "ENOENT (No such file or directory)", "Give an existing cgroup")
+        raise LimiterError(
+            "no_cgroup",
+            f"cgroup_path: {cgroup} does not exist",
+            "ENOENT (No such file or directory)",
+            "Give an existing cgroup",
+        )
     before = host.programs.current()
     wanted = choose_object(host, prebuilt)
-    as_wanted = before is not None and (before.identity, before.cgroup) == (wanted.identity, cgroup) and not wanted.stale
+    as_wanted = (
+        before is not None and (before.identity, before.cgroup) == (wanted.identity, cgroup) and not wanted.stale
+    )
     done: list[str] = []
     if reload or not as_wanted:
         done = would_load(wanted, cgroup) if check else load(host, wanted, cgroup)
@@ -110,4 +119,8 @@ def program_line(identity: str | None, cgroup: str | None) -> str:
     if identity is None:
         return "program: absent\n"
     kind, _colon, digits = identity.partition(":")
-    return f"program: {kind}:{digits[:12]}, attached to {cgroup}\n" if digits else f"program: {kind}, attached to {cgroup}\n"
+    return (
+        f"program: {kind}:{digits[:12]}, attached to {cgroup}\n"
+        if digits
+        else f"program: {kind}, attached to {cgroup}\n"
+    )

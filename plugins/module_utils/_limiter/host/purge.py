@@ -9,7 +9,11 @@ import os
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import HostState, Rule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, is_automatic, plan_removal
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import (
+    Plan,
+    is_automatic,
+    plan_removal,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import apply, forget_rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
@@ -74,7 +78,9 @@ def _remains(host: Host) -> Remains:
     members = host.maps.members()
     rules = {*host.maps.limits(), *host.maps.state_rules(), *members.values()}
     gone = tuple(sorted(rule for rule in rules if path_of(mount, rule) is None))
-    lost = tuple(sorted(member for member, rule in members.items() if rule not in gone and path_of(mount, member) is None))
+    lost = tuple(
+        sorted(member for member, rule in members.items() if rule not in gone and path_of(mount, member) is None)
+    )
     return Remains(gone, lost)
 
 

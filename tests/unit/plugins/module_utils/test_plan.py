@@ -51,7 +51,10 @@ def kinds(made):
 def test_a_new_rule_is_made_with_the_rate_as_its_bucket():
     made = plan(host(), [target("web", rate="1m")])
     assert made.actions == (do.MakeRule("web", Limit(1048576, 1048576), None),)
-    assert (made.before, made.after) == ("web: absent\n", "web: 1048576 B/s (8.39 Mbit/s), bucket 1048576 B, 0 processes\n")
+    assert (made.before, made.after) == (
+        "web: absent\n",
+        "web: 1048576 B/s (8.39 Mbit/s), bucket 1048576 B, 0 processes\n",
+    )
 
 
 def test_a_rule_that_is_as_wanted_changes_nothing():

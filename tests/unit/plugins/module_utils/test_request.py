@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request, parse_requests
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import (
+    parse_request,
+    parse_requests,
+)
 
 
 @pytest.mark.parametrize(
