@@ -32,9 +32,8 @@ options:
       - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently
         taken out.
       - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_path) of another
-        cgroup, that
-        cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are
-        ignored.
+        cgroup, that cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rate)
+        and O(bucket) are ignored.
     type: str
     choices: [present, absent]
     default: present

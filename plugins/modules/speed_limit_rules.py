@@ -35,10 +35,9 @@ options:
         description:
           - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is
             silently taken out.
-          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_path) of
-            another cgroup, that
-            cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and
-            O(rules[].bucket) are ignored.
+          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_path)
+            of another cgroup, that cgroup is no longer limited; with neither, the rule goes, and all its processes go
+            back. O(rules[].rate) and O(rules[].bucket) are ignored.
         type: str
         choices: [present, absent]
         default: present

@@ -19,7 +19,7 @@ _INTERPRETERS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/p
 
 
 def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, **checks: t.Any) -> None:
-    """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError becomes the task's failure."""
+    """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError fails the task."""
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **checks)
     try:
         _respawn(_needs(module.params))

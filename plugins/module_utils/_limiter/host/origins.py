@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where processes came from: written down before one is moved, so that a killed run leaves nothing that can't go back."""
+"""Where processes came from: written down before one is moved, so that after a killed run each can still go back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 
 
 class Origins:
-    """The memory of one run. Entries of dead processes and of rules that are gone are dropped whenever it is written."""
+    """The memory of one run. Entries of dead processes and of rules that are gone are dropped when it is written."""
 
     def __init__(self, written: Memory) -> None:
         self.written = written
