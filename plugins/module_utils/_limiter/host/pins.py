@@ -98,7 +98,7 @@ def check(libbpf: Libbpf | None = None) -> None:
 
 
 def ensure() -> list[str]:
-    """Mounts bpffs where it is not mounted, makes the directory and says what it did. Raises as `check`, or KernelError."""
+    """Mounts bpffs where it is missing, makes the directory and says what it did. Raises as `check`, or KernelError."""
     done = []
     if not is_mounted():
         if not os.path.isdir(BPFFS):

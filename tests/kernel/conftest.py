@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ports of the kernel side, opened for one test, and everything that they left behind removed after it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from dataplane import cgroup2
+
+
+def pytest_sessionstart() -> None:
+    if not os.path.isdir("/run/sandbox"):
+        pytest.exit("these tests change the host: run  tests/sandbox PYTHON -m pytest tests/kernel", returncode=1)
+
+
+def run_command(arguments: t.Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
+    """AnsibleModule.run_command, as far as the ports use it."""
+    done = subprocess.run(arguments, capture_output=True, text=True, check=check_rc)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def libbpf() -> Libbpf:
+    return load()
+
+
+@pytest.fixture(scope="session")
+def limiter_object(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The real program, built by the collection itself; a copy, since tests of the build remove the original."""
+    path = tmp_path_factory.mktemp("object") / "limiter.bpf.o"
+    path.write_bytes(Path(build.build(run_command)).read_bytes())
+    return str(path)
+
+
+@pytest.fixture
+def cgroups() -> t.Iterator[t.Callable[[str], str]]:
+    """Makes cgroups, named by their path below the mount; they are gone after the test."""
+    made: list[Path] = []
+
+    def make(path: str) -> str:
+        directory = Path(f"{cgroup2()}{path}")
+        directory.mkdir()
+        made.append(directory)
+        return path
+
+    yield make
+    for directory in reversed(made):
+        if directory.is_dir():
+            directory.rmdir()
+
+
+@pytest.fixture
+def programs(libbpf: Libbpf, cgroups: t.Callable[[str], str]) -> t.Iterator[Programs]:
+    """Nothing is loaded or pinned, and no descriptor may be left open."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    it = Programs(libbpf, str(cgroup2()))
+    yield it
+    it.unload()
+    it.remove_maps()
+    assert not os.path.exists(pins.PIN_DIR)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def maps(programs: Programs, limiter_object: str, libbpf: Libbpf) -> t.Iterator[Maps]:
+    """The maps of a program that has just been loaded."""
+    programs.load(limiter_object, "source:test", "/")
+    opened = Maps.open(libbpf)
+    assert opened is not None
+    with opened:
+        yield opened

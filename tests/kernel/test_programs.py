@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""host/programs.py with real programs, ours and other people's, on the hook of real cgroups."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Program
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, closing_fd
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from dataplane import cgroup2, compile_object, load_program
+
+import bpf
+
+RULE, LIMIT = 4711, Limit(rate=10**6, bucket=10**6)
+SOMEONE_ELSES = """#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }
+char LICENSE[] SEC("license") = "GPL";
+"""
+OURS_BUT = '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\n#include "layout.h"\n#include "wire.h"\n'
+OURS_BUT += '#include "charge.h"\n#include "attribution.h"\nchar LICENSE[] SEC("license") = "GPL";\n'
+
+Make = t.Callable[[str], str]
+Compile = t.Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compiles C text, once for each text."""
+    directory = tmp_path_factory.mktemp("foreign")
+    objects: dict[str, str] = {}
+
+    def compile_text(text: str) -> str:
+        if text not in objects:
+            source = directory / f"{len(objects)}.bpf.c"
+            source.write_text(text)
+            objects[text] = str(compile_object(source, source.with_suffix(".o")))
+        return objects[text]
+
+    return compile_text
+
+
+@pytest.fixture
+def attach(compiled: Compile) -> t.Iterator[t.Callable[..., int]]:
+    """Attaches someone else's program, which happens to have our program's name; gives its id."""
+    attached: list[tuple[str, int]] = []
+    fds: list[int] = []
+
+    def attach_to(cgroup: str, *flags: str) -> int:
+        fd = load_program(Path(compiled(SOMEONE_ELSES)), "limit_egress")
+        fds.append(fd)
+        fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+        program_id = int(fields["prog_id"])
+        directory = f"{cgroup2()}{cgroup}"
+        subprocess.run(["bpftool", "cgroup", "attach", directory, "egress", "id", str(program_id), *flags], check=True)
+        attached.append((directory, fd))
+        return program_id
+
+    yield attach_to
+    for directory, fd in attached:
+        bpf.detach(directory, fd)
+    for fd in fds:
+        os.close(fd)
+
+
+def ours(programs: Programs, cgroup: str) -> list[str | None]:
+    """Where our program is attached, of all that runs for a cgroup."""
+    return [entry["cgroup"] for entry in programs.on_hook(cgroup) if entry["ours"]]
+
+
+def program(programs: Programs) -> Program:
+    current = programs.current()
+    assert current is not None
+    return current
+
+
+def limits(libbpf: Libbpf) -> dict[int, Limit]:
+    maps = Maps.open(libbpf)
+    assert maps is not None
+    with maps:
+        return maps.limits()
+
+
+def test_a_program_is_loaded_where_none_was(programs: Programs, limiter_object: str, cgroups: Make) -> None:
+    below = cgroups("/a")
+    assert programs.current() is None
+    programs.load(limiter_object, "source:first", "/")
+    assert (program(programs).identity, program(programs).cgroup) == ("source:first", "/")
+    assert ours(programs, below) == ["/"]
+    assert sorted(os.listdir(pins.PIN_DIR)) == sorted([*pins.MAPS, pins.LINK])
+
+
+def test_an_upgrade_keeps_link_rules_tokens_and_counters(programs: Programs, limiter_object: str, maps: Maps) -> None:
+    maps.set_limit(RULE, LIMIT)
+    maps.make_state(RULE, 12345)
+    state = maps._state.items()
+    before = program(programs)
+    programs.load(limiter_object, "source:second", "/")
+    after = program(programs)
+    assert after.identity == "source:second"
+    assert after.link_id == before.link_id
+    assert after.program_id != before.program_id
+    assert maps.limits() == {RULE: LIMIT}  # through descriptors that were opened before
+    assert maps._state.items() == state
+
+
+def test_a_program_that_nobody_wrote_down_is_unknown(programs: Programs, maps: Maps) -> None:
+    maps.write_control(maps.control()._replace(program_id=1))
+    assert program(programs).identity == "unknown"
+
+
+def test_the_attach_point_moves_and_the_rules_stay(
+    programs: Programs, limiter_object: str, maps: Maps, cgroups: Make
+) -> None:
+    cgroups("/a")
+    maps.set_limit(RULE, LIMIT)
+    programs.load(limiter_object, "source:test", "/a")
+    assert program(programs).cgroup == "/a"
+    assert (ours(programs, "/"), ours(programs, "/a")) == ([], ["/a"])
+    assert not pins.exists(pins.NEW_LINK)
+    assert maps.limits() == {RULE: LIMIT}
+
+
+class Killed(BaseException):
+    """Nobody catches this: what follows does not run, as after SIGKILL."""
+
+
+CHANGING = ("object__load", "obj_pin", "link_create", "link_update", "link_detach", "map_update_elem")
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Ends the run before its step number ``steps`` that could change something outside of the process."""
+    left = [steps]
+
+    def step() -> None:
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+
+    def counted(function: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+        def call(*arguments: t.Any) -> t.Any:
+            step()
+            return function(*arguments)
+
+        return call
+
+    def counted_method(method: t.Callable[..., int]) -> t.Callable[..., int]:
+        def call(self: Libbpf, name: str, *arguments: t.Any) -> int:
+            if name.endswith(CHANGING):
+                step()
+            return method(self, name, *arguments)
+
+        return call
+
+    for name in ("mkdir", "rename", "unlink"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    for name in ("call", "try_call"):
+        monkeypatch.setattr(Libbpf, name, counted_method(getattr(Libbpf, name)))
+
+
+@pytest.mark.parametrize("begin", ["nothing", "loaded", "loaded elsewhere"])
+def test_a_load_that_is_killed_between_any_two_steps_is_completed_by_the_next(
+    programs: Programs, libbpf: Libbpf, limiter_object: str, cgroups: Make, begin: str
+) -> None:
+    cgroups("/a")
+    cgroups("/a/b")
+    for steps in range(100):
+        programs.unload()
+        programs.remove_maps()
+        if begin != "nothing":
+            programs.load(limiter_object, "source:old", "/a" if begin == "loaded" else "/")
+            with t.cast(Maps, Maps.open(libbpf)) as maps:
+                maps.set_limit(RULE, LIMIT)
+        with pytest.MonkeyPatch.context() as patch:
+            kill_after(patch, steps)
+            try:
+                programs.load(limiter_object, "source:new", "/a")
+                killed = False
+            except Killed:
+                killed = True
+        if begin != "nothing":
+            assert ours(programs, "/a/b"), f"unlimited after {steps} steps"
+        programs.load(limiter_object, "source:new", "/a")
+        assert program(programs)[:2] == ("source:new", "/a"), f"after {steps} steps"
+        assert (ours(programs, "/"), ours(programs, "/a/b")) == ([], ["/a"])
+        assert sorted(os.listdir(pins.PIN_DIR)) == sorted([*pins.MAPS, pins.LINK])
+        if begin != "nothing":
+            assert limits(libbpf) == {RULE: LIMIT}
+        if not killed:
+            assert steps >= {"nothing": 11, "loaded": 3, "loaded elsewhere": 6}[begin]
+            return
+    pytest.fail("load() takes more than a hundred steps")
+
+
+def test_a_link_whose_cgroup_is_gone_is_replaced(programs: Programs, limiter_object: str, cgroups: Make) -> None:
+    programs.load(limiter_object, "source:test", cgroups("/gone"))
+    os.rmdir(f"{cgroup2()}/gone")
+    assert programs.current() is None
+    programs.load(limiter_object, "source:test", "/")
+    assert program(programs).cgroup == "/"
+
+
+def test_a_program_without_its_pinned_maps_does_not_count_as_loaded(
+    programs: Programs, limiter_object: str, maps: Maps, libbpf: Libbpf
+) -> None:
+    os.unlink(pins.path("rate_limit_config_map"))
+    assert programs.current() is None
+    programs.load(limiter_object, "source:test", "/")
+    assert ours(programs, "/") == ["/"]
+    assert limits(libbpf) == {}
+
+
+def test_unloading_takes_the_program_away_at_once_and_keeps_the_maps(
+    programs: Programs, maps: Maps, libbpf: Libbpf
+) -> None:
+    maps.set_limit(RULE, LIMIT)
+    assert programs.unload()
+    assert programs.on_hook("/") == []
+    assert programs.current() is None
+    assert limits(libbpf) == {RULE: LIMIT}
+    assert not programs.unload()
+
+
+def test_other_programs_on_the_hook_stay_and_are_told_apart_although_they_have_our_name(
+    programs: Programs, limiter_object: str, cgroups: Make, attach: t.Callable[..., int]
+) -> None:
+    cgroups("/a")
+    cgroups("/a/b")
+    high, low = attach("/", "multi"), attach("/a/b", "multi")
+    programs.load(limiter_object, "source:test", "/a")
+    found = programs.on_hook("/a/b")
+    assert [(entry["id"], entry["cgroup"], entry["ours"]) for entry in found] == [
+        (low, "/a/b", False),
+        (program(programs).program_id, "/a", True),
+        (high, "/", False),
+    ]
+    assert {entry["name"] for entry in found} == {"limit_egress"}
+    assert {entry["attach_flags"] for entry in found} == {"multi"}
+    programs.unload()
+    assert [entry["id"] for entry in programs.on_hook("/a/b")] == [low, high]
+
+
+@pytest.mark.parametrize("flags", [(), ("override",)])
+@pytest.mark.parametrize("attached_to", ["/a", "/a/b"])
+def test_a_program_that_shares_with_none_is_named_and_nothing_is_changed(
+    programs: Programs,
+    limiter_object: str,
+    cgroups: Make,
+    attach: t.Callable[..., int],
+    attached_to: str,
+    flags: tuple[str, ...],
+) -> None:
+    cgroups("/a")
+    cgroups("/a/b")
+    foreign = attach(attached_to, *flags)
+    with pytest.raises(LimiterError) as raised:
+        programs.load(limiter_object, "source:test", "/a/b")
+    assert raised.value.kind == "exclusive_program"
+    for words in ("limit_egress", f"id {foreign})", f"to {attached_to} ", "ALLOW_MULTI", "bpftool cgroup detach"):
+        assert words in str(raised.value)
+    assert programs.current() is None
+    assert [entry["id"] for entry in programs.on_hook("/a/b")] == [foreign]
+    assert [entry["attach_flags"] for entry in programs.on_hook("/a/b")] == [flags[0] if flags else "none"]
+
+
+def test_an_exclusive_program_below_ours_runs_beside_it(
+    programs: Programs, limiter_object: str, cgroups: Make, attach: t.Callable[..., int]
+) -> None:
+    foreign = attach(cgroups("/a"))
+    programs.load(limiter_object, "source:test", "/")
+    assert [entry["id"] for entry in programs.on_hook("/a")] == [foreign, program(programs).program_id]
+
+
+def test_a_hook_that_is_full_is_an_error_of_its_own(
+    programs: Programs, limiter_object: str, libbpf: Libbpf, cgroups: Make, compiled: Compile
+) -> None:
+    cgroup_fd = os.open(f"{cgroup2()}{cgroups('/a')}", os.O_RDONLY)
+    links = []
+    with closing_fd(cgroup_fd), closing_fd(load_program(Path(compiled(SOMEONE_ELSES)), "limit_egress")) as fd:
+        try:
+            links += [libbpf.call("bpf_link_create", fd, cgroup_fd, 1, libbpf.ffi.NULL) for _ in range(64)]
+            assert len(programs.on_hook("/a")) == 64
+            with pytest.raises(LimiterError, match="64 programs.*E2BIG") as raised:
+                programs.load(limiter_object, "source:test", "/a")
+        finally:
+            for link in links:
+                os.close(link)
+    assert raised.value.kind == "too_many_programs"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param(SOMEONE_ELSES, "no map rate_limit_config_map", id="no maps"),
+        pytest.param(
+            OURS_BUT + 'SEC("cgroup_skb/egress") int other(struct __sk_buff *skb) { return 1; }',
+            "no program limit_egress",
+            id="no program",
+        ),
+        pytest.param(
+            OURS_BUT + 'SEC("cgroup_skb/ingress") int limit_egress(struct __sk_buff *skb) { return 1; }',
+            "not for the hook cgroup_skb/egress",
+            id="another hook",
+        ),
+        pytest.param(
+            SOMEONE_ELSES
+            + "".join(
+                "struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); "
+                f'__type(value, __u64); }} {name} SEC(".maps");\n'
+                for name in pins.MAPS
+            ),
+            "map rate_limit_config_map has another type, key or value",
+            id="another layout",
+        ),
+    ],
+)
+def test_an_object_that_is_not_the_limiter_is_refused_before_anything_changes(
+    programs: Programs, compiled: Compile, maps: Maps, text: str, why: str
+) -> None:
+    before = program(programs)
+    with pytest.raises(LimiterError, match=why) as raised:
+        programs.load(compiled(text), "object:bad", "/")
+    assert raised.value.kind == "bad_object"
+    assert program(programs) == before
+
+
+def test_what_is_no_bpf_object_is_refused_with_libbpfs_words(programs: Programs, tmp_path: Path) -> None:
+    text = tmp_path / "text.o"
+    text.write_text("not ELF")
+    with pytest.raises(LimiterError, match="not a proper ELF object") as raised:
+        programs.load(str(text), "object:bad", "/")
+    assert raised.value.kind == "bad_object"
+    with pytest.raises(LimiterError, match="missing.o.*ENOENT") as raised:
+        programs.load(str(tmp_path / "missing.o"), "object:bad", "/")
+    assert raised.value.kind == "bad_object"
+
+
+def test_a_program_that_the_verifier_refuses_is_an_error_with_its_words_and_the_old_one_goes_on(
+    programs: Programs, compiled: Compile, maps: Maps
+) -> None:
+    wild = 'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return *(volatile int *)7; }'
+    before = program(programs)
+    with pytest.raises(LimiterError) as raised:
+        programs.load(compiled(OURS_BUT + wild), "object:bad", "/")
+    assert raised.value.kind == "load_failed"
+    assert "invalid mem access" in raised.value.why
+    assert program(programs) == before
+
+
+def test_maps_that_an_object_wants_pinned_elsewhere_are_not(programs: Programs, compiled: Compile) -> None:
+    text = OURS_BUT + (
+        "struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32);\n"
+        '__uint(pinning, LIBBPF_PIN_BY_NAME); } stray SEC(".maps");\n'
+        'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }'
+    )
+    before = {*os.listdir(pins.BPFFS)}
+    programs.load(compiled(text), "object:stray", "/")
+    assert {*os.listdir(pins.BPFFS)} - before == {"speed_limiter"}
+
+
+def test_a_cgroup_that_does_not_exist_is_named(programs: Programs, limiter_object: str) -> None:
+    for act in (lambda: programs.load(limiter_object, "source:test", "/nowhere"), lambda: programs.on_hook("/nowhere")):
+        with pytest.raises(LimiterError, match="/nowhere.*ENOENT") as raised:
+            act()
+        assert raised.value.kind == "no_cgroup"
+    assert programs.current() is None
+
+
+def test_without_capabilities_the_error_says_which_are_needed(programs: Programs, limiter_object: str) -> None:
+    code = f"""
+import sys
+from {Programs.__module__} import Programs
+from {Libbpf.__module__} import load
+from {LimiterError.__module__} import LimiterError
+try:
+    Programs(load(), {str(cgroup2())!r}).load({limiter_object!r}, "source:test", "/")
+except LimiterError as error:
+    sys.exit(f"{{error.kind}}: {{error}}")
+"""
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+    )
+    for words in ("not_permitted: ", "EPERM", "CAP_BPF"):
+        assert words in done.stderr
+    assert programs.current() is None
