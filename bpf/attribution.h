@@ -12,7 +12,7 @@
 
 #include "layout.h"
 
-#define ATTRIBUTION_SLOTS 65536 /* a power of two */
+#define ATTRIBUTION_SLOTS 65536                  /* a power of two */
 #define ATTRIBUTION_FACTOR 0xf5ef807705b5ec69ULL /* random and odd: no bit is lost */
 
 /* Innermost rule first: it is the likeliest to drop, and nothing needs to be given back then. 0 ends the list. */

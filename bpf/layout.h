@@ -38,7 +38,7 @@ struct rate_limit_state {
 	__u64 bytes;               /* passed: IP bytes on the wire */
 	__u64 dropped_packets;
 	__u64 dropped_bytes;
-	__u64 congestion_marks;    /* packets that passed with a congestion notice */
+	__u64 congestion_marks; /* packets that passed with a congestion notice */
 };
 
 /* rate_limit_member_map: id of a cgroup whose sockets are charged -> rule (__u64) */
@@ -50,10 +50,10 @@ struct rate_limit_socket {
 
 /* rate_limit_control_map: one entry, key 0 */
 struct rate_limit_control {
-	__u32 schema;         /* LIMITER_SCHEMA of who made the maps */
-	__u32 generation;     /* +1 after every change of members; makes cached attributions stale; 0: never had any */
-	__u32 bound_sockets;  /* 1 once any socket was bound by hand: before, none is looked up */
-	__u32 program_id;     /* kernel's id of the program that `identity` speaks of */
-	char identity[64];    /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
+	__u32 schema;        /* LIMITER_SCHEMA of who made the maps */
+	__u32 generation;    /* +1 after every change of members; makes cached attributions stale; 0: never had any */
+	__u32 bound_sockets; /* 1 once any socket was bound by hand: before, none is looked up */
+	__u32 program_id;    /* kernel's id of the program that `identity` speaks of */
+	char identity[64];   /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
 };
 #endif

@@ -40,6 +40,16 @@ def compile_object(source: Path, target: Path) -> Path:
     return target
 
 
+def load_program(program: Path, name: str) -> int:
+    """Loads an object's program and gives its descriptor; nothing of it stays pinned."""
+    pins = Path(tempfile.mkdtemp(prefix="program-", dir="/sys/fs/bpf"))
+    try:
+        subprocess.run(["bpftool", "prog", "loadall", program, pins / "programs"], check=True)
+        return bpf.open_pin(f"{pins}/programs/{name}")
+    finally:
+        shutil.rmtree(pins)
+
+
 class State(NamedTuple):
     """bpf/layout.h: struct rate_limit_state."""
 
