@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bpf(2) calls that tests and benchmarks need, without any library: pinned objects, map entries, run-time statistics."""
+"""The bpf(2) calls that tests and benchmarks need, without a library: pinned objects, map entries, run-time statistics."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The program by the simplest means: compiled from bpf/, loaded by bpftool, rules written straight into its maps.
 
-So a test of the program does not depend on the loader that the collection ships, and benchmarks measure the program alone.
+So a test of the program does not depend on the loader that the collection ships; benchmarks measure the program alone.
 """
 
 from __future__ import annotations

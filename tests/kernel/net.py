@@ -110,9 +110,7 @@ class Pair:
 
     def send_tcp(self, seconds: float, connections: int = 1, congestion: str = "cubic", **where: Any) -> Process:
         address = where.pop("address", self.address)
-        return self.start(
-            self.sender, "tcp", address, str(PORT), str(seconds), str(connections), congestion, **where
-        )
+        return self.start(self.sender, "tcp", address, str(PORT), str(seconds), str(connections), congestion, **where)
 
     def send_udp(self, seconds: float, rate: int, size: int = 1400, option: str = "", **where: Any) -> Process:
         """Offers `rate` bytes of payload a second."""
