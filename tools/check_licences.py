@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fails where a file does not say its licence: an SPDX line at the top; for C GPL-2.0-or-later or else GPL-3.0-or-later.
+"""Fails where files do not say their licence: SPDX line at the top; for C GPL-2.0-or-later or else GPL-3.0-or-later.
 
 Python below plugins/ begins with the full three lines that ansible-test and the community's rules want.
 """

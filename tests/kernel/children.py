@@ -64,7 +64,7 @@ class Child:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
         )
         self.pid: int = self.process.pid
-        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
+        ready = select.select([self.process.stdout], [], [], DEADLINE)[0]
         line = self.process.stdout.readline() if ready else ""
         if not line.startswith("ready"):
             self.process.kill()

@@ -24,7 +24,7 @@ FLAGS = ["-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-mcpu=v3"]
 def cgroup2() -> Path:
     """Where cgroup2 is mounted; on a hybrid host that is not /sys/fs/cgroup."""
     for line in Path("/proc/self/mountinfo").read_text(encoding="ascii").splitlines():
-        fields, _, kind = line.partition(" - ")
+        fields, _separator, kind = line.partition(" - ")
         if kind.startswith("cgroup2 "):
             return Path(fields.split()[4])
     raise RuntimeError("no cgroup2 is mounted here")

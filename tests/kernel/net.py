@@ -48,7 +48,7 @@ class Process:
         return self.process.pid
 
     def result(self) -> Sent:
-        output, _ = self.process.communicate(timeout=DEADLINE)
+        output, _errors = self.process.communicate(timeout=DEADLINE)
         answer = json.loads(output)
         return Sent(answer["sent"], answer["errors"])
 

@@ -94,7 +94,7 @@ def test_a_socket_option_set_through_the_copy_holds_for_the_process() -> None:
 
     with child(code) as process:
         assert sockets.cover([process.pid], mark) == 1
-        answer, _ = process.process.communicate("\n", timeout=20)
+        answer, _errors = process.process.communicate("\n", timeout=20)
     assert answer == "ready 77\n"
 
 

@@ -40,7 +40,7 @@ def receive(address: str, port: str) -> None:
     sink = bytearray(1 << 20)
     print("ready", flush=True)
     while True:
-        for descriptor, _ in poll.poll():
+        for descriptor, _event in poll.poll():
             connection = sockets[descriptor]
             if connection is tcp:
                 accepted = tcp.accept()[0]
@@ -63,7 +63,7 @@ def report(sent: int, errors: collections.Counter[str]) -> None:
 def send_tcp(address: str, port: str, seconds: str, connections: str = "1", congestion: str = "cubic") -> None:
     poll = select.epoll()
     sockets = {}
-    for _ in range(int(connections)):
+    for _index in range(int(connections)):
         connection = socket.socket(family(address), socket.SOCK_STREAM)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
         # Closing throws away what is still queued: the next measurement begins with nothing on its way.
@@ -78,7 +78,7 @@ def send_tcp(address: str, port: str, seconds: str, connections: str = "1", cong
     errors: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + float(seconds)
     while (left := end - time.monotonic()) > 0:
-        for descriptor, _ in poll.poll(left):
+        for descriptor, _event in poll.poll(left):
             try:
                 sent += sockets[descriptor].send(BLOCK)
             except BlockingIOError:
