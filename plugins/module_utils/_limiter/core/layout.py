@@ -15,6 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
 
 SCHEMA = 1
 MAX_RULES = 65536
+MAX_MEMBERS = 131072
 MAX_NESTED = 4
 MAX_DEPTH = 16
 

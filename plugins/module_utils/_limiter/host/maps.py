@@ -217,7 +217,8 @@ class Maps:
         Reading and writing are two steps: the host's lock keeps other writers away, and the program only reads.
         """
         control = self.control()
-        self.write_control(control._replace(generation=(control.generation + 1) & 0xFFFFFFFF))
+        following = (control.generation + 1) & 0xFFFFFFFF
+        self.write_control(control._replace(generation=following or 1))  # 0 says that there was never a member
 
     def bind_socket(self, fd: int, rule: int) -> None:
         """Charges one open socket to a rule, whatever cgroup it belongs to.

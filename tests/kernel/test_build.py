@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""host/build.py with the real compiler and the running kernel's types, in a /usr that is thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import bpf_source
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build
+from conftest import run_command
+
+if t.TYPE_CHECKING:
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+
+
+@pytest.fixture(autouse=True)
+def nothing_built() -> t.Iterator[None]:
+    def clean() -> None:
+        for path in ("/usr/share/speed_limiter", "/usr/lib/speed_limiter"):
+            if os.path.isfile(path):
+                os.unlink(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+    clean()
+    yield
+    clean()
+
+
+def is_up_to_date() -> bool:
+    return build.up_to_date(build.inputs(run_command))
+
+
+def test_the_object_is_built_where_the_role_and_the_seed_have_it(programs: Programs) -> None:
+    assert not is_up_to_date()
+    old = os.umask(0o077)
+    try:
+        assert build.build(run_command) == "/usr/lib/speed_limiter/limiter.bpf.o"
+    finally:
+        os.umask(old)
+    assert is_up_to_date()
+    sources = Path("/usr/share/speed_limiter/src")
+    assert {path.name for path in sources.iterdir()} == {*bpf_source.SOURCES, "vmlinux.h"}
+    for path in [*sources.iterdir(), *Path("/usr/lib/speed_limiter").iterdir()]:
+        assert (path.stat().st_uid, path.stat().st_mode & 0o7777) == (0, 0o644), path
+    for path in (sources, sources.parent, Path("/usr/lib/speed_limiter")):
+        assert path.stat().st_mode & 0o7777 == 0o755, path
+    assert sorted(os.listdir("/usr/lib/speed_limiter")) == ["limiter.bpf.o", "limiter.bpf.o.json"]
+    programs.load(build.OBJECT, build.inputs(run_command).identity, "/")
+    assert programs.current() is not None
+
+
+def test_a_second_build_gives_the_same_object_and_identity() -> None:
+    first = build.inputs(run_command)
+    identity = build.identity_of_object(build.build(run_command))
+    assert build.inputs(run_command) == first
+    assert build.identity_of_object(build.build(run_command)) == identity
+    assert first.identity.startswith("source:")
+    assert identity.startswith("object:")
+    assert {len(first.identity), len(identity)} == {7 + 48}
+
+
+def test_another_source_compiler_kernel_or_architecture_makes_it_out_of_date(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build.build(run_command)
+    assert is_up_to_date()
+
+    def newer_compiler(arguments: t.Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
+        return 0, "clang version 99", ""
+
+    assert not build.up_to_date(build.inputs(newer_compiler))
+    with monkeypatch.context() as patch:
+        patch.setitem(bpf_source.SOURCES, "wire.h", bpf_source.SOURCES["wire.h"] + "\n")
+        assert not is_up_to_date()
+    with monkeypatch.context() as patch:
+        types = tmp_path / "vmlinux"
+        types.write_bytes(b"another kernel's")
+        patch.setattr(build, "BTF", str(types))
+        assert not is_up_to_date()
+    with monkeypatch.context() as patch:
+        machine = os.uname()
+        patch.setattr(os, "uname", lambda: type(machine)([*machine[:4], "another"]))
+        assert not is_up_to_date()
+    assert is_up_to_date()
+
+
+@pytest.mark.parametrize(
+    "damage", ["object replaced", "object gone", "stamp gone", "stamp cut off", "writable by others"]
+)
+def test_an_object_that_is_not_what_was_built_is_out_of_date(damage: str) -> None:
+    """A run that is killed between the object and its stamp leaves the first of these."""
+    path = Path(build.build(run_command))
+    if damage == "object replaced":
+        path.write_bytes(b"\x7fELF")
+    elif damage == "object gone":
+        path.unlink()
+    elif damage == "stamp gone":
+        Path(build.STAMP).unlink()
+    elif damage == "stamp cut off":
+        Path(build.STAMP).write_text('{"identity": ')
+    else:
+        path.chmod(0o666)
+    assert not is_up_to_date()
+    build.build(run_command)
+    assert is_up_to_date()
+
+
+def test_without_a_bpftool_that_runs_libbpf_writes_the_types(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs
+) -> None:
+    """Ubuntu's bpftool is a wrapper that fails where the running kernel's tools are not installed."""
+    wrapper = tmp_path / "bpftool"
+    wrapper.write_text("#!/bin/sh\necho 'WARNING: bpftool not found for kernel 1.2.3' >&2\nexit 2\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    programs.load(build.build(run_command), "source:test", "/")
+    header = Path("/usr/share/speed_limiter/src/vmlinux.h").read_text()
+    assert "struct __sk_buff {" in header
+    assert "preserve_access_index" in header
+
+
+def test_without_clang_the_error_names_packages_and_the_way_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda command, path=None: None)
+    with pytest.raises(LimiterError) as raised:
+        build.inputs(run_command)
+    assert raised.value.kind == "no_compiler"
+    for words in ("clang is not installed", "libbpf-dev (Debian, Ubuntu)", "libbpf-devel (Fedora", "option object"):
+        assert words in str(raised.value)
+
+
+def test_a_clang_that_does_not_run_is_told() -> None:
+    with pytest.raises(LimiterError, match="/clang does not run: libLLVM is missing") as raised:
+        build.inputs(lambda arguments, check_rc=False: (127, "", "libLLVM is missing\n"))
+    assert raised.value.kind == "no_compiler"
+
+
+def test_without_btf_the_error_names_the_kernels_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "BTF", "/sys/kernel/btf/nothing")
+    with pytest.raises(LimiterError, match="/sys/kernel/btf/nothing.*ENOENT.*CONFIG_DEBUG_INFO_BTF") as raised:
+        build.build(run_command)
+    assert raised.value.kind == "no_btf"
+
+
+def test_without_libbpfs_headers_the_error_names_their_package() -> None:
+    def without_headers(arguments: list[str], check_rc: bool = False) -> tuple[int, str, str]:
+        return run_command([*arguments, "-nostdlibinc"] if "-c" in arguments else arguments)
+
+    with pytest.raises(LimiterError, match="headers.*are not installed. Install libbpf-dev") as raised:
+        build.build(without_headers)
+    assert raised.value.kind == "no_libbpf_headers"
+    assert not is_up_to_date()
+
+
+def test_what_the_compiler_says_is_in_the_error_and_the_old_object_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Path(build.build(run_command))
+    before = hashlib.sha256(built.read_bytes()).digest()
+    monkeypatch.setitem(bpf_source.SOURCES, build.MAIN_SOURCE, "int broken(void) { return nonsense; }\n")
+    with pytest.raises(LimiterError, match="use of undeclared identifier 'nonsense'") as raised:
+        build.build(run_command)
+    assert raised.value.kind == "compile_failed"
+    assert hashlib.sha256(built.read_bytes()).digest() == before
+    monkeypatch.undo()
+    assert is_up_to_date()
+
+
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    Path("/usr/lib/speed_limiter").write_text("a file where the directory should be")
+    with pytest.raises(LimiterError, match="/usr/lib/speed_limiter cannot be written: EEXIST") as raised:
+        build.build(run_command)
+    assert raised.value.kind == "cannot_write"
+
+
+def test_an_object_that_is_not_there_is_named() -> None:
+    with pytest.raises(LimiterError, match="/nowhere.o cannot be read: ENOENT") as raised:
+        build.identity_of_object("/nowhere.o")
+    assert raised.value.kind == "no_object"
