@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property kernel integration
 
-.PHONY: setup setup-test demo test $(STEPS)
+.PHONY: setup setup-test demo test bench $(STEPS)
 
 setup:
 	@tools/setup
@@ -18,3 +18,7 @@ test: setup-test
 
 $(STEPS): setup-test
 	@tools/test $@
+
+# Prints what the program costs; see bench/.
+bench: setup-test
+	@tests/sandbox .venv/bin/python bench/cost
