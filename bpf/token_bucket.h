@@ -38,8 +38,8 @@ static __always_inline void token_bucket_refill(struct rate_limit_state *state, 
 		if (elapsed >= NANOSECONDS) {
 			__u64 seconds = elapsed / NANOSECONDS;
 
-			/* Would overflow below, for centuries at a high rate, but only where it fills the bucket. */
-			if (state->tokens < (__s64)bucket && seconds > (bucket - state->tokens) / rate) {
+			/* After these seconds it is full, whatever came before; the product below could overflow. */
+			if (state->tokens >= (__s64)bucket || seconds > (bucket - state->tokens) / rate) {
 				token_bucket_fill(state, bucket);
 				return;
 			}

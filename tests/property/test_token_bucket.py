@@ -149,6 +149,7 @@ def test_the_bucket_is_exact_whatever_the_order_of_clocks(
 @example(rate=12_500_000_000, bucket=2**47, idle=2**64 - 1, tokens=-(2**33), fraction=0)
 @example(rate=8_000, bucket=2**47, idle=2**64 - 1, tokens=0, fraction=SECOND - 1)
 @example(rate=8_000, bucket=2**47, idle=2**47 * 10**9 // 8_000, tokens=0, fraction=0)
+@example(rate=12_500_000_000, bucket=1, idle=2**63 + 2**62, tokens=1, fraction=1)
 def test_no_idle_time_overflows(
     header: ctypes.CDLL, rate: int, bucket: int, idle: int, tokens: int, fraction: int
 ) -> None:
