@@ -92,26 +92,31 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 	found->rules[0] = rule;
 }
 
-/* Adds the rule that the socket's ancestor at `level` is a member of. False below the socket's own cgroup. */
-static __always_inline bool attribution_add_level(struct __sk_buff *skb, int level, struct attribution *found)
+/*
+ * Adds the rule that the socket's ancestor at `level` is a member of. False below
+ * the socket's own cgroup. `released` leaves out rules whose own cgroup it is.
+ */
+static __always_inline bool attribution_add_level(struct __sk_buff *skb, int level, bool released,
+						  struct attribution *found)
 {
 	__u64 ancestor = bpf_skb_ancestor_cgroup_id(skb, level), *rule;
 
 	if (!ancestor)
 		return false;
 	rule = bpf_map_lookup_elem(&rate_limit_member_map, &ancestor);
-	if (rule)
+	if (rule && !(released && *rule == ancestor))
 		attribution_add(found, *rule);
 	return true;
 }
 
 /*
- * A socket that was open when its process was moved to a rule keeps the cgroup
- * that it was made in for life. It was bound to the rule by hand, and is charged to it,
- * and to the rule that holds for the whole host. False when it is not bound, or
- * to a rule that is gone.
+ * A socket that is open when its process is moved keeps the cgroup that it was
+ * made in for life. Moved into a rule, it was bound to the rule by hand, and is charged
+ * to it and to the rule that holds for the whole host. Moved out again, it was
+ * released: the rule that it may have been made in no longer holds for it, those
+ * that limit its cgroups in place do. False when the way up decides.
  */
-static __always_inline bool attribution_bound(struct __sk_buff *skb, struct attribution *found)
+static __always_inline bool attribution_bound(struct __sk_buff *skb, bool *released, struct attribution *found)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct rate_limit_socket *bound;
@@ -122,18 +127,19 @@ static __always_inline bool attribution_bound(struct __sk_buff *skb, struct attr
 	if (!bound)
 		return false;
 	rule = bound->rule;
+	*released = rule == LIMITER_RELEASED;
 	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
 		return false;
-	attribution_add_level(skb, 0, found);
+	attribution_add_level(skb, 0, false, found);
 	attribution_add(found, rule);
 	return true;
 }
 
-static __always_inline void attribution_walk(struct __sk_buff *skb, struct attribution *found)
+static __always_inline void attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
 {
 	*found = (struct attribution){};
 	for (int level = 0; level < LIMITER_MAX_DEPTH; level++)
-		if (!attribution_add_level(skb, level, found))
+		if (!attribution_add_level(skb, level, released, found))
 			break;
 }
 
@@ -143,6 +149,7 @@ static __always_inline bool attribution_find(struct __sk_buff *skb, struct attri
 	struct rate_limit_control *control;
 	struct attribution_slot *slot;
 	__u32 index = 0, generation;
+	bool released = false;
 	__u64 cgroup;
 
 	control = bpf_map_lookup_elem(&rate_limit_control_map, &index);
@@ -152,7 +159,7 @@ static __always_inline bool attribution_find(struct __sk_buff *skb, struct attri
 	generation = *(volatile __u32 *)&control->generation;
 	if (!generation)
 		return false;
-	if (control->bound_sockets && attribution_bound(skb, found))
+	if (control->bound_sockets && attribution_bound(skb, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
@@ -164,8 +171,11 @@ static __always_inline bool attribution_find(struct __sk_buff *skb, struct attri
 	*found = slot->found;
 	/* What is checked must be what is used, not a second read of the slot. */
 	barrier();
-	if (attribution_check(cgroup, generation, found) != slot->check) {
-		attribution_walk(skb, found);
+	if (released || attribution_check(cgroup, generation, found) != slot->check) {
+		attribution_walk(skb, released, found);
+		/* The cache is for the cgroup's other sockets. */
+		if (released)
+			return found->rules[0];
 		slot->found = *found;
 		slot->check = attribution_check(cgroup, generation, found);
 	}

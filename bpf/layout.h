@@ -45,8 +45,9 @@ struct rate_limit_state {
 
 /* rate_limit_socket_map: socket storage; sockets that were open when their process was moved to a rule */
 struct rate_limit_socket {
-	__u64 rule;
+	__u64 rule; /* or LIMITER_RELEASED: its process was moved out of a rule again */
 };
+#define LIMITER_RELEASED 0
 
 /* rate_limit_control_map: one entry, key 0 */
 struct rate_limit_control {

@@ -95,7 +95,7 @@ def test_a_full_map_is_named_with_its_size_and_keeps_what_it_has(maps: Maps) -> 
     maps.set_limit(0, Limit(9000, 9000))  # changing one is always possible
 
 
-def test_a_socket_is_bound_and_unbound_by_its_descriptor(maps: Maps) -> None:
+def test_a_socket_is_bound_and_released_by_its_descriptor(maps: Maps) -> None:
     assert maps.control().bound_sockets == 0
     with socket.socket() as one, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
         assert maps.socket_rule(one.fileno()) is None
@@ -104,9 +104,8 @@ def test_a_socket_is_bound_and_unbound_by_its_descriptor(maps: Maps) -> None:
         assert maps.socket_rule(one.fileno()) == RULE + 1
         assert maps.socket_rule(other.fileno()) is None
         assert maps.control().bound_sockets == 1
-        assert maps.unbind_socket(one.fileno())
-        assert not maps.unbind_socket(one.fileno())
-        assert maps.socket_rule(one.fileno()) is None
+        maps.release_socket(one.fileno())
+        assert maps.socket_rule(one.fileno()) == layout.RELEASED
 
 
 def test_binding_what_is_no_socket_is_an_error_with_its_errno(maps: Maps) -> None:

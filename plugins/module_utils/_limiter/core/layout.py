@@ -18,6 +18,7 @@ MAX_RULES = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
 MAX_DEPTH = 16
+RELEASED = 0  # as the rule of a socket: its process was moved out of a rule again
 
 ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; the value of member and socket
 FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it

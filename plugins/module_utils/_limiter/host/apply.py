@@ -258,7 +258,7 @@ class _Application:
             if rule is not None:
                 maps.bind_socket(descriptor, rule)
             else:
-                maps.unbind_socket(descriptor)
+                maps.release_socket(descriptor)
 
         return bind
 

@@ -232,8 +232,9 @@ class Maps:
                 self.write_control(control._replace(bound_sockets=1))
             self._sockets_are_looked_up = True
 
-    def unbind_socket(self, fd: int) -> bool:
-        return self._socket.delete(layout.FD.pack(fd))
+    def release_socket(self, fd: int) -> None:
+        """Frees one open socket of the rule that it was bound to, or made in, for its process left that rule."""
+        self.bind_socket(fd, layout.RELEASED)
 
     def socket_rule(self, fd: int) -> int | None:
         data = self._socket.lookup(layout.FD.pack(fd))

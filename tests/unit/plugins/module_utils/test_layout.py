@@ -19,7 +19,7 @@ STRUCTS = {
     "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
     "rate_limit_socket": (layout.ID, ("rule",)),
 }
-CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH")
+CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED")
 
 
 def offsets_in_python(form: struct.Struct, fields: tuple[str, ...]) -> dict[str, int]:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sockets that are open follow their process into a rule and out of it, though the kernel never relabels them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import enforce
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
+from conftest import run_command
+
+# Sends one datagram for each line that it reads, through the socket of that name, which it opens when it is first named.
+SENDER = """
+import socket, sys
+sockets = {}
+for name in sys.stdin:
+    sock = sockets.setdefault(name, socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.sendto(b"x", ("127.0.0.1", 9))
+    print("sent", flush=True)
+"""
+
+
+class Sender:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SENDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self.process.pid
+
+    def send(self, name: str) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(name + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "sent\n"
+
+
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    it = Sender()
+    yield it
+    it.process.kill()
+    it.process.wait()
+    host = Host.open(run_command)
+    carry_out(host, *find(host, "all"), everything=True)
+
+
+def apply(**options: object) -> None:
+    enforce(run_command, [parse_request(options)], check=False)
+
+
+def packets(name: str) -> int:
+    """What a rule has passed so far."""
+    host = Host.open(run_command)
+    rule = host.cgroups.identifier(host.cgroups.rule_cgroup(name))
+    counters = host.maps.counters(rule) if host.maps and rule else None
+    assert counters is not None
+    return counters.packets
+
+
+def test_a_socket_that_was_open_is_charged_once_its_process_is_moved(sender: Sender) -> None:
+    sender.send("early")
+    apply(name="web", pid=sender.pid, rate="1m")
+    sender.send("early")
+    sender.send("late")
+    assert packets("web") == 2
+
+
+def test_a_moved_process_takes_its_sockets_to_the_next_rule(sender: Sender) -> None:
+    sender.send("early")
+    apply(name="web", pid=sender.pid, rate="1m")
+    sender.send("late")
+    apply(name="db", pid=sender.pid, rate="1m")
+    sender.send("early")
+    sender.send("late")
+    assert (packets("web"), packets("db")) == (1, 2)
+
+
+def test_a_released_process_is_free_on_all_its_sockets(sender: Sender) -> None:
+    sender.send("early")
+    apply(name="web", pid=sender.pid, rate="1m")
+    sender.send("late")
+    apply(pid=sender.pid, state="absent")
+    sender.send("early")
+    sender.send("late")
+    assert packets("web") == 1
+
+
+def test_what_limits_the_cgroup_that_it_goes_back_to_holds_again(sender: Sender) -> None:
+    host = Host.open(run_command)
+    home = Path(host.cgroups.absolute("/home_of_sender"))
+    home.mkdir()
+    try:
+        (home / "cgroup.procs").write_text(str(sender.pid))
+        sender.send("early")
+        apply(name="home", cgroup_path="/home_of_sender", rate="1m")
+        apply(name="web", pid=sender.pid, rate="1m")
+        sender.send("early")
+        assert (packets("home"), packets("web")) == (0, 1)
+        apply(pid=sender.pid, state="absent")
+        sender.send("early")
+        assert (packets("home"), packets("web")) == (1, 1)
+    finally:
+        sender.process.kill()
+        sender.process.wait()
+        home.rmdir()
