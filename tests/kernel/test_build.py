@@ -90,23 +90,29 @@ def test_another_source_compiler_kernel_or_architecture_makes_it_out_of_date(
     assert is_up_to_date()
 
 
-@pytest.mark.parametrize(
-    "damage", ["object replaced", "object gone", "stamp gone", "stamp cut off", "writable by others"]
-)
-def test_an_object_that_is_not_what_was_built_is_out_of_date(damage: str) -> None:
+def test_an_object_that_is_not_what_was_built_is_out_of_date_until_it_is_built_again() -> None:
     """A run that is killed between the object and its stamp leaves the first of these."""
-    path = Path(build.build(run_command))
-    if damage == "object replaced":
-        path.write_bytes(b"\x7fELF")
-    elif damage == "object gone":
-        path.unlink()
-    elif damage == "stamp gone":
-        Path(build.STAMP).unlink()
-    elif damage == "stamp cut off":
-        Path(build.STAMP).write_text('{"identity": ')
-    else:
-        path.chmod(0o666)
-    assert not is_up_to_date()
+    built, stamp = Path(build.build(run_command)), Path(build.STAMP)
+    damages: dict[str, t.Callable[[], object]] = {
+        "object replaced": lambda: built.write_bytes(b"\x7fELF"),
+        "object gone": built.unlink,
+        "object a symlink": lambda: (built.rename(f"{built}.kept"), built.symlink_to(f"{built}.kept")),
+        "object writable by others": lambda: built.chmod(0o666),
+        "object not root's": lambda: os.chown(built, 1234, 0),
+        "stamp gone": stamp.unlink,
+        "stamp cut off": lambda: stamp.write_text('{"identity": '),
+        "stamp of another kind": lambda: stamp.write_text("[]"),
+    }
+    whole, stamped = built.read_bytes(), stamp.read_bytes()
+    for name, damage in damages.items():
+        damage()
+        assert not is_up_to_date(), name
+        for path, data in ((built, whole), (stamp, stamped)):
+            path.unlink(missing_ok=True)
+            path.write_bytes(data)
+            path.chmod(0o644)
+        assert is_up_to_date(), name
+    built.unlink()
     build.build(run_command)
     assert is_up_to_date()
 

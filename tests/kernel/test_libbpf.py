@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""host/libbpf.py: what is said where something is missing, and cgroups found by their ids."""
+
+from __future__ import annotations
+
+import os
+import sys
+import typing as t
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import libbpf as port
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf
+from dataplane import cgroup2
+
+Make = t.Callable[[str], str]
+
+
+def test_the_version_is_the_librarys(libbpf: Libbpf) -> None:
+    assert (1, 0) <= libbpf.version() < (2, 0)
+
+
+def test_an_interpreter_without_cffi_is_named_with_the_package_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "_cffi_backend", None)
+    port._ffi.cache_clear()
+    try:
+        with pytest.raises(LimiterError) as raised:
+            port.load()
+    finally:
+        port._ffi.cache_clear()
+    assert raised.value.kind == "missing_dependency"
+    for words in (sys.executable, "python3-cffi-backend (Debian, Ubuntu)", "python3-cffi (Fedora"):
+        assert words in str(raised.value)
+
+
+def test_a_missing_libbpf_is_named_with_its_package() -> None:
+    with pytest.raises(LimiterError) as raised:
+        port.load("libbpf.so.99")
+    assert raised.value.kind == "missing_dependency"
+    for words in (sys.executable, "libbpf.so.99", "libbpf1 (Debian", "libbpf (Fedora"):
+        assert words in str(raised.value)
+
+
+def test_a_libbpf_of_the_0_series_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnlyOld:
+        def dlopen(self, name: str) -> object:
+            if name != "libbpf.so.0":
+                raise OSError(f"cannot load library {name!r}")
+            return object()
+
+    monkeypatch.setattr(port, "_ffi", OnlyOld)
+    with pytest.raises(LimiterError, match="libbpf 1.0 or newer is needed: only libbpf.so.0") as raised:
+        port.load()
+    assert raised.value.kind == "libbpf_too_old"
+
+
+def test_a_refusal_has_the_errnos_name_and_number(libbpf: Libbpf) -> None:
+    with pytest.raises(KernelError, match="ENOENT \\(No such file or directory\\)") as raised:
+        libbpf.get("/sys/fs/bpf/nothing")
+    assert (raised.value.kind, raised.value.errno) == ("kernel", 2)
+
+
+def test_what_libbpf_says_is_kept_and_not_printed(libbpf: Libbpf, capfd: pytest.CaptureFixture[str]) -> None:
+    libbpf.forget_log()
+    with pytest.raises(KernelError):
+        libbpf.pointer("bpf_object__open_file", b"/etc/passwd", libbpf.ffi.NULL)
+    assert "'/etc/passwd' is not a proper ELF object" in libbpf.log(1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["/plain", "/with space", "/gone (deleted)", "/k\u00e4se\\x2d"])
+def test_a_cgroup_is_found_by_its_id_until_it_is_gone(libbpf: Libbpf, cgroups: Make, name: str) -> None:
+    mount = str(cgroup2())
+    path = cgroups(name)
+    cgroup_id = os.stat(mount + path).st_ino
+    assert libbpf.cgroup_path_of(mount, cgroup_id) == path
+    assert libbpf.cgroup_path_of(mount + "/", cgroup_id) == path
+    os.rmdir(mount + path)
+    assert libbpf.cgroup_path_of(mount, cgroup_id) is None
+
+
+def test_a_cgroup_outside_of_the_mount_is_not_found(libbpf: Libbpf) -> None:
+    """The sandbox's cgroup2 begins below the host's root, whose id is 1."""
+    mount = str(cgroup2())
+    assert libbpf.cgroup_path_of(mount, os.stat(mount).st_ino) == "/"
+    assert libbpf.cgroup_path_of(mount, 1) is None
+    assert libbpf.cgroup_path_of(mount, 2**63) is None
