@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All that the collection can change on a host, as the kernel shows it, read without any code of the collection."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+PINS = Path("/sys/fs/bpf/speed_limiter")
+MEMORY = Path("/run/speed_limiter")
+BUILT = (Path("/usr/lib/speed_limiter"), Path("/usr/share/speed_limiter"))
+
+
+class ActionModule(ActionBase):
+    """``hierarchy`` (cgroup -> id and processes), ``config``, ``members``, ``generation``, ``pins``, ``link``, ``files``
+    and, from these, ``rules`` by name.
+    """
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        mount = cgroup2()
+        hierarchy = {
+            "/" + directory.relative_to(mount).as_posix().strip("."): {
+                "id": directory.stat().st_ino,
+                # Those of the root come and go with every task.
+                "pids": [] if directory == mount else sorted(map(int, (directory / "cgroup.procs").read_text().split())),
+            }
+            for directory in [mount, *(path for path in mount.rglob("*") if path.is_dir())]
+        }
+        config = {entry["key"]: entry["value"] for entry in dump("rate_limit_config_map")}
+        members = {entry["key"]: entry["value"] for entry in dump("rate_limit_member_map")}
+        names = {cgroup["id"]: path for path, cgroup in hierarchy.items()}
+        rules = {
+            path.rpartition("/")[2]: {
+                "id": cgroup["id"],
+                "rate": config.get(cgroup["id"], {}).get("rate_bps"),
+                "bucket": config.get(cgroup["id"], {}).get("bucket_size"),
+                "members": sorted(f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]),
+                "pids": cgroup["pids"],
+            }
+            for path, cgroup in hierarchy.items()
+            if path.startswith("/speed_limiter/")
+        }
+        return {
+            "changed": False,
+            "mount": str(mount),
+            "hierarchy": hierarchy,
+            "rules": rules,
+            "config": config,
+            "members": members,
+            "generation": [entry["value"]["generation"] for entry in dump("rate_limit_control_map")],
+            "pins": sorted(path.name for path in PINS.iterdir()) if PINS.is_dir() else [],
+            "link": bpftool("link", "show", "pinned", str(PINS / "limit_egress_link")),
+            "files": {str(path): digest(path) for top in (MEMORY, *BUILT) for path in top.rglob("*") if path.name != "lock"},
+            "bpffs": any(line.split()[4] == "/sys/fs/bpf" for line in open("/proc/self/mountinfo", encoding="utf-8")),
+        }
+
+
+def cgroup2() -> Path:
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields, _separator, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            return Path(fields.split()[4])
+    raise RuntimeError("no cgroup2 is mounted here")
+
+
+def digest(path: Path) -> list[Any]:
+    status = path.stat()
+    return [oct(status.st_mode), path.read_text(encoding="latin-1") if path.suffix == ".json" else status.st_size]
+
+
+def dump(name: str) -> list[dict[str, Any]]:
+    """A pinned map's entries; BTF makes them readable."""
+    found = bpftool("map", "dump", "pinned", str(PINS / name))
+    return [entry.get("formatted", entry) for entry in found] if isinstance(found, list) else []
+
+
+def bpftool(*arguments: str) -> Any:
+    path = arguments[-1]
+    if not os.path.exists(path):
+        return None
+    done = subprocess.run(["bpftool", "--json", *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
