@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bpf(2) calls that tests and benchmarks need, without a library: pinned objects, map entries, run-time statistics."""
+"""The bpf(2) calls that tests and benchmarks need, without a library: pinned objects, entries, run-time statistics."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ class Map:
         return value.raw
 
     def __delitem__(self, key: bytes) -> None:
-        self._element(_MAP_DELETE, key, ctypes.create_string_buffer(self.value_size))
+        self._element(_MAP_DELETE, key, None)
 
-    def _element(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> None:
+    def _element(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None) -> None:
         name = ctypes.create_string_buffer(key, len(key))
-        _call(command, struct.pack("=IIQQQ", self.descriptor, 0, ctypes.addressof(name), ctypes.addressof(value), 0))
+        address = ctypes.addressof(value) if value else 0
+        _call(command, struct.pack("=IIQQQ", self.descriptor, 0, ctypes.addressof(name), address, 0))
 
     def close(self) -> None:
         os.close(self.descriptor)

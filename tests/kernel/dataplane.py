@@ -96,13 +96,16 @@ class Dataplane:
             opened.close()
         shutil.rmtree(self.pins)
 
-    def set_rule(self, cgroup: Path, rate: int, bucket: int, tokens: int | None = None) -> None:
-        """Makes a rule, full unless told otherwise, with its own cgroup as its member; bytes and bytes per second."""
-        key = key_of(cgroup)
-        now = 0 if tokens is None else time.monotonic_ns()
-        self.state[key] = STATE.pack(tokens or 0, now, *[0] * 7)
+    def set_rule(self, cgroup: Path, rate: int, bucket: int) -> None:
+        """Makes a rule, with a full bucket and its own cgroup as its member; bytes and bytes per second."""
+        self.state[key_of(cgroup)] = bytes(STATE.size)
         self.set_config(cgroup, rate, bucket)
         self.add_member(cgroup, cgroup)
+
+    def spend(self, rule: Path) -> None:
+        """Empties a rule's bucket."""
+        state = self.state_of(rule)._replace(tokens=0, last_update_ns=time.monotonic_ns())
+        self.state[key_of(rule)] = STATE.pack(*state)
 
     def set_config(self, rule: Path, rate: int, bucket: int) -> None:
         self.config[key_of(rule)] = struct.pack("=QQ", rate, bucket)

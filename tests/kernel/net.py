@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -15,7 +16,12 @@ from typing import Any, NamedTuple
 TRAFFIC = Path(__file__).resolve().parent / "traffic.py"
 ETHERNET_HEADER = 14
 PORT = 5000
+OFFLOADS_OFF = ("tso", "off", "gso", "off", "gro", "off", "tx-udp-segmentation", "off")
 DEADLINE = 30.0  # seconds after which anything here counts as hanging
+
+
+LONG = 60.0  # seconds: until it is stopped
+_numbers = itertools.count()
 
 
 class Sent(NamedTuple):
@@ -47,14 +53,22 @@ class Process:
     def pid(self) -> int:
         return self.process.pid
 
+    def finish(self) -> Sent:
+        """Stops a sender before its time."""
+        self.process.terminate()
+        return self.result()
+
     def result(self) -> Sent:
+        """A sender's account, once it has ended."""
         output, _errors = self.process.communicate(timeout=DEADLINE)
         answer = json.loads(output)
         return Sent(answer["sent"], answer["errors"])
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 class Pair:
@@ -67,8 +81,9 @@ class Pair:
     address, address6 = "10.255.0.2", "fd00:255::2"
 
     def __init__(self, offloads: bool = False, mtu: int = 1500) -> None:
-        self.sender, self.receiver = f"sl-s{os.getpid()}", f"sl-r{os.getpid()}"
-        self.processes: list[Process] = []
+        number = next(_numbers)
+        self.sender, self.receiver = f"send-{os.getpid()}-{number}", f"receive-{os.getpid()}-{number}"
+        self.senders: list[Process] = []
         for namespace in (self.sender, self.receiver):
             run("ip", "netns", "add", namespace)
         run("ip", "link", "add", "veth0", "netns", self.sender, "type", "veth", "peer", "veth0", "netns", self.receiver)
@@ -80,16 +95,25 @@ class Pair:
             run(*here, "link", "set", "lo", "up")
             if not offloads:
                 inside = ("nsenter", f"--net=/run/netns/{namespace}")
-                run(*inside, "ethtool", "-K", "veth0", "tso", "off", "gso", "off", "gro", "off")
+                run(*inside, "ethtool", "-K", "veth0", *OFFLOADS_OFF)
+        self.receivers = [
+            self.start(self.receiver, "receive", address, str(PORT)) for address in (self.address, self.address6)
+        ]
 
     def __enter__(self) -> Pair:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
+        self.stop()
+        for process in self.receivers:
             process.kill()
         for namespace in (self.sender, self.receiver):
             run("ip", "netns", "delete", namespace)
+
+    def stop(self) -> None:
+        """Kills all senders."""
+        while self.senders:
+            self.senders.pop().kill()
 
     def start(self, namespace: str, *arguments: str, cgroup: Path | None = None, cpu: int | None = None) -> Process:
         """Starts a program of traffic.py in a namespace and, before it makes any socket, in a cgroup and on a CPU."""
@@ -101,25 +125,32 @@ class Pair:
                 os.sched_setaffinity(0, {cpu})
 
         command = ["nsenter", f"--net=/run/netns/{namespace}", sys.executable, str(TRAFFIC), *arguments]
-        process = Process(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=place))
-        self.processes.append(process)
-        return process
+        return Process(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=place))
 
-    def receive(self, address: str = address, port: int = PORT) -> Process:
-        return self.start(self.receiver, "receive", address, str(port))
+    def _send(self, *arguments: str, **where: Any) -> Process:
+        sender = self.start(self.sender, *arguments, **where)
+        self.senders.append(sender)
+        return sender
 
-    def send_tcp(self, seconds: float, connections: int = 1, congestion: str = "cubic", **where: Any) -> Process:
+    def send_tcp(self, seconds: float = LONG, connections: int = 1, congestion: str = "cubic", **where: Any) -> Process:
         address = where.pop("address", self.address)
-        return self.start(self.sender, "tcp", address, str(PORT), str(seconds), str(connections), congestion, **where)
+        return self._send("tcp", address, str(PORT), str(seconds), str(connections), congestion, **where)
 
-    def send_udp(self, seconds: float, rate: int, size: int = 1400, option: str = "", **where: Any) -> Process:
-        """Offers `rate` bytes of payload a second."""
+    def send_udp(self, rate: int, seconds: float = LONG, size: int = 1400, option: str = "", **where: Any) -> Process:
+        """Offers `rate` bytes of payload a second; what it had no time for, it sends later."""
         address = where.pop("address", self.address)
-        return self.start(self.sender, "udp", address, str(PORT), str(seconds), str(rate), str(size), option, **where)
+        return self._send("udp", address, str(PORT), str(seconds), str(rate), str(size), option, **where)
 
     def arrived(self) -> Arrived:
-        link = json.loads(run("ip", "-n", self.receiver, "-s", "-s", "-j", "link", "show", "veth0"))[0]["stats64"]["rx"]
-        return Arrived(time.monotonic(), link["bytes"] - ETHERNET_HEADER * link["packets"], link["packets"])
+        """Read through the receiver's /proc: no process to start, so time and count belong together on any machine."""
+        while True:
+            begin = time.monotonic()
+            with open(f"/proc/{self.receivers[0].pid}/net/dev", encoding="ascii") as file:
+                line = next(line for line in file if line.lstrip().startswith("veth0:"))
+            now = time.monotonic()
+            if now - begin < 0.001:
+                received, packets = (int(field) for field in line.partition(":")[2].split()[:2])
+                return Arrived(now, received - ETHERNET_HEADER * packets, packets)
 
 
 def run(*command: str) -> str:

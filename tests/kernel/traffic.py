@@ -4,7 +4,7 @@
 receive ADDRESS PORT                         swallows TCP and UDP; says "ready" first
 tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION]]
 udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
-The senders print, as JSON, what they sent and which errors they met, by errno's name.
+The senders stop after SECONDS or at SIGTERM, and print as JSON what they sent and which errors they met, by name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import select
+import signal
 import socket
 import struct
 import sys
@@ -56,6 +57,14 @@ def receive(address: str, port: str) -> None:
                 sockets.pop(descriptor).close()
 
 
+class Stop(Exception):
+    """SIGTERM has come."""
+
+
+def stop(*_: object) -> None:
+    raise Stop
+
+
 def report(sent: int, errors: collections.Counter[str]) -> None:
     print(json.dumps({"sent": sent, "errors": errors}), flush=True)
 
@@ -77,15 +86,16 @@ def send_tcp(address: str, port: str, seconds: str, connections: str = "1", cong
     sent = 0
     errors: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + float(seconds)
-    while (left := end - time.monotonic()) > 0:
-        for descriptor, _event in poll.poll(left):
-            try:
-                sent += sockets[descriptor].send(BLOCK)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                errors[errno.errorcode[error.errno or 0]] += 1
-                poll.unregister(descriptor)
+    with contextlib.suppress(Stop):
+        while (left := end - time.monotonic()) > 0:
+            for descriptor, _event in poll.poll(left):
+                try:
+                    sent += sockets[descriptor].send(BLOCK)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    errors[errno.errorcode[error.errno or 0]] += 1
+                    poll.unregister(descriptor)
     report(sent, errors)
 
 
@@ -101,20 +111,20 @@ def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400
     sent = 0
     errors: collections.Counter[str] = collections.Counter()
     begin = now = time.monotonic()
-    while now - begin < float(seconds):
-        due = int((now - begin) * int(rate))
-        while sent < due:
-            sent += len(payload)
-            try:
-                sender.send(payload)
-            except OSError as error:
-                errors[errno.errorcode[error.errno or 0]] += 1
-            if time.monotonic() - begin > float(seconds):
-                break
-        time.sleep(0.001)
-        now = time.monotonic()
+    with contextlib.suppress(Stop):
+        while now - begin < float(seconds):
+            due = int((now - begin) * int(rate))
+            while sent < due and time.monotonic() - begin < float(seconds):
+                sent += len(payload)
+                try:
+                    sender.send(payload)
+                except OSError as error:
+                    errors[errno.errorcode[error.errno or 0]] += 1
+            time.sleep(0.001)
+            now = time.monotonic()
     report(sent, errors)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
     {"receive": receive, "tcp": send_tcp, "udp": send_udp}[sys.argv[1]](*sys.argv[2:])
