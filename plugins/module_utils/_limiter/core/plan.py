@@ -126,6 +126,8 @@ class _Draft:
 
     def _do(self, action: Action, rule: Rule) -> None:
         self.actions.append(action)
+        # At the end, also when it is there already: the last one is what `last` selects.
+        self.touched.pop(rule.name, None)
         self.touched[rule.name] = None
         self.rules[rule.name] = rule
 
@@ -225,8 +227,8 @@ class _Draft:
                     f"to keep them, limit that cgroup in place: cgroup_path={cgroup}"
                 )
         pids = {process.pid for process in moved}
-        for other in {rule_of(process.cgroup) for process in moved} - {None}:
-            self._forget(t.cast(str, other), pids)
+        for other in sorted({rule_of(process.cgroup) or "" for process in moved} - {""}):
+            self._forget(other, pids)
         action = Take(rule.name, moved, request.pids, request.children)
         self._do(action, rule._replace(pids=tuple(sorted({*rule.pids, *pids}))))
 
@@ -300,7 +302,7 @@ class _Draft:
         """No socket may be under more rules than the program looks for."""
         if not any(isinstance(action, AddMember) for action in self.actions):
             return
-        for member in self.owners:
+        for member in sorted(self.owners):
             parts = member.rstrip("/").split("/")
             ways = ["/", *("/".join(parts[: end + 1]) for end in range(1, len(parts)))]
             above = dict.fromkeys(self.owners[way] for way in ways if way in self.owners)
