@@ -18,7 +18,7 @@ _CLONE3 = 435  # on every architecture
 
 class ActionModule(ActionBase):
     """``end`` (a pid) ends that process. Otherwise one is started, and its ``pid`` returned: ``command`` (a list), in the
-    directory ``cgroup``, as ``user``, with the number ``pid``.
+    directory ``cgroup``, as ``user``, with the number ``pid``; ``children`` are waited for and returned.
     """
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -28,7 +28,13 @@ class ActionModule(ActionBase):
             end(int(args["end"]))
             return {"changed": True}
         command = [str(word) for word in args.get("command", ["sleep", "infinity"])]
-        return {"changed": True, "pid": start(command, args.get("cgroup"), args.get("user"), int(args.get("pid", 0)))}
+        pid = start(command, args.get("cgroup"), args.get("user"), int(args.get("pid", 0)))
+        until(lambda: len(children(pid)) == int(args.get("children", 0)))
+        return {"changed": True, "pid": pid, "children": children(pid)}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 def start(command: list[str], cgroup: str | None, user: str | None, number: int) -> int:

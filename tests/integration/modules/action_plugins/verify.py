@@ -17,7 +17,8 @@ _ASIDE = ("invocation", "failed", "failed_when_result", "deprecations", "excepti
 
 class ActionModule(ActionBase):
     """Arguments: ``results`` (four), ``states`` (five: before the first and after each), ``changes`` (whether the first
-    real run changes something), ``repeats`` (and so does each later one), ``fails`` (regular expression of the error).
+    real run changes something), ``repeats`` (and so does each later one), ``fails`` (regular expression of the error),
+    ``real_warns`` (regular expression of what check mode can't foretell).
     """
 
     def run(self, tmp: None = None, task_vars: Facts | None = None) -> Facts:
@@ -35,9 +36,16 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def problems(results: list[Facts], states: list[Facts], changes: bool, repeats: bool, fails: str) -> Iterator[str]:
+def problems(
+    results: list[Facts], states: list[Facts], changes: bool, repeats: bool, fails: str, real_warns: str
+) -> Iterator[str]:
     check, real, again, check_again = results
     before, after_check, after, after_again, after_check_again = states
+    if real_warns:
+        warnings = real["warnings"]
+        real["warnings"] = [warning for warning in warnings if not re.search(real_warns, warning)]
+        if warnings == real["warnings"]:
+            yield f"no warning matches {real_warns!r}: {warnings}"
     yield from differences("check mode changed the host", before, after_check)
     yield from differences("check mode changed the host, afterwards", after_again, after_check_again)
     if fails:
@@ -85,6 +93,9 @@ def settled(state: Facts) -> Facts:
 def answer(result: Facts, real: Facts | None = None) -> Facts:
     """What a module returned, without counters, which run on; ids that check mode can't know are the real run's."""
     known = {key: value for key, value in result.items() if key not in _ASIDE}
+    known["warnings"] = known.get("warnings", [])
+    if isinstance(known.get("skipped"), list):  # every task has processes of its own
+        known["skipped"] = sorted(skipped["reason"] for skipped in known["skipped"])
     for path, rule in rules_in(known):
         rule["counters"] = sorted(rule["counters"])
         if real is not None and rule["cgroup_id"] is None:
