@@ -2,9 +2,11 @@
 """What arrives at the receiver's interface, and whether it is what the limit promises.
 
 Usage, in the receiver's network namespace:
-    measure.py FILE PROTOCOL LIMIT SECONDS SETTLE    waits SETTLE seconds, measures for SECONDS and up to the end of a
-                                                     burst, adds a line to FILE; LIMIT is in Mbit/s, 0 where there is none
-    measure.py FILE table                            prints what FILE holds; fails where a limit did not hold
+    measure.py FILE PROTOCOL LIMIT SECONDS SETTLE
+        waits SETTLE seconds, measures for SECONDS and up to the end of a burst, and adds a line to FILE; LIMIT is in
+        Mbit/s, and 0 where there is none
+    measure.py FILE table
+        prints what FILE holds; fails where a limit did not hold
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ def end_of_burst() -> tuple[int, float]:
     """Bytes so far and the time, at the next moment at which the bucket is empty.
 
     TCP without pacing empties the bucket in a burst, and then stops until a timer of its own (200 ms) tries again. What
-    passes between the ends of two bursts is what the limit has granted in that time; between two moments taken at random
-    it may be a burst more or less. A sender that never stops keeps the bucket empty all the time: there, any moment will do.
+    passes between the ends of two bursts is what the limit has granted in that time; between two other moments it may
+    be a burst more or less. A sender that never stops keeps the bucket empty all the time: there, any moment will do.
     """
     seen, last = ip_bytes(), None
     now = time.monotonic()
