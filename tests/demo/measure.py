@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ETHERNET_HEADER = 14  # bytes: the interface counts it, a limit does not
-LOWEST, HIGHEST = 0.90, 1.01  # of the limit
+LOWEST, HIGHEST = 0.95, 1.01  # of the limit
 FREE = 1.5  # times its highest limit: what a sender without a limit must reach, or the demo shows nothing
 PAUSE = 0.02  # seconds without a byte: a burst is over
 LONGEST_BURST = 0.5  # seconds after which it is no burst, but a flow
