@@ -197,7 +197,7 @@ matched:
   elements: int
   returned: success
   sample: [1234]
-skipped:
+skipped_processes:
   description: Processes that were matched, or are descendants, and are never taken.
   type: list
   elements: dict

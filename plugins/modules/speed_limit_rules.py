@@ -159,7 +159,7 @@ matched:
   type: dict
   returned: success
   sample: {backup: [1234, 1235]}
-skipped:
+skipped_processes:
   description: Processes that are never taken, by the rule's name; only where there are any.
   type: dict
   returned: success
@@ -209,7 +209,9 @@ def work(module: AnsibleModule) -> Result:
         },
         "kept": list(done.plan.kept),
         "matched": {name: found["matched"] for name, found in selections.items()},
-        "skipped": {name: found["skipped"] for name, found in selections.items() if found["skipped"]},
+        "skipped_processes": {
+            name: found["skipped_processes"] for name, found in selections.items() if found["skipped_processes"]
+        },
         "program": list(done.program),
         "warnings": done.warnings,
     }

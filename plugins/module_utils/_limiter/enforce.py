@@ -71,8 +71,11 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
 
 
 def selection(outcome: Outcome) -> Facts:
-    """What a request matched and what it never takes, for the result."""
+    """What a request matched and what it never takes, for the result.
+
+    Not called ``skipped``: Ansible takes a result with that key for a task that did not run.
+    """
     return {
         "matched": list(outcome.target.matched),
-        "skipped": [skipped._asdict() for skipped in outcome.target.skipped],
+        "skipped_processes": [skipped._asdict() for skipped in outcome.target.skipped],
     }
