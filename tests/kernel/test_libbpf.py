@@ -28,6 +28,7 @@ def test_an_interpreter_without_cffi_is_named_with_the_package_it_lacks(monkeypa
             port.load()
     finally:
         port._ffi.cache_clear()
+        port._libc.cache_clear()  # bound to the ffi that is forgotten
     assert raised.value.kind == "missing_dependency"
     for words in (sys.executable, "python3-cffi-backend (Debian, Ubuntu)", "python3-cffi (Fedora"):
         assert words in str(raised.value)
