@@ -94,8 +94,8 @@ def answer(result: Facts, real: Facts | None = None) -> Facts:
     """What a module returned, without counters, which run on; ids that check mode can't know are the real run's."""
     known = {key: value for key, value in result.items() if key not in _ASIDE}
     known["warnings"] = known.get("warnings", [])
-    if isinstance(known.get("skipped"), list):  # every task has processes of its own
-        known["skipped"] = sorted(skipped["reason"] for skipped in known["skipped"])
+    if isinstance(known.get("skipped_processes"), list):  # every task has processes of its own
+        known["skipped_processes"] = sorted(skipped["reason"] for skipped in known["skipped_processes"])
     for path, rule in rules_in(known):
         rule["counters"] = sorted(rule["counters"])
         if real is not None and rule["cgroup_id"] is None:
