@@ -42,12 +42,17 @@ def _needs(options: t.Mapping[str, t.Any]) -> list[str]:
 
 
 def _respawn(needs: t.Sequence[str]) -> None:
-    missing = [name for name in needs if not _importable(name)]
-    if not missing or has_respawned():
+    """Go on in an interpreter that has all that is needed; else in one that has at least the first, without which
+    nothing works, so that the error names what is really missing.
+    """
+    if has_respawned():
         return
-    for interpreter in _INTERPRETERS:
-        if all(probe_interpreters_for_module([interpreter], name) for name in needs):
-            respawn_module(interpreter)
+    for wanted in dict.fromkeys((tuple(needs), tuple(needs[:1]))):
+        if all(_importable(name) for name in wanted):
+            return
+        for interpreter in _INTERPRETERS:
+            if all(probe_interpreters_for_module([interpreter], name) for name in wanted):
+                respawn_module(interpreter)
 
 
 def _importable(name: str) -> bool:
