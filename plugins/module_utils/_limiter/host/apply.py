@@ -49,7 +49,7 @@ class _Application:
         self.warnings: list[str] = []
         self.program: list[str] = []
         self.undos: list[t.Callable[[], object]] = []
-        self.origins = Origins(remembered)
+        self.origins, self.last = Origins(remembered), remembered.last
         self.in_place: dict[int, list[int]] | None = None
         self.protected = processes.protected(os.getpid())
         self.steps: dict[type, t.Callable[[t.Any], None]] = {
@@ -65,12 +65,23 @@ class _Application:
 
     def run(self, plan: Plan) -> None:
         self._settle(self.origins.written.unsettled)
-        self.origins.write_ahead(plan.actions)
+        alive = [name for name in plan.changed if name in plan.rules]
+        last = alive[-1] if alive else self.last
+        self.origins.write_ahead(plan.actions, self._leaving(plan.actions), last)
         for action in plan.actions:
             self.steps[type(action)](action)
         self._announce()
-        alive = [name for name in plan.changed if name in plan.rules]
-        self.origins.close(alive[-1] if alive else self.origins.written.last, self.cgroups.rule_names())
+        self.origins.close(last, self.cgroups.rule_names())
+
+    def _leaving(self, actions: t.Iterable[do.Action]) -> list[int]:
+        """The processes that go back."""
+        pids: list[int] = []
+        for action in actions:
+            if isinstance(action, do.Release):
+                pids += action.pids
+            elif isinstance(action, do.RemoveRule):
+                pids += self.cgroups.pids(self.cgroups.rule_cgroup(action.name))
+        return pids
 
     def undo_all(self) -> None:
         for undo in reversed(self.undos):
@@ -79,7 +90,7 @@ class _Application:
                 undo()
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
-            self.origins.close(self.origins.written.last, self.cgroups.rule_names())
+            self.origins.close(self.last, self.cgroups.rule_names())
 
     def _announce(self) -> None:
         """Make every cached attribution stale. Twice: a CPU with weakly ordered loads may pair the first new generation
@@ -100,9 +111,10 @@ class _Application:
         if fresh:
             self.undos.append(lambda: self._remove(name))
         cgroup_id = self.cgroups.make_rule(name)
+        # The limit comes last: a rule without one counts as half made, and is completed by the next run.
         maps.make_state(cgroup_id, action.limit.bucket)
-        maps.set_limit(cgroup_id, action.limit)
         maps.add_member(cgroup_id, cgroup_id)
+        maps.set_limit(cgroup_id, action.limit)
 
     def _set_limit(self, action: do.SetLimit) -> None:
         maps, rule = self.host.opened_maps, self._identifier(action.name)
@@ -264,10 +276,10 @@ class _Application:
 
 
 def forget_rule(maps: Maps, rule: int, members: t.Iterable[int]) -> None:
-    """Take a rule out of every map, members first: an attribution that is still cached then finds no limit, and packets
-    pass.
+    """Take a rule out of every map. Its limit goes first: from then on packets pass, whoever is still charged to it,
+    and the rule counts as half made.
     """
+    maps.remove_limit(rule)
     for member in (rule, *members):
         maps.remove_member(member)
-    maps.remove_limit(rule)
     maps.remove_state(rule)

@@ -20,9 +20,12 @@ class Origins:
         self.written = written
         self.origins, self.automatic, self.homes = dict(written.origins), dict(written.automatic), dict(written.homes)
 
-    def write_ahead(self, actions: t.Iterable[Action]) -> None:
-        """Before anything is moved: where it is, and that it is being moved."""
-        moving: list[int] = []
+    def write_ahead(self, actions: t.Iterable[Action], leaving: t.Iterable[int], last: str | None) -> None:
+        """Before anything is done: where each process is that is being moved, and the rule that is changed last.
+
+        ``leaving`` are the processes that go back. After a killed run the next one may find nothing more to change.
+        """
+        moving = list(leaving)
         for action in actions:
             if isinstance(action, Take):
                 for process in action.processes:
@@ -30,8 +33,7 @@ class Origins:
                     moving.append(process.pid)
             elif isinstance(action, MakeRule) and action.start_time is not None:
                 self.automatic[action.name] = action.start_time
-        if moving:
-            self._write(self.written.last, tuple(moving))
+        self._write(last, tuple(moving))
 
     def remember(self, process: Process, name: str) -> None:
         """A process is about to enter the rule; one that comes from another rule keeps where it was first."""

@@ -102,8 +102,9 @@ def detach(host: Host, check: bool) -> Change:
     before = host.programs.current()
     rules = host.cgroups.rule_names()
     done: list[str] = []
-    if before:
-        done.append(f"unloaded the program from {before.cgroup}")
+    if before or pins.exists(pins.LINK) or pins.exists(pins.NEW_LINK):
+        where = before.cgroup if before else "a cgroup that is gone, or half way by a run that was killed"
+        done.append(f"unloaded the program from {where}")
         if not check:
             host.programs.unload()
     if not rules and host.maps is not None:

@@ -73,10 +73,17 @@ class Programs:
             self._refuse_exclusive(cgroup)
             program_fd = self._load_object(stack, object_path)
             program_id = self._libbpf.info(program_fd, "bpf_prog_info").id
-            self._attach(program_fd, cgroup_fd, cgroup)
             maps = stack.enter_context(self._maps())
-            if maps is not None:
-                maps.write_control(maps.control()._replace(program_id=program_id, identity=identity))
+            if maps is None:
+                raise KernelError("the pinned maps cannot be opened", errno.ENOENT, "Run the task again")
+            # Written first: no program that a killed run attached stays unknown, unless it had replaced another.
+            before = maps.control()
+            maps.write_control(before._replace(program_id=program_id, identity=identity))
+            try:
+                self._attach(program_fd, cgroup_fd, cgroup)
+            except BaseException:
+                maps.write_control(before)
+                raise
 
     def unload(self) -> bool:
         """Detaches the program; the maps stay. Whether there was something to detach."""

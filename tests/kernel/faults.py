@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work that is killed, interrupted or refused by the kernel just before a step that would change the host.
+
+A step is a system call or a call of libbpf that outlasts the process that makes it: between two steps in a row nothing
+changes, so to be killed before each one is to be killed between any two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Callable
+from unittest import mock
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf
+
+_SYSTEM_CALLS = (
+    "mkdir",
+    "rmdir",
+    "rename",
+    "replace",
+    "unlink",
+    "write",
+    "pwrite",
+    "ftruncate",
+    "fsync",
+    "chmod",
+    "chown",
+)
+_CALLS_OF_LIBBPF = ("load", "obj_pin", "link_create", "link_update", "link_detach", "update_elem", "delete_elem")
+
+
+class Fault(Enum):
+    KILLED = "killed"
+    INTERRUPTED = "interrupted"
+    REFUSED = "refused"
+
+
+class End(Enum):
+    """How the work ended."""
+
+    DONE = "done"
+    KILLED = "killed"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+def run_with(fault: Fault, before: int, work: Callable[[], object]) -> tuple[End, str]:
+    """Runs work in a child process, with a fault before its step of that number, which begin with 0; an error's text.
+
+    End.DONE with the text "untouched" where there are fewer steps.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            _child(fault, before, work, writing)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        kind, _newline, text = pipe.read().partition("\n")
+    _pid, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return End.KILLED, ""
+    assert status == 0, f"step {before}, {fault.value}: the work ended with an error that no user should see (above)"
+    return End(kind), text
+
+
+def _child(fault: Fault, before: int, work: Callable[[], object], writing: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    steps = _Steps(fault, before)
+    with steps.counted():
+        try:
+            work()
+            end, text = End.DONE, "" if steps.happened else "untouched"
+        except KeyboardInterrupt:
+            end, text = End.INTERRUPTED, ""
+        except LimiterError as error:
+            end, text = End.FAILED, str(error)
+    with open(writing, "w", encoding="utf-8") as pipe:
+        pipe.write(f"{end.value}\n{text}")
+    os._exit(0)
+
+
+class _Steps:
+    def __init__(self, fault: Fault, before: int) -> None:
+        self.fault, self.left, self.happened = fault, before, False
+
+    def _next(self) -> bool:
+        """Whether this step is the one that is to be refused."""
+        self.left -= 1
+        if self.left != -1:
+            return False
+        self.happened = True
+        if self.fault is Fault.KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault is Fault.INTERRUPTED:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.fault is Fault.REFUSED
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for name in _SYSTEM_CALLS:
+                stack.enter_context(mock.patch.object(os, name, self._system_call(getattr(os, name))))
+            stack.enter_context(mock.patch.object(os, "open", self._open(os.open)))
+            stack.enter_context(mock.patch.object(pins, "mount_bpffs", self._mount(pins.mount_bpffs)))
+            for name in ("call", "try_call"):
+                stack.enter_context(mock.patch.object(Libbpf, name, self._libbpf(name, getattr(Libbpf, name))))
+            yield
+
+    def _system_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self._next():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*arguments, **options)
+
+        return call
+
+    def _open(self, function: Callable[..., int]) -> Callable[..., int]:
+        counted = self._system_call(function)
+
+        def call(path: str, flags: int, *arguments: Any, **options: Any) -> int:
+            return (counted if flags & os.O_CREAT else function)(path, flags, *arguments, **options)
+
+        return call
+
+    def _mount(self, function: Callable[[str], None]) -> Callable[[str], None]:
+        def call(path: str) -> None:
+            if self._next():
+                raise KernelError("bpffs cannot be mounted", errno.ENOSPC)
+            function(path)
+
+        return call
+
+    def _libbpf(self, kind: str, function: Callable[..., int]) -> Callable[..., int]:
+        def call(libbpf: Libbpf, name: str, *arguments: Any) -> int:
+            if name.endswith(_CALLS_OF_LIBBPF) and self._next():
+                if kind == "call":
+                    raise KernelError(name, errno.ENOSPC)
+                return -errno.ENOSPC
+            return function(libbpf, name, *arguments)
+
+        return call

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A task that is killed, interrupted or refused between any two of its steps: nothing is left half made, nobody is
+unlimited who was limited, and the next run completes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Callable, NamedTuple
+
+import limiter
+import pytest
+from faults import End, Fault, run_with
+from limiter import Sender, nothing, purge, rule, rules, snapshot
+
+MOST_STEPS = 300
+
+
+class Team(NamedTuple):
+    parent: Sender
+    child: Sender
+    service: Sender  # in the cgroup /service, which is limited in place
+    stranger: Sender  # is never limited
+
+    @property
+    def pids(self) -> list[int]:
+        return [sender.pid for sender in self]
+
+    def charged(self) -> dict[str, list[str]]:
+        """By whom what is sent through sockets is charged that were opened at home, and by one opened now."""
+        return {
+            f"{name} through {socket}": sorted(sender.charged(socket))
+            for name, sender in zip(self._fields, self)
+            for socket in ("udp", "tcp")
+        }
+
+
+class Job(NamedTuple):
+    """``during`` says which rules a sender's packets may be charged to until the work is complete; others: to none."""
+
+    work: Callable[[Team], object]
+    during: dict[str, tuple[tuple[str, ...], ...]]
+    begin: Callable[[Team], object] = lambda team: limiter.program()
+    ends: str = "rules"  # scope of the purge after it; "all" where it is about the program, whose loading takes long
+
+
+def web(team: Team) -> None:
+    rule(name="web", pid=team.parent.pid, rate="1m")
+
+
+def web_and_service(team: Team) -> None:
+    web(team)
+    rule(name="web", cgroup_path="/service")
+
+
+def web_and_db(team: Team) -> None:
+    web(team)
+    rule(name="db", rate="1m")
+
+
+def automatic_and_service(team: Team) -> None:
+    rule(pid=team.parent.pid, rate="1m")
+    rule(name="svc", cgroup_path="/service", rate="1m")
+
+
+def attached_to_home(team: Team) -> None:
+    limiter.program(cgroup_path="/home_of_team")
+    web(team)
+
+
+MAYBE_WEB = ((), ("web",))
+WEB = (("web",),)
+FAMILY_MAYBE_WEB = {"parent": MAYBE_WEB, "child": MAYBE_WEB}
+FAMILY_WEB = {"parent": WEB, "child": WEB}
+WEB_OR_DB = (("web",), ("db",))
+
+JOBS = {
+    "a rule with a process, its child and their connections": Job(web, FAMILY_MAYBE_WEB),
+    "a first rule, on a host without a program": Job(web, FAMILY_MAYBE_WEB, begin=lambda team: None, ends="all"),
+    "another rate": Job(lambda team: rule(name="web", rate="2m", bucket="1m"), FAMILY_WEB, web),
+    "a cgroup in place": Job(
+        lambda team: rule(name="web", cgroup_path="/service"), {**FAMILY_WEB, "service": MAYBE_WEB}, web
+    ),
+    "a rule goes": Job(
+        lambda team: rule(name="web", state="absent"), {**FAMILY_MAYBE_WEB, "service": MAYBE_WEB}, web_and_service
+    ),
+    "a cgroup is not limited any more": Job(
+        lambda team: rule(name="web", state="absent", cgroup_path="/service"),
+        {**FAMILY_WEB, "service": MAYBE_WEB},
+        web_and_service,
+    ),
+    "processes go back": Job(lambda team: rule(pid=team.parent.pid, state="absent"), FAMILY_MAYBE_WEB, web),
+    "processes go to another rule": Job(
+        lambda team: rule(name="db", pid=team.parent.pid), {"parent": WEB_OR_DB, "child": WEB_OR_DB}, web_and_db
+    ),
+    "a list of rules in place of others": Job(
+        lambda team: rules(
+            {"name": "db", "rate": "1m", "pid": team.parent.pid}, {"name": "dns", "rate": "1m"}, purge=True
+        ),
+        {"parent": WEB_OR_DB, "child": WEB_OR_DB, "service": MAYBE_WEB},
+        web_and_service,
+    ),
+    "the program is loaded again": Job(lambda team: limiter.program(state="reloaded"), FAMILY_WEB, web),
+    "the attach point moves": Job(lambda team: limiter.program(), FAMILY_WEB, attached_to_home, "all"),
+    "the program is unloaded": Job(lambda team: limiter.program(state="absent"), FAMILY_MAYBE_WEB, web, "all"),
+    "everything is purged": Job(
+        lambda team: purge("all"), {**FAMILY_MAYBE_WEB, "service": MAYBE_WEB}, web_and_service, "all"
+    ),
+}
+PURGED = (
+    "a first rule, on a host without a program",
+    "processes go to another rule",
+    "a list of rules in place of others",
+    "the attach point moves",
+)
+
+
+@pytest.fixture(scope="module")
+def team() -> Iterator[Team]:
+    with (
+        limiter.senders("/home_of_team", 2) as (parent, child),
+        limiter.senders("/service") as (service,),
+        limiter.senders("/home_of_stranger") as (stranger,),
+        limiter.clean_host(),
+    ):
+        yield Team(parent, child, service, stranger)
+
+
+@contextlib.contextmanager
+def begun(job: Job, team: Team) -> Iterator[None]:
+    job.begin(team)
+    try:
+        yield
+    finally:
+        purge(job.ends)
+
+
+@pytest.fixture(autouse=True)
+def a_clean_host(team: Team) -> None:
+    purge("all")
+
+
+def check_between(job: Job, team: Team, step: int) -> None:
+    """What must hold at any moment, whatever was killed when."""
+    for who, charged in team.charged().items():
+        assert tuple(charged) in job.during.get(who.split()[0], ((),)), f"{who}, before step {step}"
+    limiter.info()
+
+
+@pytest.mark.parametrize("job", JOBS.values(), ids=list(JOBS))
+def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team: Team, job: Job) -> None:
+    with begun(job, team):
+        job.work(team)
+        wanted, wanted_charges = snapshot(*team.pids), team.charged()
+    for step in range(MOST_STEPS):
+        with begun(job, team):
+            end, text = run_with(Fault.KILLED, step, lambda: job.work(team))
+            check_between(job, team, step)
+            job.work(team)
+            assert snapshot(*team.pids) == wanted, f"killed before step {step}"
+            assert team.charged() == wanted_charges, f"killed before step {step}"
+        if (end, text) == (End.DONE, "untouched"):
+            assert step > 5
+            return
+        assert end is End.KILLED
+    pytest.fail(f"more than {MOST_STEPS} steps")
+
+
+@pytest.mark.parametrize("job", [JOBS[name] for name in PURGED], ids=PURGED)
+def test_what_is_killed_between_any_two_steps_can_be_purged(team: Team, job: Job) -> None:
+    empty = nothing(*team.pids)
+    for step in range(MOST_STEPS):
+        job.begin(team)
+        end, text = run_with(Fault.KILLED, step, lambda: job.work(team))
+        purge("all")
+        assert snapshot(*team.pids) == empty, f"killed before step {step}"
+        if (end, text) == (End.DONE, "untouched"):
+            return
+    pytest.fail(f"more than {MOST_STEPS} steps")
