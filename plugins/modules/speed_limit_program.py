@@ -117,14 +117,17 @@ def work(module: AnsibleModule) -> Result:
             cgroup = host.cgroups.relative(module.params["cgroup_path"])
             change = attach(host, module.params["object"], cgroup, state == "reloaded", check)
     before = change.before
+    # An object that got lost is built and loaded again, though the program that runs is the same.
+    built = any(action.startswith("built ") for action in change.done)
     warnings = []
     if change.unenforced:
         warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
     return {
         "changed": bool(change.done),
         "diff": diff_of(
-            program_line(before.identity if before else None, before.cgroup if before else None),
-            program_line(change.identity, change.cgroup),
+            program_line(before.identity if before else None, before.cgroup if before else None)
+            + ("object: missing or out of date\n" if built else ""),
+            program_line(change.identity, change.cgroup) + ("object: built\n" if built else ""),
         ),
         "program": {"identity": change.identity, "cgroup": change.cgroup} if change.identity else None,
         "actions": list(change.done),

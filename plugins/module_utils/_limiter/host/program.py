@@ -31,14 +31,20 @@ def choose_object(host: Host, prebuilt: str | None = None) -> Object:
     Raises LimiterError: ``no_object``, ``bad_object``, ``no_compiler``, ``no_btf``.
     """
     if prebuilt is not None:
-        return Object(prebuilt, build.identity_of_object(prebuilt), False)
+        return _ready(host, prebuilt)
     try:
         inputs = build.inputs(host.run_command)
     except LimiterError as error:
         if error.kind != "no_compiler" or not os.path.isfile(build.OBJECT):
             raise
-        return Object(build.OBJECT, build.identity_of_object(build.OBJECT), False)
+        return _ready(host, build.OBJECT)
     return Object(build.OBJECT, inputs.identity, not build.up_to_date(inputs))
+
+
+def _ready(host: Host, path: str) -> Object:
+    identity = build.identity_of_object(path)
+    host.programs.check_object(path)  # here, so that check mode refuses it, too
+    return Object(path, identity, False)
 
 
 def load(host: Host, wanted: Object, cgroup: str) -> list[str]:

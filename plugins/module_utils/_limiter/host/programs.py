@@ -85,6 +85,11 @@ class Programs:
                 maps.write_control(before)
                 raise
 
+    def check_object(self, path: str) -> None:
+        """What can be known of an object without loading it. Raises LimiterError ``bad_object``."""
+        with contextlib.ExitStack() as stack:
+            self._open_object(stack, path)
+
     def unload(self) -> bool:
         """Detaches the program; the maps stay. Whether there was something to detach."""
         pins.check(self._libbpf)
@@ -167,8 +172,8 @@ class Programs:
             if result < 0 and result not in (-errno.EOPNOTSUPP, -errno.ENOLINK):
                 raise KernelError("the BPF program cannot be detached", -result)
 
-    def _load_object(self, stack: contextlib.ExitStack, path: str) -> int:
-        """Loads program and maps, pins what is not pinned yet; the program's descriptor, valid as long as ``stack``."""
+    def _open_object(self, stack: contextlib.ExitStack, path: str) -> tuple[t.Any, t.Any, dict[str, t.Any]]:
+        """The object, its program and its maps by name, valid as long as ``stack``; the kernel knows nothing of them."""
         bpf = self._libbpf
         bpf.forget_log()
         try:
@@ -185,6 +190,12 @@ class Programs:
             sizes = (bpf.run(f"bpf_map__{what}", bpf_map) for what in ("type", "key_size", "value_size"))
             if pins.MapKind(*sizes) != pins.MAPS[name]:
                 raise _bad_object(path, f"its map {name} has another type, key or value than this version's")
+        return opened, program, maps
+
+    def _load_object(self, stack: contextlib.ExitStack, path: str) -> int:
+        """Loads program and maps, pins what is not pinned yet; the program's descriptor, valid as long as ``stack``."""
+        bpf = self._libbpf
+        opened, program, maps = self._open_object(stack, path)
         self._forget_pin_paths(opened)
         for name, bpf_map in maps.items():
             if pins.exists(name):
