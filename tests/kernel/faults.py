@@ -36,6 +36,9 @@ _SYSTEM_CALLS = (
 )
 _CALLS_OF_LIBBPF = ("load", "obj_pin", "link_create", "link_update", "link_detach", "update_elem", "delete_elem")
 
+Work = Callable[[], "dict[str, Any]"]
+UNTOUCHED = "untouched"
+
 
 class Fault(Enum):
     KILLED = "killed"
@@ -52,10 +55,10 @@ class End(Enum):
     FAILED = "failed"
 
 
-def run_with(fault: Fault, before: int, work: Callable[[], object]) -> tuple[End, str]:
-    """Runs work in a child process, with a fault before its step of that number, which begin with 0; an error's text.
+def run_with(fault: Fault, before: int, work: Work) -> tuple[End, str]:
+    """Runs a module's work in a child process, with a fault before its step of that number, which begin with 0.
 
-    End.DONE with the text "untouched" where there are fewer steps.
+    The text is the error's, or what the work warned of although it was done; UNTOUCHED where there are fewer steps.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -76,13 +79,13 @@ def run_with(fault: Fault, before: int, work: Callable[[], object]) -> tuple[End
     return End(kind), text
 
 
-def _child(fault: Fault, before: int, work: Callable[[], object], writing: int) -> None:
+def _child(fault: Fault, before: int, work: Work, writing: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     steps = _Steps(fault, before)
     with steps.counted():
         try:
-            work()
-            end, text = End.DONE, "" if steps.happened else "untouched"
+            result = work()
+            end, text = End.DONE, "; ".join(result["warnings"]) if steps.happened else UNTOUCHED
         except KeyboardInterrupt:
             end, text = End.INTERRUPTED, ""
         except LimiterError as error:

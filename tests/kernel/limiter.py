@@ -205,7 +205,7 @@ sockets = {
     "tcp": socket.create_connection(("127.0.0.1", int(sys.argv[1]))),
 }
 sockets["tcp"].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or each packet waits for the last one's ACK
-channel.send(b"%d" % os.getpid())
+channel.send(b"%d %d" % (os.getpid(), sockets["tcp"].getsockname()[1]))
 while name := channel.recv(100).decode():
     if name not in sockets:
         sockets[name] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -221,14 +221,18 @@ os._exit(0)
 class Sender:
     """One process with a UDP and a TCP socket that it opened at home."""
 
-    def __init__(self, pid: int, channel: socket.socket) -> None:
-        self.pid, self._channel = pid, channel
+    def __init__(self, pid: int, channel: socket.socket, connection: socket.socket) -> None:
+        self.pid, self._channel, self._connection = pid, channel, connection
 
     def charged(self, through: str = "udp") -> set[str]:
         """The rules that a packet which it sends now is charged to."""
         before = packets()
         self._channel.send(through.encode())
         assert _answer(self._channel) == b"sent"
+        if through == "tcp":
+            # Acknowledged at once, or it may be sent again while someone else is being looked at.
+            self._connection.recv(1)
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return {name for name, seen in packets().items() if seen > before.get(name, 0)}
 
 
@@ -254,7 +258,13 @@ def senders(home: str, count: int = 1) -> Iterator[list[Sender]]:
             stack.enter_context(our)
         cgroups.move(process.pid, home)
         pairs[0][0].send(b"go")
-        yield [Sender(int(_answer(our)), our) for our, _their in pairs]
+        answers = [[int(word) for word in _answer(our).split()] for our, _their in pairs]
+        accepted = {peer[1]: stack.enter_context(connection) for connection, peer in _accept(listener, count)}
+        yield [Sender(pid, our, accepted[port]) for (pid, port), (our, _their) in zip(answers, pairs)]
+
+
+def _accept(listener: socket.socket, count: int) -> list[tuple[socket.socket, tuple[str, int]]]:
+    return [listener.accept() for _connection in range(count)]
 
 
 def _answer(channel: socket.socket) -> bytes:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import limiter
 import pytest
-from faults import End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from faults import UNTOUCHED, End, Fault, run_with
 from limiter import Sender, nothing, purge, rule, rules, snapshot
 
 MOST_STEPS = 300
@@ -39,14 +40,14 @@ class Team(NamedTuple):
 class Job(NamedTuple):
     """``during`` says which rules a sender's packets may be charged to until the work is complete; others: to none."""
 
-    work: Callable[[Team], object]
+    work: Callable[[Team], dict[str, Any]]
     during: dict[str, tuple[tuple[str, ...], ...]]
     begin: Callable[[Team], object] = lambda team: limiter.program()
     ends: str = "rules"  # scope of the purge after it; "all" where it is about the program, whose loading takes long
 
 
-def web(team: Team) -> None:
-    rule(name="web", pid=team.parent.pid, rate="1m")
+def web(team: Team) -> dict[str, Any]:
+    return rule(name="web", pid=team.parent.pid, rate="1m")
 
 
 def web_and_service(team: Team) -> None:
@@ -114,6 +115,7 @@ PURGED = (
     "a list of rules in place of others",
     "the attach point moves",
 )
+UNDONE = [name for name, job in JOBS.items() if job.ends == "rules" and name != "the program is loaded again"]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,15 @@ def check_between(job: Job, team: Team, step: int) -> None:
     limiter.info()
 
 
+def send_home(home: dict[int, str | None]) -> None:
+    for pid, cgroup in home.items():
+        Cgroups.find().move(pid, str(cgroup))
+
+
+def differences(before: dict[str, object], after: dict[str, object]) -> str:
+    return "\n".join(f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key])
+
+
 @pytest.mark.parametrize("job", JOBS.values(), ids=list(JOBS))
 def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team: Team, job: Job) -> None:
     with begun(job, team):
@@ -160,7 +171,7 @@ def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team
             job.work(team)
             assert snapshot(*team.pids) == wanted, f"killed before step {step}"
             assert team.charged() == wanted_charges, f"killed before step {step}"
-        if (end, text) == (End.DONE, "untouched"):
+        if (end, text) == (End.DONE, UNTOUCHED):
             assert step > 5
             return
         assert end is End.KILLED
@@ -175,6 +186,45 @@ def test_what_is_killed_between_any_two_steps_can_be_purged(team: Team, job: Job
         end, text = run_with(Fault.KILLED, step, lambda: job.work(team))
         purge("all")
         assert snapshot(*team.pids) == empty, f"killed before step {step}"
-        if (end, text) == (End.DONE, "untouched"):
+        if (end, text) == (End.DONE, UNTOUCHED):
+            return
+    pytest.fail(f"more than {MOST_STEPS} steps")
+
+
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.INTERRUPTED])
+@pytest.mark.parametrize("job", [JOBS[name] for name in UNDONE], ids=UNDONE)
+def test_what_the_kernel_refuses_or_a_user_interrupts_is_undone(team: Team, job: Job, fault: Fault) -> None:
+    def seen() -> dict[str, object]:
+        found = snapshot(*team.pids)
+        # Where processes came from may be known longer than it is needed.
+        found = found._replace(remembered=found.remembered._replace(origins={}, homes={}))
+        return {**found._asdict(), **team.charged()}
+
+    home = nothing(*team.pids).places
+    with begun(job, team):
+        job.work(team)
+        wanted = seen()
+    undone = 0
+    for step in range(MOST_STEPS):
+        with begun(job, team):
+            before = seen()
+            end, text = run_with(fault, step, lambda: job.work(team))
+            after = seen()
+            # What need not fail is said: that an open connection, or the cgroup that one came from, was refused.
+            warned = end is End.DONE and text not in ("", UNTOUCHED)
+            if end is End.DONE:
+                assert warned or after == wanted, f"before step {step}:\n{differences(wanted, after)}"
+            elif after == before:
+                undone += 1
+            else:  # an interrupt may come when all is done, and only the lock is still held
+                changed = differences(before, after)
+                assert (end, after) == (End.INTERRUPTED, wanted), f"{end} before step {step}: {text}\n{changed}"
+            if end is End.FAILED:
+                assert "ENOSPC" in text, f"before step {step}"
+        if warned:
+            send_home(home)
+        assert snapshot(*team.pids).places == home, f"before step {step}"
+        if (end, text) == (End.DONE, UNTOUCHED):
+            assert undone >= 3
             return
     pytest.fail(f"more than {MOST_STEPS} steps")

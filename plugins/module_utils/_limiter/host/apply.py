@@ -11,7 +11,7 @@ import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Process
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Memory, Process
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes, sockets
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
@@ -174,18 +174,23 @@ class _Application:
                     "",
                     "Nothing was changed. Run the task again",
                 )
+            self.undos.append(lambda: self._put_back(process))
             self.cgroups.move(process.pid, self.cgroups.rule_cgroup(action.name))
         except LimiterError as error:
             if error.kind == "dead_process" and process.pid not in action.named:
                 return False
             raise
-        self.undos.append(lambda: self._put_back(process))
         return True
 
     def _put_back(self, process: Process) -> None:
-        if processes.lives(process.pid, process.start_time):
-            self.cgroups.move_back(process.pid, process.cgroup)
-            self._settle((process.pid,))
+        """Undoes a move: into the rule that the process was in before, too."""
+        if not processes.lives(process.pid, process.start_time):
+            return
+        try:
+            self.cgroups.move(process.pid, process.cgroup)
+        except LimiterError:
+            self.cgroups.move_back(process.pid, self.origins.home(rule_of(process.cgroup) or "", process) or "/")
+        self._settle((process.pid,))
 
     def _release(self, action: do.Release) -> None:
         for pid in action.pids:
@@ -216,8 +221,19 @@ class _Application:
             if not inside:
                 break
         if self.host.maps:
-            forget_rule(self.host.maps, cgroup_id, self.members_of(cgroup_id))
+            limit, members = self.host.maps.limit(cgroup_id), self.members_of(cgroup_id)
+            if limit is not None:
+                self.undos.append(lambda: self._make_again(name, limit, members))
+            forget_rule(self.host.maps, cgroup_id, members)
         self.cgroups.remove_rule(name)
+
+    def _make_again(self, name: str, limit: Limit, members: t.Iterable[int]) -> None:
+        """Undoes a removal; where the cgroup was gone already, with a full bucket and counters of 0."""
+        maps, cgroup_id = self.host.opened_maps, self.cgroups.make_rule(name)
+        maps.make_state(cgroup_id, limit.bucket)
+        for member in (cgroup_id, *members):
+            maps.add_member(member, cgroup_id)
+        maps.set_limit(cgroup_id, limit)
 
     def members_of(self, rule: int) -> list[int]:
         """Cgroups that are charged to a rule beside its own."""
@@ -236,8 +252,8 @@ class _Application:
         if home is None:
             home = "/"
             self.warnings.append(f"where process {pid} came from is not known; it goes to the root cgroup")
+        self.undos.append(lambda: self._put_back(process))
         went = self.cgroups.move_back(pid, home)
-        self.undos.append(lambda: self.cgroups.move(pid, self.cgroups.rule_cgroup(name)))
         if went != home:
             self.warnings.append(f"{home}, where process {pid} came from, can't take it back; it went to {went}")
         self._settle((pid,))

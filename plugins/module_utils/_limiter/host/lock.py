@@ -35,12 +35,18 @@ def host_lock(seconds: float, directory: str = memory.DIRECTORY) -> t.Iterator[N
             raise _locked(holder, seconds, directory)
         time.sleep(_RETRY_SECONDS)
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        _sign(fd, b"%d\n" % os.getpid())
         yield
     finally:
-        os.ftruncate(fd, 0)
+        _sign(fd, b"")
         os.close(fd)
+
+
+def _sign(fd: int, holder: bytes) -> None:
+    """Who holds the lock is for the message only: where it cannot be written, the lock holds all the same."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, holder, 0)
 
 
 def _open(directory: str) -> int:

@@ -8,6 +8,7 @@ Losing it loses little (processes go back to ``/`` instead of where they came fr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import typing as t
@@ -104,11 +105,16 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
             os.replace(_FILE, _BROKEN, src_dir_fd=fd, dst_dir_fd=fd)
         # One writer at a time (the lock): a file that a killed one left is replaced.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(_NEW, flags, 0o600, dir_fd=fd), "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(_NEW, _FILE, src_dir_fd=fd, dst_dir_fd=fd)
+        try:
+            with open(os.open(_NEW, flags, 0o600, dir_fd=fd), "w", encoding="ascii") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(_NEW, _FILE, src_dir_fd=fd, dst_dir_fd=fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(_NEW, dir_fd=fd)
+            raise
     except OSError as error:
         raise _failed("unusable_state_directory", f"{directory}/{_FILE}", "written", error) from None
     finally:
