@@ -17,8 +17,8 @@ _CLONE3 = 435  # on every architecture
 
 
 class ActionModule(ActionBase):
-    """``end`` (a pid) ends that process. Otherwise one is started, and its ``pid`` returned: ``command`` (a list), in the
-    directory ``cgroup``, as ``user``, with the number ``pid``; ``children`` are waited for and returned.
+    """``end`` (a pid) ends that process. Otherwise one is started, and its ``pid`` returned: ``command`` (a list), in
+    the directory ``cgroup``, as ``user``, with the number ``pid``; ``children`` are waited for and returned.
     """
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -17,8 +17,8 @@ BUILT = (Path("/usr/lib/speed_limiter"), Path("/usr/share/speed_limiter"))
 
 
 class ActionModule(ActionBase):
-    """``hierarchy`` (cgroup -> id and processes), ``config``, ``members``, ``generation``, ``pins``, ``link``, ``files``
-    and, from these, ``rules`` by name.
+    """``hierarchy`` (cgroup -> id and processes), ``config``, ``members``, ``generation``, ``pins``, ``link``,
+    ``files`` and, from these, ``rules`` by name.
     """
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -28,7 +28,9 @@ class ActionModule(ActionBase):
             "/" + directory.relative_to(mount).as_posix().strip("."): {
                 "id": directory.stat().st_ino,
                 # Those of the root come and go with every task.
-                "pids": [] if directory == mount else sorted(map(int, (directory / "cgroup.procs").read_text().split())),
+                "pids": []
+                if directory == mount
+                else sorted(map(int, (directory / "cgroup.procs").read_text().split())),
             }
             for directory in [mount, *(path for path in mount.rglob("*") if path.is_dir())]
         }
@@ -40,7 +42,9 @@ class ActionModule(ActionBase):
                 "id": cgroup["id"],
                 "rate": config.get(cgroup["id"], {}).get("rate_bps"),
                 "bucket": config.get(cgroup["id"], {}).get("bucket_size"),
-                "members": sorted(f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]),
+                "members": sorted(
+                    f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]
+                ),
                 "pids": cgroup["pids"],
             }
             for path, cgroup in hierarchy.items()
@@ -56,7 +60,9 @@ class ActionModule(ActionBase):
             "generation": [entry["value"]["generation"] for entry in dump("rate_limit_control_map")],
             "pins": sorted(path.name for path in PINS.iterdir()) if PINS.is_dir() else [],
             "link": bpftool("link", "show", "pinned", str(PINS / "limit_egress_link")),
-            "files": {str(path): digest(path) for top in (MEMORY, *BUILT) for path in top.rglob("*") if path.name != "lock"},
+            "files": {
+                str(path): digest(path) for top in (MEMORY, *BUILT) for path in top.rglob("*") if path.name != "lock"
+            },
             "bpffs": any(line.split()[4] == "/sys/fs/bpf" for line in open("/proc/self/mountinfo", encoding="utf-8")),
         }
 
