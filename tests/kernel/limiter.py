@@ -28,7 +28,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from children import DEADLINE, until
@@ -78,8 +78,28 @@ def task(module_name: str, /, check: bool = False, **options: Any) -> dict[str, 
     if validated.error_messages:
         raise LimiterError("options", "; ".join(validated.error_messages))
     module = SimpleNamespace(params=validated.validated_parameters, check_mode=check, run_command=run_command)
-    result: dict[str, Any] = work(module)
+    with _closing_maps():
+        result: dict[str, Any] = work(module)
     return result
+
+
+@contextlib.contextmanager
+def _closing_maps() -> Iterator[None]:
+    """A module leaves that to the end of its process."""
+    opened: list[Maps] = []
+
+    def keep(libbpf: Libbpf) -> Maps | None:
+        maps = real(libbpf)
+        opened.extend([maps] if maps else [])
+        return maps
+
+    real = Maps.open
+    with mock.patch.object(Maps, "open", keep):
+        try:
+            yield
+        finally:
+            for maps in opened:
+                maps.close()
 
 
 def rule(**options: Any) -> dict[str, Any]:
