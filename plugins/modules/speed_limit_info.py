@@ -178,6 +178,11 @@ hook:
       description: The cgroup that it is attached to.
       type: str
       returned: success
+    attach_flags:
+      description: How it was attached. V(multi) lets others run beside it; V(none) and V(override) do not.
+      type: str
+      returned: success
+      sample: multi
     ours:
       description: Whether this collection loaded it.
       type: bool
@@ -202,7 +207,8 @@ def work(module: AnsibleModule) -> Result:
         "hook": info.hook,
     }
     found: Result = {part: look[part]() for part in PARTS if part in module.params["gather"]}
-    return {"changed": False, "warnings": info.warnings, **found}
+    told = [] if "host" in found else info.reasons()
+    return {"changed": False, "warnings": [*info.warnings, *told], **found}
 
 
 def main() -> None:

@@ -221,7 +221,7 @@ program:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import EXCLUSIVE, rule_spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import rule_spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import enforce, selection
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
@@ -231,8 +231,8 @@ def work(module: AnsibleModule) -> Result:
     """One rule, from options to result."""
     request = parse_request(module.params)
     done = enforce(module.run_command, [request], module.check_mode)
-    outcome = done.plan.outcomes[0]
-    name = outcome.name or next(iter(done.plan.changed), "")
+    target = done.plan.targets[0]
+    name = target.name or next(iter(done.plan.changed), "")
     return {
         "changed": bool(done.plan.actions),
         "diff": diff_of(done.plan.before, done.plan.after),
@@ -240,12 +240,13 @@ def work(module: AnsibleModule) -> Result:
         "previous": done.before.get(name),
         "program": list(done.program),
         "warnings": done.warnings,
-        **selection(outcome),
+        **selection(target),
     }
 
 
 def main() -> None:
-    run(work, rule_spec(), mutually_exclusive=EXCLUSIVE)
+    # What excludes what is checked with the rest of the options, as in a list of rules.
+    run(work, rule_spec())
 
 
 if __name__ == "__main__":

@@ -182,12 +182,12 @@ def summary(done: Done) -> dict[str, int]:
     """Rules by what happens to them."""
     created = sum(name not in done.before for name in done.after)
     removed = sum(name not in done.after for name in done.before)
-    wanted = {outcome.name for outcome in done.plan.outcomes} - set(done.plan.changed)
+    stay = {target.name for target in done.plan.targets} & set(done.plan.rules) - set(done.plan.changed)
     return {
         "created": created,
         "changed": len(done.plan.changed) - created - removed,
         "removed": removed,
-        "unchanged": len(wanted),
+        "unchanged": len(stay),
     }
 
 
@@ -196,9 +196,9 @@ def work(module: AnsibleModule) -> Result:
     requests = parse_requests(module.params["rules"])
     done = enforce(module.run_command, requests, module.check_mode, everything=True, purge=module.params["purge"])
     selections = {
-        outcome.name or outcome.target.request.where: selection(outcome)
-        for outcome in done.plan.outcomes
-        if outcome.target.request.takes_processes
+        target.name or target.request.where.rstrip(": "): selection(target)
+        for target in done.plan.targets
+        if target.request.takes_processes
     }
     return {
         "changed": bool(done.plan.actions),

@@ -9,8 +9,6 @@ import typing as t
 
 Spec = dict[str, dict[str, t.Any]]
 
-EXCLUSIVE = [("pid", "pids", "processes"), ("name", "cgid", "last")]
-
 
 def rule_spec() -> Spec:
     """The options of one rule, for speed_limit_rule and for the items of speed_limit_rules."""

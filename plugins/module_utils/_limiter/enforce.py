@@ -8,13 +8,18 @@ from __future__ import annotations
 import contextlib
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Request, Rule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Outcome, Plan, plan
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
+    Counters,
+    Request,
+    Rule,
+    Target,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import MANAGED, Plan, plan
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import Applied, apply
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import choose_object, would_load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import would_load_if_absent
 
 Facts = dict[str, t.Any]
 
@@ -39,18 +44,35 @@ def enforce(
         host = Host.open(run_command)
         state, targets, seen = observe(host, requests, everything)
         made = plan(state, targets, purge)
-        names = (
-            [*made.changed, *(outcome.name for outcome in made.outcomes if outcome.name)]
-            if len(targets) == 1
-            else made.changed
-        )
+        # Of a list only what changed is told; of a single rule also what stays as it was.
+        names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
         before = {name: facts(host, state.rules[name]) for name in names if name in state.rules}
         if check:
-            applied = Applied((), tuple(would_load(choose_object(host), "/")) if made.loads_program else ())
+            applied = Applied((), tuple(would_load_if_absent(host)) if made.loads_program else ())
         else:
             applied = apply(host, made, state.memory)
         after = {name: facts(host, made.rules[name], look=not check) for name in names if name in made.rules}
-    return Done(made, (*seen, *made.warnings, *applied.warnings), applied.program, before, after)
+        idle = unenforced(host, made)
+    return Done(made, (*seen, *made.warnings, *applied.warnings, *idle), applied.program, before, after)
+
+
+def unenforced(host: Host, made: Plan) -> list[str]:
+    """Warnings of what the targets limit and the program does not see: it is attached elsewhere, or switched off below.
+
+    A program that someone attaches without BPF_F_ALLOW_MULTI runs instead of those above it.
+    """
+    if host.programs.current() is None:
+        return []
+    present = [rule for rule in (made.rules.get(target.name or "") for target in made.targets) if rule]
+    places = {member for rule in present for member in rule.members}
+    if any(rule.pids or not rule.members for rule in present):
+        places.add(MANAGED)
+    return [
+        f"the program does not run for {place}: nothing limits it. speed_limit_info with cgroup_path={place} and "
+        "gather=program,hook shows where it is attached, and what runs instead"
+        for place in sorted(places)
+        if host.cgroups.exists(place) and not any(program["ours"] for program in host.programs.on_hook(place))
+    ]
 
 
 def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
@@ -65,17 +87,17 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
         "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members)],
-        "pids": list(rule.pids),
+        "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
         "counters": (counters or Counters())._asdict(),
     }
 
 
-def selection(outcome: Outcome) -> Facts:
+def selection(target: Target) -> Facts:
     """What a request matched and what it never takes, for the result.
 
     Not called ``skipped``: Ansible takes a result with that key for a task that did not run.
     """
     return {
-        "matched": list(outcome.target.matched),
-        "skipped_processes": [skipped._asdict() for skipped in outcome.target.skipped],
+        "matched": list(target.matched),
+        "skipped_processes": [skipped._asdict() for skipped in target.skipped],
     }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -26,6 +27,10 @@ def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, **checks: t.Any) 
         result = work(module)
     except LimiterError as error:
         module.fail_json(msg=str(error), kind=error.kind)
+    except OSError as error:
+        what = error.filename or "a file of the host"
+        why = f"{errno.errorcode.get(error.errno or 0, 'OSError')} ({error.strerror})"
+        module.fail_json(msg=f"{what} could not be used: {why}. What was done is undone.", kind="os_error")
     for warning in result.pop("warnings", ()):
         module.warn(warning)
     module.exit_json(**result)

@@ -119,8 +119,12 @@ class Info:
                 pid for name in self.cgroups.rule_names() for pid in self.cgroups.pids(self.cgroups.rule_cgroup(name))
             ]
         )
+        within = self._cgroup()
         living = [process for process in (processes.read(pid) for pid in pids) if process]
-        return [self._process(process) for process in living if self.name in (None, rule_of(process.cgroup))]
+        return [self._process(process) for process in living if self._meant(process, within)]
+
+    def _meant(self, process: Process, within: str | None) -> bool:
+        return self.name in (None, rule_of(process.cgroup)) and (within is None or _covers(within, process.cgroup))
 
     @staticmethod
     def _process(process: Process) -> Facts:
@@ -138,10 +142,17 @@ class Info:
         cgroup = self._cgroup() or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
         return self.host.programs.on_hook(cgroup) if self.host.cgroups.exists(cgroup) else []
 
+    def reasons(self) -> list[str]:
+        """Why parts may be empty that are not; for a result in which the host does not tell it."""
+        return self.missing if self.host is None else []
+
     def _cgroup(self) -> str | None:
         """The cgroup that was asked for: by its path, or as the one of a process."""
         if self.cgroup_path is not None and self.cgroups:
-            return self.cgroups.relative(self.cgroup_path)
+            cgroup = self.cgroups.relative(self.cgroup_path)
+            if not self.cgroups.exists(cgroup):
+                raise LimiterError("no_cgroup", f"cgroup_path: {cgroup} does not exist", "", "Give an existing cgroup")
+            return cgroup
         if self.pid is not None:
             process = processes.read(self.pid)
             if process is None:

@@ -101,14 +101,11 @@ class Request(t.NamedTuple):
     last: bool
     rate: int | None
     bucket: int | None
+    takes_processes: bool  # processes are spoken of, if only by an empty list
     pids: tuple[int, ...]
     selector: Selector | None
     children: bool
     cgroup_path: str | None
-
-    @property
-    def takes_processes(self) -> bool:
-        return bool(self.pids) or self.selector is not None
 
 
 class Target(t.NamedTuple):

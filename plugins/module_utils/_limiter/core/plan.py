@@ -25,6 +25,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
     HostState,
     Limit,
+    Process,
     Rule,
     Target,
 )
@@ -33,18 +34,9 @@ MANAGED = "/speed_limiter"
 _AUTOMATIC = re.compile(r"pid-[0-9]+")
 
 
-class Outcome(t.NamedTuple):
-    """What the plan does to the rule of one target."""
-
-    target: Target
-    name: str | None
-    before: Rule | None
-    after: Rule | None
-
-
 class Plan(t.NamedTuple):
     actions: tuple[Action, ...]
-    outcomes: tuple[Outcome, ...]
+    targets: tuple[Target, ...]
     rules: t.Mapping[str, Rule]  # as they will be
     changed: tuple[str, ...]  # names of the rules that change
     kept: tuple[str, ...]  # rules that a purge spared
@@ -75,10 +67,25 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
     ``nested_too_deep``.
     """
     draft = _Draft(state)
-    outcomes = []
+    others = sorted(set(state.rules) - _names(targets))
+    # What goes is planned first, so that what comes may have its cgroups; it is done last (see finish).
+    for target in targets:
+        if not target.request.present:
+            draft.absent(target)
+    if purge:
+        for name in others:
+            if name in draft.rules and not is_automatic(name):
+                draft.remove(name)
+    for target in targets:
+        if target.request.present:
+            draft.present(target)
+    draft.check_nesting()
+    return draft.finish(targets, others if purge else ())
+
+
+def _names(targets: t.Sequence[Target]) -> set[str]:
+    """The rules that the targets speak of, each once."""
     names: set[str] = set()
-    if state.program is None and any(target.request.present for target in targets):
-        draft.actions.append(LoadProgram())
     for target in targets:
         if target.name in names:
             raise LimiterError(
@@ -89,20 +96,7 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
             )
         if target.name is not None:
             names.add(target.name)
-        if target.request.present:
-            draft.present(target)
-        else:
-            draft.absent(target)
-        outcomes.append(Outcome(target, target.name, state.rules.get(target.name or ""), None))
-    kept = []
-    if purge:
-        for name in sorted(set(state.rules) - names):
-            if is_automatic(name):
-                kept.append(name)
-            elif name in draft.rules:
-                draft.remove(name)
-    draft.check_nesting()
-    return draft.finish(outcomes, kept)
+    return names
 
 
 def plan_removal(state: HostState, names: t.Sequence[str]) -> Plan:
@@ -120,6 +114,7 @@ class _Draft:
         self.state = state
         self.rules = dict(state.rules)
         self.owners = {member: rule.name for rule in state.rules.values() for member in rule.members}
+        self.claims: dict[int, str] = {}  # pid -> the first rule of the list that wants it
         self.actions: list[Action] = []
         self.touched: dict[str, None] = {}
         self.warnings: list[str] = []
@@ -216,7 +211,8 @@ class _Draft:
         request = target.request
         if request.takes_processes and not target.matched:
             self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} is kept without one")
-        moved = tuple(process for process in target.processes if rule_of(process.cgroup) != rule.name)
+        wanted = self._claim(target, rule)
+        moved = tuple(process for process in wanted if rule_of(process.cgroup) != rule.name)
         if not moved:
             return
         for cgroup in sorted({process.cgroup for process in moved}):
@@ -232,6 +228,30 @@ class _Draft:
         action = Take(rule.name, moved, request.pids, request.children)
         self._do(action, rule._replace(pids=tuple(sorted({*rule.pids, *pids}))))
 
+    def _claim(self, target: Target, rule: Rule) -> list[Process]:
+        """A process that several rules of one list want belongs to the first, or it would change hands on every run."""
+        mine = []
+        taken: dict[str, list[str]] = {}
+        for process in target.processes:
+            owner = self.claims.setdefault(process.pid, rule.name)
+            if owner == rule.name:
+                mine.append(process)
+            elif process.pid in target.request.pids:
+                raise LimiterError(
+                    "bad_options",
+                    f"{target.request.where}process {process.pid} is given to {rule.name!r}",
+                    f"the rule {owner!r}, which comes before it, takes the same process",
+                    "Nothing was changed. Give each process to one rule",
+                )
+            else:
+                taken.setdefault(owner, []).append(str(process.pid))
+        for owner, pids in taken.items():
+            self.warnings.append(
+                f"{target.request.where}{rule.name!r} also matches processes of {owner!r}, which comes first and keeps "
+                f"them: {', '.join(pids)}"
+            )
+        return mine
+
     def _forget(self, name: str, pids: set[int]) -> None:
         """Processes leave a rule; one that is named after a process goes with its last one."""
         rule = self.rules.get(name)
@@ -241,28 +261,31 @@ class _Draft:
         self.touched[name] = None
 
     def absent(self, target: Target) -> None:
-        request = target.request
-        if target.name is None:
-            self._release_anywhere(target)
-        elif target.name not in self.rules:
+        request, name = target.request, target.name
+        if name is None:
+            # By cgid or last, and there is no such rule: nothing is meant, least of all other rules.
+            if request.cgroup_id is None and not request.last:
+                self._release_anywhere(target)
             return
-        elif request.takes_processes:
-            self._release(
-                target.name, {process.pid for process in target.processes if rule_of(process.cgroup) == target.name}
-            )
-        elif target.member is not None:
-            rule = self.rules[target.name]
-            if target.member in rule.members:
-                self._drop_member(rule, target.member)
-        else:
-            self.remove(target.name)
+        if name not in self.rules:
+            return
+        if not request.takes_processes and target.member is None:
+            self.remove(name)
+            return
+        if target.member in self.rules[name].members:
+            self._drop_member(self.rules[name], target.member)
+        if request.takes_processes:
+            self._release(name, {process.pid for process in target.processes if rule_of(process.cgroup) == name})
 
     def _release_anywhere(self, target: Target) -> None:
-        """Absent by processes, without a rule: each goes back from wherever it is."""
+        """Absent by processes, without a rule: each goes back from wherever it is, with its children in that rule."""
         by_rule: dict[str, set[int]] = {}
+        # Also those that a killed run was about to let go: their parent may have left the rule already.
+        named = {*target.matched, *self.state.memory.unsettled}
+        meant = {rule_of(process.cgroup) for process in target.processes if process.pid in named}
         for process in target.processes:
             name = rule_of(process.cgroup)
-            if name is not None:
+            if name is not None and name in meant:
                 by_rule.setdefault(name, set()).add(process.pid)
         for name, pids in by_rule.items():
             self._release(name, pids)
@@ -314,7 +337,8 @@ class _Draft:
                     "Nothing was changed. Take one of them out",
                 )
 
-    def finish(self, outcomes: t.Sequence[Outcome], kept: t.Sequence[str]) -> Plan:
+    def finish(self, targets: t.Sequence[Target], spared: t.Iterable[str]) -> Plan:
+        """The plan; of ``spared``, the rules that a purge did not remove are told."""
         for name in list(self.touched):
             rule = self.rules.get(name)
             if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
@@ -323,16 +347,21 @@ class _Draft:
         changed = tuple(
             name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name)
         )
-        loads = any(isinstance(action, LoadProgram) for action in self.actions)
+        loads = self.state.program is None and any(target.request.present for target in targets)
         before, after = diff.texts(changed, self.state.rules, self.rules, loads)
-        fresh = tuple(outcome._replace(after=self.rules.get(outcome.name or "")) for outcome in outcomes)
         return Plan(
-            tuple(self.actions),
-            fresh,
+            (*([LoadProgram()] if loads else []), *sorted(self.actions, key=self._goes)),
+            tuple(targets),
             self.rules,
             changed,
-            tuple(kept),
+            tuple(name for name in spared if name in self.rules),
             before,
             after,
             tuple(dict.fromkeys(self.warnings)),
         )
+
+    def _goes(self, action: Action) -> bool:
+        """What goes, goes last: a failure before leaves it as it is. But a rule that is made anew has to go first."""
+        if isinstance(action, RemoveRule):
+            return action.name not in self.rules
+        return isinstance(action, (Release, RemoveMember))

@@ -31,6 +31,10 @@ def parse_request(options: Options, where: str = "") -> Request:
     name = given.get("name")
     if name is not None:
         check_rule_name(f"{where}name", name)
+    if "cgid" in given and not 0 < given["cgid"] < 1 << 64:
+        raise _bad(
+            where, f"cgid {given['cgid']} is refused", "Give the id of a rule's cgroup, as speed_limit_info shows it"
+        )
     pids = _pids(where, given)
     selector = _selector(where, given.get("processes"))
     chosen = [key for key in ("name", "cgid", "last", "cgroup_path") if key in given]
@@ -51,6 +55,7 @@ def parse_request(options: Options, where: str = "") -> Request:
         last="last" in given,
         rate=rate,
         bucket=bucket if bucket is not None or rate is None else rate,
+        takes_processes=any(key in given for key in ("pid", "pids", "processes")),
         pids=pids,
         selector=selector,
         children=options.get("children") is not False,

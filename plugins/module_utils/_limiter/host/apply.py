@@ -64,7 +64,13 @@ class _Application:
         }
 
     def run(self, plan: Plan) -> None:
+        if self.host.maps:
+            self.host.programs.complete_move()
         self._settle(self.origins.written.unsettled)
+        for target in plan.targets:
+            if target.request.present:
+                # Connections that were accepted while an earlier run moved the process are found now.
+                self._settle(process.pid for process in target.processes if rule_of(process.cgroup) == target.name)
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
         self.origins.write_ahead(plan.actions, self._leaving(plan.actions), last)
@@ -84,13 +90,16 @@ class _Application:
         return pids
 
     def undo_all(self) -> None:
+        undone = True
         for undo in reversed(self.undos):
-            # The first error is the one that counts; what can't be undone now is completed by the next run.
-            with contextlib.suppress(LimiterError, OSError):
+            try:
                 undo()
+            except (LimiterError, OSError):
+                undone = False  # the first error is the one that is told
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
-            self.origins.close(self.last, self.cgroups.rule_names())
+            if undone:  # else what was being moved stays written down, for the next run
+                self.origins.close(self.last, self.cgroups.rule_names())
 
     def _announce(self) -> None:
         """Make every cached attribution stale. Twice: a CPU with weakly ordered loads may pair the first new generation
@@ -115,6 +124,8 @@ class _Application:
         maps.make_state(cgroup_id, action.limit.bucket)
         maps.add_member(cgroup_id, cgroup_id)
         maps.set_limit(cgroup_id, action.limit)
+        if action.start_time is not None:
+            self.origins.made_for(name, action.start_time)
 
     def _set_limit(self, action: do.SetLimit) -> None:
         maps, rule = self.host.opened_maps, self._identifier(action.name)
@@ -130,13 +141,14 @@ class _Application:
                 "no_cgroup", f"{action.cgroup} disappeared while this task ran", "", "Run the task again"
             )
         maps = self.host.opened_maps
-        self.undos.append(lambda: maps.remove_member(member))
+        owner = maps.member(member)  # a rule that loses it in the same task
+        self.undos.append(lambda: maps.add_member(member, owner) if owner else maps.remove_member(member))
         maps.add_member(member, self._identifier(action.name))
 
     def _remove_member(self, action: do.RemoveMember) -> None:
         member = self.cgroups.identifier(action.cgroup)
-        if member is not None:
-            maps, rule = self.host.opened_maps, self._identifier(action.name)
+        maps, rule = self.host.opened_maps, self._identifier(action.name)
+        if member is not None and maps.member(member) == rule:  # else another rule has it by now
             self.undos.append(lambda: maps.add_member(member, rule))
             maps.remove_member(member)
 
@@ -157,11 +169,13 @@ class _Application:
             for process in late:
                 self.origins.remember(process, action.name)
             if not [process for process in late if self._move(process, action)]:
-                self._cover([*pids, *(process.pid for process in found if process)])
-                return
-        self.warnings.append(
-            f"children of the processes in {action.name!r} are forked faster than they can be moved; run the task again"
-        )
+                break
+        else:
+            self.warnings.append(
+                f"children of the processes in {action.name!r} are forked faster than they can be moved; "
+                "run the task again"
+            )
+        self._cover([*pids, *(process.pid for process in found if process)])
 
     def _move(self, process: Process, action: do.Take) -> bool:
         """Whether the process was moved; one that is gone is an error only where the user named it."""
@@ -214,12 +228,20 @@ class _Application:
         cgroup_id = self.cgroups.identifier(cgroup)
         if cgroup_id is None:
             return
+        inside = self.cgroups.pids(cgroup)
         for _round in range(_FORK_ROUNDS):
-            inside = self.cgroups.pids(cgroup)
             for pid in inside:
                 self._send_home(name, pid)
+            inside = self.cgroups.pids(cgroup)
             if not inside:
                 break
+        else:
+            raise LimiterError(
+                "busy_cgroup",
+                f"the rule {name!r} cannot be removed",
+                f"something keeps putting processes into {self.cgroups.absolute(cgroup)}, now {inside[0]}",
+                "Stop it, and run the task again",
+            )
         if self.host.maps:
             limit, members = self.host.maps.limit(cgroup_id), self.members_of(cgroup_id)
             if limit is not None:
@@ -246,14 +268,19 @@ class _Application:
 
     def _send_home(self, name: str, pid: int) -> None:
         process = processes.read(pid)
-        if process is None:
+        if process is None or rule_of(process.cgroup) != name:  # it ended, or went elsewhere, in the meantime
             return
         home = self.origins.home(name, process)
         if home is None:
             home = "/"
             self.warnings.append(f"where process {pid} came from is not known; it goes to the root cgroup")
         self.undos.append(lambda: self._put_back(process))
-        went = self.cgroups.move_back(pid, home)
+        try:
+            went = self.cgroups.move_back(pid, home)
+        except LimiterError as error:
+            if error.kind == "dead_process":
+                return
+            raise
         if went != home:
             self.warnings.append(f"{home}, where process {pid} came from, can't take it back; it went to {went}")
         self._settle((pid,))

@@ -118,6 +118,31 @@ def identity_of_object(path: str) -> str:
         raise LimiterError("no_object", f"the object {path} cannot be read", errno_text(error)) from error
 
 
+def check_owner(path: str) -> None:
+    """Refuses an object that someone else could change between this look and its loading: ``unsafe_object``."""
+    try:
+        alone = _is_roots_alone(path)
+    except OSError as error:
+        raise LimiterError("no_object", f"the object {path} cannot be read", errno_text(error)) from error
+    if not alone:
+        raise LimiterError(
+            "unsafe_object",
+            f"the object {path} cannot be trusted",
+            "it is not a file of root's that only root may write to",
+            f"chown root {path}; chmod go-w {path}",
+        )
+
+
+def check_headers(run_command: RunCommand) -> None:
+    """Refuses, without building anything, where libbpf's headers are missing: ``no_libbpf_headers``."""
+    compiler = inputs(run_command).compiler
+    code, _out, errors = run_command(
+        [compiler, "-target", "bpf", "-E", "-include", "bpf/bpf_helpers.h", "-x", "c", "/dev/null"], check_rc=False
+    )
+    if code != 0 and "bpf/bpf_helpers.h" in errors and "not found" in errors:
+        raise _no_headers()
+
+
 def vmlinux_header(run_command: RunCommand) -> str:
     """The running kernel's types as C: by bpftool, or by libbpf where no bpftool runs (Ubuntu's may be a wrapper)."""
     bpftool = _find("bpftool")
@@ -164,14 +189,18 @@ def _compile(run_command: RunCommand, made: Inputs, output: str) -> None:
         return
     said = "\n".join((errors or out).strip().splitlines()[-20:])
     if "bpf/bpf_helpers.h" in said and "not found" in said:
-        raise LimiterError(
-            "no_libbpf_headers",
-            "the BPF program cannot be compiled",
-            "libbpf's headers (bpf/bpf_helpers.h) are not installed",
-            f"Install libbpf-dev (Debian, Ubuntu) or libbpf-devel (Fedora, RHEL, SUSE), {_ELSEWHERE}",
-        )
+        raise _no_headers()
     remedy = f"clang 11 or newer is needed; the source is in {SOURCE_DIR}"
     raise LimiterError("compile_failed", f"{made.compiler} did not compile {source}", said, remedy)
+
+
+def _no_headers() -> LimiterError:
+    return LimiterError(
+        "no_libbpf_headers",
+        "the BPF program cannot be compiled",
+        "libbpf's headers (bpf/bpf_helpers.h) are not installed",
+        f"Install libbpf-dev (Debian, Ubuntu) or libbpf-devel (Fedora, RHEL, SUSE), {_ELSEWHERE}",
+    )
 
 
 def _sources() -> dict[str, str]:

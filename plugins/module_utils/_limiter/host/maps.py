@@ -204,6 +204,11 @@ class Maps:
         keys, values = self._member.items()
         return dict(zip(_ids(keys), _ids(values)))
 
+    def member(self, cgroup_id: int) -> int | None:
+        """The rule that a cgroup is a member of."""
+        data = self._member.lookup(layout.ID.pack(cgroup_id))
+        return None if data is None else t.cast(int, layout.ID.unpack(data)[0])
+
     def add_member(self, cgroup_id: int, rule: int) -> None:
         """Raises LimiterError ``map_full``. What sockets are charged to follows with the next `bump_generation`."""
         self._member.update(layout.ID.pack(cgroup_id), layout.ID.pack(rule))

@@ -22,7 +22,7 @@ EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
 _FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
 
-FILE = f"{DIRECTORY}/{_FILE}"
+FILE, BROKEN_FILE = f"{DIRECTORY}/{_FILE}", f"{DIRECTORY}/{_BROKEN}"
 
 
 class _BrokenError(Exception):

@@ -18,6 +18,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Skipped,
     Target,
 )
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.names import check_rule_name
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import MANAGED, rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
@@ -82,11 +83,17 @@ class _Observation:
         return Rule(name, cgroup_id, limit, members, tuple(sorted(self.cgroups.pids(cgroup))))
 
     def _target(self, request: Request) -> Target:
-        name, member = self._place(request)
-        automatic = False
-        if name is None and request.present and len(request.pids) == 1 and not request.cgroup_id and not request.last:
-            name, automatic = f"pid-{request.pids[0]}", True
-        living, dead, matched, skipped = self._processes(request)
+        try:
+            name, member = self._place(request)
+            living, dead, matched, skipped = self._processes(request)
+        except LimiterError as error:
+            if not error.what.startswith(request.where):
+                error = LimiterError(error.kind, f"{request.where}{error.what}", error.why, error.remedy)
+            raise error from None
+        chosen = name is not None or request.cgroup_id is not None or request.last
+        automatic = request.present and not chosen and len(request.pids) == 1
+        if automatic:
+            name = f"pid-{request.pids[0]}"
         return Target(request, name, automatic, member, living, matched, dead, skipped)
 
     def _place(self, request: Request) -> tuple[str | None, str | None]:
@@ -141,6 +148,8 @@ class _Observation:
                 f"rules have their cgroups directly below {MANAGED}",
                 f"Give {MANAGED}/<name>, or a cgroup elsewhere",
             )
+        if request.present:
+            check_rule_name(f"{request.where}cgroup_path", name)
         if request.name not in (None, name):
             raise LimiterError(
                 "bad_options",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.actions import Action, MakeRule, Take
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.actions import Action, RemoveRule, Take
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Origin, Process
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
@@ -31,8 +31,9 @@ class Origins:
                 for process in action.processes:
                     self.remember(process, action.name)
                     moving.append(process.pid)
-            elif isinstance(action, MakeRule) and action.start_time is not None:
-                self.automatic[action.name] = action.start_time
+            elif isinstance(action, RemoveRule):
+                # Not known is safe: whose rule it is shows by who is in it. The next process's time would be wrong.
+                self.automatic.pop(action.name, None)
         self._write(last, tuple(moving))
 
     def remember(self, process: Process, name: str) -> None:
@@ -41,7 +42,11 @@ class Origins:
         home = process.cgroup if rule is None else self._own(process) or self.homes.get(rule)
         if home is not None:
             self.origins[process.pid] = Origin(process.start_time, home)
-            self.homes[name] = home
+            self.homes[name] = common_ancestor(home, self.homes.get(name, home))
+
+    def made_for(self, name: str, start_time: int) -> None:
+        """The rule was made for the process with this start time."""
+        self.automatic[name] = start_time
 
     def home(self, name: str, process: Process) -> str | None:
         """Where a process goes back to: by its own record, its nearest recorded ancestor's, or the rule's; None: not
@@ -74,3 +79,13 @@ class Origins:
         if fresh != self.written:
             memory.write(fresh)
             self.written = fresh
+
+
+def common_ancestor(one: str, other: str) -> str:
+    """The nearest cgroup above both: where a process of either may go that has no record of its own."""
+    shared = []
+    for part, same in zip(one.split("/")[1:], other.split("/")[1:]):
+        if part != same:
+            break
+        shared.append(part)
+    return "/" + "/".join(shared)

@@ -22,16 +22,18 @@ class Object(t.NamedTuple):
     stale: bool
 
 
-def choose_object(host: Host, prebuilt: str | None = None) -> Object:
+def choose_object(host: Host, prebuilt: str | None = None, copied: bool = False) -> Object:
     """The object to load: the prebuilt one that was named; else what is, or has to be, built from the source that came
     along.
 
     A host without a compiler loads the object that lies at its place: so one built elsewhere and copied there survives
-    a reboot.
+    a reboot. ``copied`` takes such an object, which has no stamp, before one that would have to be built.
     Raises LimiterError: ``no_object``, ``bad_object``, ``no_compiler``, ``no_btf``.
     """
     if prebuilt is not None:
         return _ready(host, prebuilt)
+    if copied and os.path.isfile(build.OBJECT) and not os.path.exists(build.STAMP):
+        return _ready(host, build.OBJECT)
     try:
         inputs = build.inputs(host.run_command)
     except LimiterError as error:
@@ -42,6 +44,7 @@ def choose_object(host: Host, prebuilt: str | None = None) -> Object:
 
 
 def _ready(host: Host, path: str) -> Object:
+    build.check_owner(path)
     identity = build.identity_of_object(path)
     host.programs.check_object(path)  # here, so that check mode refuses it, too
     return Object(path, identity, False)
@@ -58,19 +61,26 @@ def load(host: Host, wanted: Object, cgroup: str) -> list[str]:
     return [*done, f"loaded {wanted.path}, attached to {cgroup}"]
 
 
-def would_load(wanted: Object, cgroup: str) -> list[str]:
-    """What load would do."""
+def would_load(host: Host, wanted: Object, cgroup: str) -> list[str]:
+    """What load would do. Raises what load would raise, as far as it can be known without doing it."""
+    host.programs.refuse_exclusive(cgroup)
     done = [] if pins.is_mounted() else [f"mounted bpffs at {pins.BPFFS}"]
     if done or not os.path.isdir(pins.PIN_DIR):
         done.append(f"made {pins.PIN_DIR}")
     if wanted.stale:
+        build.check_headers(host.run_command)
         done.append(f"built {wanted.path}")
     return [*done, f"loaded {wanted.path}, attached to {cgroup}"]
 
 
 def load_if_absent(host: Host) -> list[str]:
     """What a rule task does on a host where no program is loaded."""
-    return [] if host.programs.current() else load(host, choose_object(host), "/")
+    return [] if host.programs.current() else load(host, choose_object(host, copied=True), "/")
+
+
+def would_load_if_absent(host: Host) -> list[str]:
+    """What load_if_absent would do where no program is loaded."""
+    return would_load(host, choose_object(host, copied=True), "/")
 
 
 class Change(t.NamedTuple):
@@ -95,11 +105,14 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, reload: bool, check: b
     before = host.programs.current()
     wanted = choose_object(host, prebuilt)
     as_wanted = (
-        before is not None and (before.identity, before.cgroup) == (wanted.identity, cgroup) and not wanted.stale
+        before is not None
+        and (before.identity, before.cgroup) == (wanted.identity, cgroup)
+        and not wanted.stale
+        and not pins.exists(pins.NEW_LINK)
     )
     done: list[str] = []
     if reload or not as_wanted:
-        done = would_load(wanted, cgroup) if check else load(host, wanted, cgroup)
+        done = would_load(host, wanted, cgroup) if check else load(host, wanted, cgroup)
     return Change(before, wanted.identity, cgroup, tuple(done), ())
 
 
@@ -117,7 +130,6 @@ def detach(host: Host, check: bool) -> Change:
         done.append("removed the maps")
         if not check:
             host.programs.remove_maps()
-            pins.remove()
     return Change(before, None, None, tuple(done), tuple(rules) if before else ())
 
 

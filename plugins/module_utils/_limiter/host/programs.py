@@ -67,10 +67,10 @@ class Programs:
         pins.ensure()
         with self._maps():
             pass  # another version's maps are refused before anything is touched
-        self._complete_move()
+        self.complete_move()
         with contextlib.ExitStack() as stack:
             cgroup_fd = stack.enter_context(self._open_cgroup(cgroup))
-            self._refuse_exclusive(cgroup)
+            self.refuse_exclusive(cgroup)
             program_fd = self._load_object(stack, object_path)
             program_id = self._libbpf.info(program_fd, "bpf_prog_info").id
             maps = stack.enter_context(self._maps())
@@ -158,7 +158,7 @@ class Programs:
         with closing_fd(fd):
             yield fd
 
-    def _complete_move(self) -> None:
+    def complete_move(self) -> None:
         """A run that moved the attach point was killed: what it attached takes the old link's place."""
         if pins.exists(pins.NEW_LINK):
             if pins.exists(pins.LINK):
@@ -173,7 +173,7 @@ class Programs:
                 raise KernelError("the BPF program cannot be detached", -result)
 
     def _open_object(self, stack: contextlib.ExitStack, path: str) -> tuple[t.Any, t.Any, dict[str, t.Any]]:
-        """The object, its program and its maps by name, valid as long as ``stack``; the kernel knows nothing of them."""
+        """The object, its program and its maps by name, valid as long as ``stack``; not known to the kernel yet."""
         bpf = self._libbpf
         bpf.forget_log()
         try:
@@ -257,9 +257,9 @@ class Programs:
             raise KernelError(f"the program cannot be attached to the cgroup {cgroup}", -link_fd)
         with closing_fd(link_fd):
             bpf.call("bpf_obj_pin", link_fd, pins.path(pins.NEW_LINK if pinned else pins.LINK).encode())
-        self._complete_move()
+        self.complete_move()
 
-    def _refuse_exclusive(self, cgroup: str) -> None:
+    def refuse_exclusive(self, cgroup: str) -> None:
         """A program attached without BPF_F_ALLOW_MULTI shares its hook with none, or would be switched off below us."""
         for place in _way_up(cgroup):
             with self._open_cgroup(place) as fd:

@@ -45,18 +45,32 @@ def find(host: Host, scope: str) -> tuple[Purge, HostState]:
     names = [name for name, rule in sorted(state.rules.items()) if scope != "stale" or is_stale(state, rule)]
     made = plan_removal(state, names)
     everything = scope == "all"
-    managed = host.cgroups.managed
-    paths = [host.cgroups.absolute(managed)] if host.cgroups.exists(managed) else []
-    paths += [memory.FILE] if os.path.exists(memory.FILE) else []
+    paths, left = _paths(host) if everything else ([], [])
     return Purge(
         plan=made,
         pids=tuple(sorted(pid for name in names for pid in state.rules[name].pids)),
         remains=_remains(host),
         program=state.program.identity if state.program and everything else None,
         pins=tuple(name for name in pins.NAMES if pins.exists(name)) if everything else (),
-        paths=tuple(paths) if everything else (),
-        warnings=(*warnings, *made.warnings),
+        paths=tuple(paths),
+        warnings=(*warnings, *made.warnings, *left),
     ), state
+
+
+def _paths(host: Host) -> tuple[list[str], list[str]]:
+    """Directories and files that go with everything, and warnings of what stays since it is not ours alone."""
+    paths, left = [path for path in (memory.FILE, memory.BROKEN_FILE) if os.path.exists(path)], []
+    managed = host.cgroups.absolute(host.cgroups.managed)
+    inside = host.cgroups.pids(host.cgroups.managed, recursive=False)
+    if inside:
+        left.append(f"{managed} stays: somebody put processes there: {', '.join(str(pid) for pid in inside)}")
+    elif host.cgroups.exists(host.cgroups.managed):
+        paths.append(managed)
+    foreign = pins.foreign()
+    left += [f"{pins.PIN_DIR}/{name} is not ours and stays" for name in foreign]
+    if not foreign and os.path.isdir(pins.PIN_DIR):
+        paths.append(pins.PIN_DIR)
+    return paths, left
 
 
 def is_stale(state: HostState, rule: Rule) -> bool:
@@ -87,7 +101,7 @@ def _remains(host: Host) -> Remains:
 def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> list[str]:
     """Remove it; ``everything`` also forgets what was remembered about processes. Returns warnings."""
     applied = apply(host, purge.plan, state.memory)
-    warnings = [*applied.warnings]
+    warnings = list(applied.warnings)
     if host.maps is not None:
         members = host.maps.members()
         for rule in purge.remains.rules:
@@ -96,10 +110,8 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
             host.maps.remove_member(member)
     if purge.program is not None:
         host.programs.unload()
-    if purge.pins:
-        pins.remove()
-        warnings += [f"{pins.PIN_DIR}/{name} is not ours and was left" for name in pins.foreign()]
     if everything:
+        pins.remove()
         host.cgroups.remove_managed()
         memory.remove()
     return warnings

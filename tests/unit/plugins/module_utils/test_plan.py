@@ -205,3 +205,74 @@ def test_purge_removes_what_is_not_listed_and_spares_rules_of_processes():
 def test_two_targets_that_are_one_rule_are_refused():
     with pytest.raises(LimiterError, match="given twice"):
         plan(host(rule("web")), [target("web"), target("web")])
+
+
+def test_an_empty_list_of_processes_is_no_process_not_the_whole_rule():
+    state = host(rule("web", pids=[5]))
+    nobody = target("web")._replace(request=parse_request({"name": "web", "pids": [], "state": "absent"}))
+    assert plan(state, [nobody]).actions == ()
+
+
+def test_a_rule_that_is_not_there_by_its_id_takes_nothing_from_others():
+    state = host(rule("web", pids=[5]))
+    unknown = target(None, [(5, 50, "/speed_limiter/web")], state="absent", cgid=999)
+    assert plan(state, [unknown]).actions == ()
+
+
+def test_absent_with_a_process_and_a_cgroup_takes_both_out():
+    state = host(rule("web", members=["/a"], pids=[5, 6]))
+    both = target("web", [(5, 50, "/speed_limiter/web")], member="/a", cgroup_path="/a", state="absent")
+    assert sorted(kinds(plan(state, [both]))) == ["Release", "RemoveMember"]
+
+
+def test_absent_by_process_leaves_its_children_in_rules_that_they_were_put_in_by_name():
+    state = host(rule("web", pids=[5]), rule("backup", pids=[6]))
+    parent = target(None, [(5, 50, "/speed_limiter/web"), (6, 60, "/speed_limiter/backup")], state="absent")
+    made = plan(state, [parent._replace(matched=(5,), request=parent.request._replace(pids=(5,)))])
+    assert made.actions == (do.Release("web", (5,)),)
+
+
+def test_a_process_that_two_rules_match_stays_with_the_first_on_every_run():
+    def matching(name, cgroup):
+        found = target(name, [(5, 50, cgroup)], rate="1000000")
+        return found._replace(request=parse_request({"name": name, "rate": "1000000", "processes": {"name": "x"}}))
+
+    made = plan(host(), [matching("one", "/a"), matching("two", "/a")])
+    assert made.rules["one"].pids == (5,) and made.rules["two"].pids == ()
+    assert "'two' also matches processes of 'one'" in made.warnings[0]
+    inside = "/speed_limiter/one"
+    assert plan(host(*made.rules.values()), [matching("one", inside), matching("two", inside)]).actions == ()
+
+
+def test_a_process_that_is_named_for_two_rules_is_an_error():
+    with pytest.raises(LimiterError, match="process 5 is given to 'two'") as error:
+        plan(host(), [target("one", [(5, 50, "/a")], rate="1m"), target("two", [(5, 50, "/a")], rate="1m")])
+    assert error.value.kind == "bad_options"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_rule_is_renamed_in_one_task_whatever_the_order(order):
+    targets = [target("old", state="absent"), target("new", member="/a", cgroup_path="/a", rate="1000000")]
+    made = plan(host(rule("old", members=["/a"])), [targets[index] for index in order])
+    assert kinds(made) == ["MakeRule", "AddMember", "RemoveRule"]
+
+
+def test_a_purge_hands_the_cgroup_over_too():
+    made = plan(
+        host(rule("old", members=["/a"])),
+        [target("new", member="/a", cgroup_path="/a", rate="1000000")],
+        purge=True,
+    )
+    assert kinds(made) == ["MakeRule", "AddMember", "RemoveRule"]
+
+
+def test_what_goes_goes_last():
+    state = host(rule("old", pids=[5]))
+    made = plan(state, [target("old", state="absent"), target("new", rate="1m")])
+    assert kinds(made) == ["MakeRule", "RemoveRule"]
+
+
+def test_a_rule_of_a_process_that_the_task_itself_removes_is_not_kept():
+    state = host(rule("web"), rule("pid-5", pids=[5]), automatic={"pid-5": 50})
+    made = plan(state, [target("web", [(5, 50, "/speed_limiter/pid-5")])], purge=True)
+    assert made.kept == ()
