@@ -175,7 +175,7 @@ def test_what_has_no_rule_is_not_limited(plane: Dataplane, make: Make, pair: Pai
 
 
 def test_cgroups_below_a_rule_are_limited_with_it(plane: Dataplane, make: Make, pair: Pair) -> None:
-    rule, _, below = make("rule"), make("rule/child"), make("rule/child/grandchild")
+    rule, _child, below = make("rule"), make("rule/child"), make("rule/child/grandchild")
     rate = 10 * MBIT
     plane.set_rule(rule, rate, rate)
     pair.send_udp(5 * rate, cgroup=below)

@@ -15,7 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.h
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
 from conftest import run_command
 
-# Sends one datagram for each line that it reads, through the socket of that name, which it opens when it is first named.
+# Sends one datagram for each line that it reads, through the socket of that name, which it opens at its first use.
 SENDER = """
 import socket, sys
 sockets = {}

@@ -29,23 +29,23 @@ struct packet { __u32 bytes, segments; bool tcp; };
 
 void refill(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {
-	token_bucket_refill(state, rate, bucket, now);
+    token_bucket_refill(state, rate, bucket, now);
 }
 
 int charge(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now, __u32 bytes, __u32 segments, bool tcp)
 {
-	struct packet packet = { bytes, segments, tcp };
-	struct thresholds thresholds = verdict_thresholds(rate, bucket, &packet);
+    struct packet packet = { bytes, segments, tcp };
+    struct thresholds thresholds = verdict_thresholds(rate, bucket, &packet);
 
-	token_bucket_refill(state, rate, bucket, now);
-	return verdict_take(state, &thresholds, &packet);
+    token_bucket_refill(state, rate, bucket, now);
+    return verdict_take(state, &thresholds, &packet);
 }
 
 void refund(struct rate_limit_state *state, int verdict, __u32 bytes, __u32 segments, bool tcp)
 {
-	struct packet packet = { bytes, segments, tcp };
+    struct packet packet = { bytes, segments, tcp };
 
-	verdict_refund(state, verdict, &packet);
+    verdict_refund(state, verdict, &packet);
 }
 """
 
@@ -106,7 +106,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 rates = st.one_of(st.integers(8_000, 12_500_000_000), st.sampled_from([8_000, 125_000, 10**9, 12_500_000_000]))
 buckets = st.one_of(st.integers(1, 2**47), st.integers(1, 3_000_000), st.sampled_from([1, 1500, 2**47]))
 packets = st.builds(
-    lambda size, segments, tcp: Packet(size, segments, tcp),
+    Packet,
     st.one_of(st.integers(20, 1500), st.integers(40, 128), st.integers(1500, LARGEST_PACKET)),
     st.integers(1, 45),
     st.booleans(),
@@ -195,7 +195,7 @@ def test_no_interval_passes_more_than_rate_bucket_and_one_packet(
         # Clocks that were read earlier belong to packets that come later, so the interval is one of arrival times.
         if header.charge(state, rate, bucket, now, *event.packet) != DROP:
             passed.append((time, event.packet.bytes))
-    slack = max(GSO_PACKET, max((size for _, size in passed), default=0))
+    slack = max(GSO_PACKET, max((size for _time, size in passed), default=0))
     for first in range(len(passed)):
         total = 0
         for moment, size in passed[first:]:
