@@ -91,11 +91,11 @@ def _remains(host: Host) -> Remains:
     mount = host.cgroups.mount
     members = host.maps.members()
     rules = {*host.maps.limits(), *host.maps.state_rules(), *members.values()}
-    gone = tuple(sorted(rule for rule in rules if path_of(mount, rule) is None))
+    gone = {rule for rule in rules if path_of(mount, rule) is None}
     lost = tuple(
         sorted(member for member, rule in members.items() if rule not in gone and path_of(mount, member) is None)
     )
-    return Remains(gone, lost)
+    return Remains(tuple(sorted(gone)), lost)
 
 
 def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> list[str]:
@@ -103,9 +103,11 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
     applied = apply(host, purge.plan, state.memory)
     warnings = list(applied.warnings)
     if host.maps is not None:
-        members = host.maps.members()
+        members: dict[int, list[int]] = {}
+        for member, owner in host.maps.members().items():
+            members.setdefault(owner, []).append(member)
         for rule in purge.remains.rules:
-            forget_rule(host.maps, rule, [member for member, owner in members.items() if owner == rule])
+            forget_rule(host.maps, rule, members.get(rule, ()))
         for member in purge.remains.members:
             host.maps.remove_member(member)
     if purge.program is not None:
