@@ -21,19 +21,9 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf
 
-_SYSTEM_CALLS = (
-    "mkdir",
-    "rmdir",
-    "rename",
-    "replace",
-    "unlink",
-    "write",
-    "pwrite",
-    "ftruncate",
-    "fsync",
-    "chmod",
-    "chown",
-)
+_SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "write")
+# These can be refused, but make no difference to whoever comes later: a file that is not in its place yet, the lock.
+_MERELY_REFUSED = ("pwrite", "ftruncate", "fsync", "chmod", "chown")
 _CALLS_OF_LIBBPF = ("load", "obj_pin", "link_create", "link_update", "link_detach", "update_elem", "delete_elem")
 
 Work = Callable[[], "dict[str, Any]"]
@@ -114,7 +104,7 @@ class _Steps:
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for name in _SYSTEM_CALLS:
+            for name in (*_SYSTEM_CALLS, *(_MERELY_REFUSED if self.fault is Fault.REFUSED else ())):
                 stack.enter_context(mock.patch.object(os, name, self._system_call(getattr(os, name))))
             stack.enter_context(mock.patch.object(os, "open", self._open(os.open)))
             stack.enter_context(mock.patch.object(pins, "mount_bpffs", self._mount(pins.mount_bpffs)))

@@ -111,7 +111,6 @@ JOBS = {
 }
 PURGED = (
     "a first rule, on a host without a program",
-    "processes go to another rule",
     "a list of rules in place of others",
     "the attach point moves",
 )
@@ -172,7 +171,7 @@ def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team
             assert snapshot(*team.pids) == wanted, f"killed before step {step}"
             assert team.charged() == wanted_charges, f"killed before step {step}"
         if (end, text) == (End.DONE, UNTOUCHED):
-            assert step > 5
+            assert step >= 3
             return
         assert end is End.KILLED
     pytest.fail(f"more than {MOST_STEPS} steps")
