@@ -220,6 +220,7 @@ def main() -> None:
             "pid": {"type": "int"},
             "cgroup_path": {"type": "str"},
         },
+        root=False,
     )
 
 

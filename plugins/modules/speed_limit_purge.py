@@ -10,6 +10,9 @@ short_description: Remove what this collection has made on a host
 version_added: 0.1.0
 description:
   - Removes rules, and on request the program and its maps. Processes go back to the cgroups that they came from.
+  - The built object and its source stay in C(/usr/lib/speed_limiter) and C(/usr/share/speed_limiter), and bpffs stays
+    mounted; the
+    role P(speed_limiter.ebpf.setup#role) removes the files.
   - Touches nothing that this collection did not make, and returns exactly what it removed.
 author:
   - Speed Limiter contributors (@speed-limiter)
@@ -39,6 +42,10 @@ EXAMPLES = r"""
 
 - name: Remove all rules
   speed_limiter.ebpf.speed_limit_purge:
+
+- name: Remove all rules and the program
+  speed_limiter.ebpf.speed_limit_purge:
+    scope: all
 """
 
 RETURN = r"""

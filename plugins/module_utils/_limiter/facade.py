@@ -12,6 +12,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import Spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
 Result = dict[str, t.Any]
 
@@ -19,10 +20,15 @@ Result = dict[str, t.Any]
 _INTERPRETERS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python3.11", "/usr/bin/python3.12"]
 
 
-def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, **checks: t.Any) -> None:
-    """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError fails the task."""
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **checks)
+def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, root: bool = True) -> None:
+    """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError fails the task.
+
+    ``root``: it fails at once as another user.
+    """
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     try:
+        if root:
+            check_root()
         _respawn(_needs(module.params))
         result = work(module)
     except LimiterError as error:

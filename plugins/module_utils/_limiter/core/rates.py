@@ -25,7 +25,7 @@ RATE_FORMS = (
 BUCKET_FORMS = "an integer in bytes, or a number with k, m, g (powers of 1024 bytes)"
 
 _NUMBER = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([A-Za-z/]*)")
-_AMBIGUOUS = re.compile(r"[kmgt]?i?b(yte)?s?(ps|/s|it/s|its)?", re.IGNORECASE)
+_AMBIGUOUS = re.compile(r"[kmgt]?i?b(yte)?s?(ps|/s)?", re.IGNORECASE)
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _BITS = {"kbit": 1000 // 8, "mbit": 1000**2 // 8, "gbit": 1000**3 // 8}
 

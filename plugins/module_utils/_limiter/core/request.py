@@ -100,6 +100,13 @@ def _selector(where: str, processes: Options | None) -> Selector | None:
     if processes is None:
         return None
     selector = Selector(**{key: processes.get(key) for key in Selector._fields})
+    if selector.exe and not selector.exe.startswith("/"):
+        raise LimiterError(
+            "bad_selector",
+            f"{where}processes: exe {selector.exe!r} can match nothing",
+            "it is compared with full paths",
+            "Give the full path, or name",
+        )
     if not any(selector):
         raise LimiterError(
             "bad_selector", f"{where}processes: nothing is selected", "", "Give name, exe, cmdline or user"

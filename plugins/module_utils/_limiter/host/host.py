@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
@@ -14,6 +13,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.c
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
 
@@ -34,13 +34,7 @@ class Host:
         Raises LimiterError: ``not_root``, ``missing_dependency``, ``no_cgroup2``, ``unsafe_pin_directory``,
         ``foreign_pin``, ``other_schema``.
         """
-        if os.geteuid() != 0:
-            raise LimiterError(
-                "not_root",
-                "this needs root",
-                "EPERM (the task runs as another user)",
-                "Add become: true, or -b on the command line",
-            )
+        check_root()
         return cls(Cgroups.find(), load(), run_command)
 
     def refresh(self) -> None:
