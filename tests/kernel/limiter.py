@@ -31,6 +31,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.c
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 from children import DEADLINE, until
 
 _MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules"
@@ -61,19 +62,21 @@ def _compiled(arguments: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def _module(name: str) -> tuple[Any, ArgumentSpecValidator]:
+def _module(name: str) -> tuple[Any, ArgumentSpecValidator, bool]:
     module = importlib.import_module(f"{_MODULES}.{name}")
     with mock.patch.object(module, "run") as run:
         module.main()
     work, spec = run.call_args.args
-    return work, ArgumentSpecValidator(spec, **run.call_args.kwargs)
+    return work, ArgumentSpecValidator(spec), run.call_args.kwargs.get("root", True)
 
 
 def task(module_name: str, /, check: bool = False, **options: Any) -> dict[str, Any]:
     """The result of a module. LimiterError as in the module; what its argument specification refuses has the kind
     ``options``.
     """
-    work, validator = _module(module_name)
+    work, validator, root = _module(module_name)
+    if root:
+        check_root()
     validated = validator.validate(options)
     if validated.error_messages:
         raise LimiterError("options", "; ".join(validated.error_messages))
