@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import contextlib
 import os
 import subprocess
@@ -85,7 +86,7 @@ def test_one_rule_twice_at_once_is_made_once(cgroups: Cgroups, loaded: bool) -> 
     if not loaded:
         purge("all")
     with child(FAMILY) as family:
-        same = lambda: rule(name="web", pid=family.pid, rate="1m")  # noqa: E731
+        same = functools.partial(rule, name="web", pid=family.pid, rate="1m")
         assert sorted(at_once(same, same, same)) == [False, False, True]
         found = snapshot(family.pid)
         assert found.limits == {"/speed_limiter/web": Limit(1024**2, 1024**2)}
