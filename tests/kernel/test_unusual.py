@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import contextlib
+import functools
 import os
 import subprocess
 import sys
