@@ -10,9 +10,12 @@
 #ifndef LIMITER_ATTRIBUTION_H
 #define LIMITER_ATTRIBUTION_H
 
+#include <bpf/bpf_core_read.h>
+
 #include "layout.h"
 
-#define ATTRIBUTION_SLOTS 65536                  /* a power of two */
+#define ATTRIBUTION_SLOT_BITS 16
+#define ATTRIBUTION_SLOTS (1 << ATTRIBUTION_SLOT_BITS)
 #define ATTRIBUTION_FACTOR 0xf5ef807705b5ec69ULL /* random and odd: no bit is lost */
 
 /* Innermost rule first: it is the likeliest to drop, and nothing needs to be given back then. 0 ends the list. */
@@ -21,8 +24,7 @@ struct attribution {
 };
 
 /*
- * One slot for all cgroups whose ids are equal in their low bits; ids are given out
- * one after the other, so few share one. A slot is written and read without a lock:
+ * One slot for all cgroups whose ids have one hash (attribution_index). A slot is written and read without a lock:
  * `check` fits only the rules that it was written with, for one cgroup in one generation, so
  * a slot that belongs to another, is old or half written is not believed. An array,
  * because its lookup is inlined: a hash lookup costs ten times as much.
@@ -79,6 +81,18 @@ static __always_inline __u64 attribution_check(__u64 cgroup, __u32 generation, c
 	return check;
 }
 
+/*
+ * Ids are given out one after the other to a cgroup and to each of its files, so
+ * those of cgroups are evenly spaced: their low bits alone would leave most slots unused.
+ */
+static __always_inline __u32 attribution_index(__u64 cgroup)
+{
+	cgroup *= ATTRIBUTION_FACTOR;
+	cgroup ^= cgroup >> 32;
+	cgroup *= ATTRIBUTION_FACTOR;
+	return cgroup >> (64 - ATTRIBUTION_SLOT_BITS);
+}
+
 static __always_inline void attribution_add(struct attribution *found, __u64 rule)
 {
 	/* Two cgroups on one way up may be members of one rule: it is charged once. */
@@ -110,20 +124,48 @@ static __always_inline bool attribution_add_level(struct __sk_buff *skb, int lev
 }
 
 /*
+ * An MPTCP socket sends through sockets of its own, of which user space can't bind
+ * any: what it is bound to is copied to them, and by BPF_F_CLONE to what they accept.
+ */
+enum bpf_func_id___mptcp { BPF_FUNC_skc_to_mptcp_sock___mptcp };
+
+static __always_inline struct rate_limit_socket *attribution_bound_mptcp(struct bpf_sock *sk)
+{
+	struct rate_limit_socket *bound, *own;
+	struct mptcp_sock *whole;
+
+	/* Since 5.19. */
+	if (!bpf_core_enum_value_exists(enum bpf_func_id___mptcp, BPF_FUNC_skc_to_mptcp_sock___mptcp))
+		return NULL;
+	whole = bpf_skc_to_mptcp_sock(sk);
+	bound = whole ? bpf_sk_storage_get(&rate_limit_socket_map, whole, NULL, 0) : NULL;
+	if (!bound)
+		return NULL;
+	own = bpf_sk_storage_get(&rate_limit_socket_map, sk, bound, BPF_SK_STORAGE_GET_F_CREATE);
+	if (own)
+		own->rule = bound->rule;
+	return bound;
+}
+
+/*
  * A socket that is open when its process is moved keeps the cgroup that it was
  * made in for life. Moved into a rule, it was bound to the rule by hand, and is charged
  * to it and to the rule that holds for the whole host. Moved out again, it was
  * released: the rule that it may have been made in no longer holds for it, those
  * that limit its cgroups in place do. False when the way up decides.
  */
-static __always_inline bool attribution_bound(struct __sk_buff *skb, bool *released, struct attribution *found)
+static __always_inline bool attribution_bound(struct __sk_buff *skb, bool mptcp, bool *released,
+					      struct attribution *found)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct rate_limit_socket *bound;
 	__u64 rule;
 
-	sk = sk ? bpf_sk_fullsock(sk) : NULL;
-	bound = sk ? bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0) : NULL;
+	if (!sk)
+		return false;
+	bound = mptcp ? attribution_bound_mptcp(sk) : NULL;
+	if (!bound)
+		bound = bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0);
 	if (!bound)
 		return false;
 	rule = bound->rule;
@@ -159,12 +201,12 @@ static __always_inline bool attribution_find(struct __sk_buff *skb, struct attri
 	generation = *(volatile __u32 *)&control->generation;
 	if (!generation)
 		return false;
-	if (control->bound_sockets && attribution_bound(skb, &released, found))
+	if (control->bound_sockets && attribution_bound(skb, control->bound_sockets > 1, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
-	index = cgroup & (ATTRIBUTION_SLOTS - 1);
+	index = attribution_index(cgroup);
 	slot = bpf_map_lookup_elem(&attribution_cache, &index);
 	if (!slot)
 		return false;

@@ -37,7 +37,7 @@ static __always_inline __u8 wire_byte(struct __sk_buff *skb, __u32 offset)
 }
 
 /* Bytes of headers, from IP to transport, that each segment of a GSO packet begins with. */
-static __always_inline __u32 wire_segment_header(struct __sk_buff *skb)
+static __always_inline __u32 wire_segment_header(struct __sk_buff *skb, bool *tcp)
 {
 	__u8 first = wire_byte(skb, 0), protocol;
 	__u32 offset;
@@ -49,13 +49,25 @@ static __always_inline __u32 wire_segment_header(struct __sk_buff *skb)
 		offset = WIRE_IPV6_HEADER;
 		protocol = wire_byte(skb, WIRE_IPV6_NEXT);
 		for (int i = 0; i < WIRE_MAX_EXTENSIONS; i++) {
+			/* SRv6 encapsulates before this hook. */
+			if (protocol == IPPROTO_IPV6) {
+				protocol = wire_byte(skb, offset + WIRE_IPV6_NEXT);
+				offset += WIRE_IPV6_HEADER;
+				continue;
+			}
+			if (protocol == IPPROTO_IPIP) {
+				protocol = wire_byte(skb, offset + WIRE_IPV4_PROTOCOL);
+				offset += (wire_byte(skb, offset) & 0xf) * 4;
+				break;
+			}
 			if (protocol != NEXTHDR_HOP && protocol != NEXTHDR_ROUTING && protocol != NEXTHDR_DEST)
 				break;
 			protocol = wire_byte(skb, offset);
 			offset += (wire_byte(skb, offset + 1) + 1) * 8;
 		}
 	}
-	if (protocol == IPPROTO_TCP)
+	*tcp = protocol == IPPROTO_TCP;
+	if (*tcp)
 		return offset + (wire_byte(skb, offset + 12) >> 4) * 4;
 	return offset + WIRE_UDP_HEADER;
 }
@@ -80,7 +92,8 @@ static __always_inline void wire_measure(struct __sk_buff *skb, struct packet *p
 	packet->segments = 1;
 	if (!size)
 		return;
-	header = wire_segment_header(skb);
+	/* Known for certain now, also behind the extension header that BIG TCP adds. */
+	header = wire_segment_header(skb, &packet->tcp);
 	segments = skb->gso_segs;
 	/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
 	if (!segments && packet->bytes > header)

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import enforce
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
 from conftest import run_command
@@ -101,11 +105,56 @@ def test_what_limits_the_cgroup_that_it_goes_back_to_holds_again(sender: Sender)
         apply(name="home", cgroup_path="/home_of_sender", rate="1m")
         apply(name="web", pid=sender.pid, rate="1m")
         sender.send("early")
-        assert (packets("home"), packets("web")) == (0, 1)
+        sender.send("late")
+        assert (packets("home"), packets("web")) == (0, 2)
         apply(pid=sender.pid, state="absent")
         sender.send("early")
-        assert (packets("home"), packets("web")) == (1, 1)
+        sender.send("late")
+        assert (packets("home"), packets("web")) == (2, 2)
     finally:
         sender.process.kill()
         sender.process.wait()
         home.rmdir()
+
+
+MPTCP_SERVER = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+server.bind(("127.0.0.1", 0))
+server.listen()
+print(server.getsockname()[1], flush=True)
+while True:
+    connection, _peer = server.accept()
+    connection.sendall(b"x" * 1000)
+    connection.close()
+"""
+
+
+@pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, 262], ids=["TCP", "MPTCP"])
+def test_what_an_open_mptcp_listener_accepts_is_charged(sender: Sender, protocol: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", MPTCP_SERVER], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            port = int(server.stdout.readline())
+            apply(name="web", pid=server.pid, rate="1m")
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as client:
+                client.connect(("127.0.0.1", port))
+                while client.recv(4096):
+                    pass
+            assert packets("web") > 1
+        finally:
+            server.kill()
+
+
+def test_a_socket_that_cannot_be_bound_leaves_no_other_unlimited() -> None:
+    bound: list[int] = []
+
+    def bind(descriptor: int) -> None:
+        if not bound:
+            bound.append(-1)
+            raise LimiterError("kernel", "no room for the options of this socket")
+        bound.append(descriptor)
+
+    with socket.socket(), socket.socket(), socket.socket(), pytest.raises(LimiterError, match="no room"):
+        sockets.cover([os.getpid()], bind)
+    assert len(bound) >= 3

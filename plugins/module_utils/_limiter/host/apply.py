@@ -293,10 +293,8 @@ class _Application:
         by_rule: dict[int | None, list[int]] = {}
         for pid in dict.fromkeys(pids):
             process = processes.read(pid)
-            name = rule_of(process.cgroup) if process else None
-            by_rule.setdefault(self.cgroups.identifier(self.cgroups.rule_cgroup(name)) if name else None, []).append(
-                pid
-            )
+            if process is not None:
+                by_rule.setdefault(self._limited_by(process.cgroup), []).append(pid)
         maps = self.host.maps
         if maps is None:
             return
@@ -305,6 +303,22 @@ class _Application:
                 sockets.cover(members, self._binder(rule))
             except LimiterError as error:
                 self.warnings.append(f"connections that were open already are not limited: {error}")
+
+    def _limited_by(self, cgroup: str) -> int | None:
+        """The innermost rule that holds for a cgroup. A socket is bound to one only: of rules in place that are nested,
+        the outer ones do not see what a process opened in a rule that it left.
+        """
+        name = rule_of(cgroup)
+        if name is not None:
+            return self.cgroups.identifier(self.cgroups.rule_cgroup(name))
+        if self.host.maps is None:
+            return None
+        while True:
+            member = self.cgroups.identifier(cgroup)
+            rule = self.host.maps.member(member) if member else None
+            if rule is not None or cgroup == "/":
+                return rule
+            cgroup = cgroup.rpartition("/")[0] or "/"
 
     def _binder(self, rule: int | None) -> t.Callable[[int], None]:
         maps = self.host.opened_maps

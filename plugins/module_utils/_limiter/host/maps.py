@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
+import socket
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
@@ -22,6 +22,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
 
 _ANY, _NOEXIST, _LOCK = 0, 1, 4  # BPF_ANY, BPF_NOEXIST, BPF_F_LOCK
 _BATCH = 4096
+_IPPROTO_MPTCP = 262
 
 
 class Map:
@@ -126,7 +127,7 @@ class Maps:
         self._config, self._state, self._member, self._socket, self._control = (
             Map(libbpf, name, fds[name]) for name in pins.MAPS
         )
-        self._sockets_are_looked_up = False
+        self._sockets_looked_up = 0  # what control.bound_sockets is at least
 
     @classmethod
     def open(cls, libbpf: Libbpf) -> Maps | None:
@@ -186,7 +187,7 @@ class Maps:
 
     def make_state(self, rule: int, bucket: int) -> None:
         """A full bucket and counters of 0, unless the rule has a state already. Raises LimiterError ``map_full``."""
-        state = layout.pack_full_state(bucket, time.monotonic_ns())
+        state = layout.pack_full_state(bucket, 0)  # 0: another time namespace's clock would not do
         self._state.update(layout.ID.pack(rule), state, _NOEXIST)
 
     def counters(self, rule: int) -> Counters | None:
@@ -231,11 +232,12 @@ class Maps:
         The kernel never relabels an open socket, so that is how a process's connections follow it into a rule.
         """
         self._socket.update(layout.FD.pack(fd), layout.ID.pack(rule))
-        if not self._sockets_are_looked_up:
+        looked_up = 2 if _is_mptcp(fd) else 1
+        if looked_up > self._sockets_looked_up:
             control = self.control()
-            if not control.bound_sockets:
-                self.write_control(control._replace(bound_sockets=1))
-            self._sockets_are_looked_up = True
+            if looked_up > control.bound_sockets:
+                self.write_control(control._replace(bound_sockets=looked_up))
+            self._sockets_looked_up = looked_up
 
     def release_socket(self, fd: int) -> None:
         """Frees one open socket of the rule that it was bound to, or made in, for its process left that rule."""
@@ -251,6 +253,12 @@ class Maps:
 
     def write_control(self, control: Control) -> None:
         self._control.update(layout.INDEX.pack(0), layout.pack_control(control))
+
+
+def _is_mptcp(fd: int) -> bool:
+    """Whether a socket sends through subflows of its own, which nobody can bind from here."""
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        return copy.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == _IPPROTO_MPTCP
 
 
 def _ids(data: bytes) -> t.Iterator[int]:

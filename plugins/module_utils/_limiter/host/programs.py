@@ -79,6 +79,8 @@ class Programs:
             # Written first: no program that a killed run attached stays unknown, unless it had replaced another.
             before = maps.control()
             maps.write_control(before._replace(program_id=program_id, identity=identity))
+            if maps.members():  # a control map that had to be made again says that there never were any
+                maps.bump_generation()
             try:
                 self._attach(program_fd, cgroup_fd, cgroup)
             except BaseException:

@@ -61,12 +61,14 @@ def cover(pids: t.Iterable[int], bind: t.Callable[[int], None]) -> int:
     """Calls ``bind`` once with a descriptor of every open internet socket of these processes; how many they were.
 
     Listeners come first, since what they accept inherits from them; then all are looked at again until nothing is new.
-    What vanishes meanwhile is left out; errors of ``bind`` pass through. LimiterError ``no_pidfd`` where the kernel
-    lends no socket at all: then only new connections are limited.
+    What vanishes meanwhile is left out, and so is a socket that can't be bound (its owner may have used up the memory
+    for its options): the others are bound, then its error is raised. LimiterError ``no_pidfd`` where the kernel lends
+    no socket at all: then only new connections are limited.
     """
     pids = list(pids)
     bound: set[int] = set()
     refusal: LimiterError | None = None
+    unbound: LimiterError | None = None
     for listeners_only in (True, *[False] * _PASSES):
         before = len(bound)
         for pid in pids:
@@ -82,12 +84,17 @@ def cover(pids: t.Iterable[int], bind: t.Callable[[int], None]) -> int:
                 inode = os.fstat(fd).st_ino
                 if inode in bound or (listeners_only and not _option(fd, socket.SO_ACCEPTCONN)):
                     continue
-                bind(fd)
                 bound.add(inode)
+                try:
+                    bind(fd)
+                except LimiterError as error:
+                    unbound = error
         if not listeners_only and len(bound) == before:
             break
     if refusal is not None and not bound:
         raise refusal
+    if unbound is not None:
+        raise unbound
     return len(bound)
 
 
