@@ -12,6 +12,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import Spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
 Result = dict[str, t.Any]
@@ -59,16 +60,8 @@ def _respawn(needs: t.Sequence[str]) -> None:
     if has_respawned():
         return
     for wanted in dict.fromkeys((tuple(needs), tuple(needs[:1]))):
-        if all(_importable(name) for name in wanted):
+        if all(importable(name) for name in wanted):
             return
         for interpreter in _INTERPRETERS:
             if all(probe_interpreters_for_module([interpreter], name) for name in wanted):
                 respawn_module(interpreter)
-
-
-def _importable(name: str) -> bool:
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True

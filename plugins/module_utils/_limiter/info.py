@@ -19,6 +19,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforc
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
 
@@ -58,7 +59,7 @@ class Info:
             self.missing.append(
                 f"bpffs is not mounted at {pins.BPFFS}: the first rule task, or the role setup, mounts it."
             )
-        if not _importable("psutil"):
+        if not importable("psutil"):
             self.missing.append(f"psutil is not installed for {sys.executable}: only processes (a selector) needs it.")
         compiler = self._compiler()
         if compiler is None:
@@ -172,11 +173,3 @@ def kernel_version(release: str) -> tuple[int, int]:
 
 def _covers(above: str, cgroup: str) -> bool:
     return above in ("/", cgroup) or cgroup.startswith(f"{above}/")
-
-
-def _importable(name: str) -> bool:
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
