@@ -14,7 +14,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 1, 2, 3
 _OBJECT_GET, _PROGRAM_ATTACH, _PROGRAM_DETACH, _OBJECT_INFO, _ENABLE_STATS = 7, 8, 9, 15, 32
-_CGROUP_INET_EGRESS, _ALLOW_MULTI = 1, 2
+EGRESS, SOCK_OPS = 1, 3  # BPF_CGROUP_INET_EGRESS, BPF_CGROUP_SOCK_OPS
+_ALLOW_MULTI = 2
 
 
 def _call(command: int, attributes: bytes) -> int:
@@ -59,20 +60,20 @@ class Map:
         os.close(self.descriptor)
 
 
-def attach(cgroup: str, program: int) -> None:
-    """Attaches a program to the egress hook of a cgroup, beside any other."""
+def attach(cgroup: str, program: int, hook: int = EGRESS, flags: int = _ALLOW_MULTI) -> None:
+    """Attaches a program to a hook of a cgroup, beside any other; with ``flags`` 0 for itself alone."""
     directory = os.open(cgroup, os.O_RDONLY)
     try:
-        _call(_PROGRAM_ATTACH, struct.pack("=IIII", directory, program, _CGROUP_INET_EGRESS, _ALLOW_MULTI))
+        _call(_PROGRAM_ATTACH, struct.pack("=IIII", directory, program, hook, flags))
     finally:
         os.close(directory)
 
 
-def detach(cgroup: str, program: int) -> None:
+def detach(cgroup: str, program: int, hook: int = EGRESS) -> None:
     """Undoes attach()."""
     directory = os.open(cgroup, os.O_RDONLY)
     try:
-        _call(_PROGRAM_DETACH, struct.pack("=IIII", directory, program, _CGROUP_INET_EGRESS, 0))
+        _call(_PROGRAM_DETACH, struct.pack("=IIII", directory, program, hook, 0))
     finally:
         os.close(directory)
 

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+
 import bpf
 
 SOURCE = Path(__file__).resolve().parents[2] / "bpf"
@@ -62,15 +64,17 @@ class State(NamedTuple):
     dropped_packets: int
     dropped_bytes: int
     congestion_marks: int
-
-
-STATE = struct.Struct("=qQIIQQQQQ")
+    rate: int
+    bucket: int
+    generation: int
+    reserved: int
+    fair: layout.FairShare
 
 
 class Dataplane:
-    """A loaded and attached program. Rules are named by the cgroups whose ids are their keys."""
+    """A loaded and attached program. Rules are named by the cgroups whose ids are their keys. ``paced``: TCP is."""
 
-    def __init__(self, program: Path, cgroup: Path | None = None) -> None:
+    def __init__(self, program: Path, cgroup: Path | None = None, paced: bool = False) -> None:
         self.cgroup = cgroup or cgroup2()
         self.pins = Path(tempfile.mkdtemp(prefix="dataplane-", dir="/sys/fs/bpf"))
         subprocess.run(
@@ -78,37 +82,45 @@ class Dataplane:
         )
         self.program = bpf.open_pin(f"{self.pins}/programs/limit_egress")
         self.config = self._map("rate_limit_config_map", 16)
-        self.state = self._map("rate_limit_state_map", STATE.size)
+        self.state = self._map("rate_limit_state_map", layout.STATE.size)
         self.member = self._map("rate_limit_member_map", 8)
         self.socket = self._map("rate_limit_socket_map", 8)
-        self.control = self._map("rate_limit_control_map", 80)
+        self.pacing = self._map("rate_limit_pacing_map", layout.PACING.size)
+        self.control = self._map("rate_limit_control_map", layout.CONTROL.size)
         self.generation = 0
         self.bound_sockets = 0
         bpf.attach(str(self.cgroup), self.program)
+        self.pacer = bpf.open_pin(f"{self.pins}/programs/pace_sockets") if paced else None
+        if self.pacer is not None:
+            bpf.attach(str(self.cgroup), self.pacer, bpf.SOCK_OPS)
 
     def _map(self, name: str, value_size: int) -> bpf.Map:
         return bpf.Map(f"{self.pins}/maps/{name}", value_size)
 
     def close(self) -> None:
+        if self.pacer is not None:
+            bpf.detach(str(self.cgroup), self.pacer, bpf.SOCK_OPS)
+            os.close(self.pacer)
         bpf.detach(str(self.cgroup), self.program)
         os.close(self.program)
-        for opened in (self.config, self.state, self.member, self.socket, self.control):
+        for opened in (self.config, self.state, self.member, self.socket, self.pacing, self.control):
             opened.close()
         shutil.rmtree(self.pins)
 
     def set_rule(self, cgroup: Path, rate: int, bucket: int) -> None:
         """Makes a rule, with a full bucket and its own cgroup as its member; bytes and bytes per second."""
-        self.state[key_of(cgroup)] = bytes(STATE.size)
+        self.state[key_of(cgroup)] = bytes(layout.STATE.size)
         self.set_config(cgroup, rate, bucket)
         self.add_member(cgroup, cgroup)
 
     def spend(self, rule: Path) -> None:
         """Empties a rule's bucket."""
         state = self.state_of(rule)._replace(tokens=0, last_update_ns=time.monotonic_ns())
-        self.state[key_of(rule)] = STATE.pack(*state)
+        self.state[key_of(rule)] = layout.STATE.pack(*state[:-1], *state.fair)
 
     def set_config(self, rule: Path, rate: int, bucket: int) -> None:
         self.config[key_of(rule)] = struct.pack("=QQ", rate, bucket)
+        self.changed_members()
 
     def add_member(self, cgroup: Path, rule: Path) -> None:
         self.member[key_of(cgroup)] = key_of(rule)
@@ -129,10 +141,18 @@ class Dataplane:
         self._write_control()
 
     def _write_control(self) -> None:
-        self.control[bytes(4)] = struct.pack("=IIII64s", 1, self.generation, self.bound_sockets, 0, b"")
+        self.control[bytes(4)] = layout.pack_control(
+            layout.Control(
+                generation=self.generation,
+                bound_sockets=self.bound_sockets,
+                pacing=layout.PACING_OFF if self.pacer is None else layout.PACING_ON,
+            )
+        )
 
     def state_of(self, rule: Path) -> State:
-        return State(*STATE.unpack(self.state[key_of(rule)]))
+        fields = layout.STATE.unpack(self.state[key_of(rule)])
+        of_fair = len(layout.FairShare._fields)
+        return State(*fields[:-of_fair], fair=layout.FairShare._make(fields[-of_fair:]))
 
 
 def key_of(cgroup: Path) -> bytes:

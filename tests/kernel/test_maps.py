@@ -36,7 +36,7 @@ def test_a_limit_is_written_read_changed_and_removed(maps: Maps) -> None:
 def test_a_state_begins_full_and_is_never_made_anew(maps: Maps) -> None:
     assert maps.counters(RULE) is None
     maps.make_state(RULE, bucket=5000)
-    spent = layout.STATE.pack(-700, 1, 0, 0, 1, 2, 3, 4, 5)
+    spent = layout.STATE.pack(-700, 1, 0, 0, 1, 2, 3, 4, 5, *[0] * (len(layout.STATE_FIELDS) - 9))
     assert layout.STATE.unpack(_state(maps, RULE))[0] == 5000
     maps._state.update(layout.ID.pack(RULE), spent)
     maps.make_state(RULE, bucket=9999)
@@ -136,7 +136,7 @@ def test_maps_of_which_one_is_missing_count_as_none_at_all(libbpf: Libbpf, maps:
 def test_maps_of_another_version_are_refused_and_left_alone(libbpf: Libbpf, maps: Maps) -> None:
     maps.set_limit(RULE, Limit(8000, 8000))
     maps.write_control(maps.control()._replace(schema=99))
-    with pytest.raises(LimiterError, match="schema is 99, this version's is 1") as raised:
+    with pytest.raises(LimiterError, match="schema is 99, this version's is 2") as raised:
         Maps.open(libbpf)
     assert raised.value.kind == "other_schema"
     assert maps.limit(RULE) == Limit(8000, 8000)

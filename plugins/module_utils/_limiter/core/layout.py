@@ -13,20 +13,66 @@ import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_RULES = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
 MAX_DEPTH = 16
 RELEASED = 0  # as the rule of a socket: its process was moved out of a rule again
+UNPACED = (1 << 64) - 1  # as a pacing rate: none
+PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
 
 ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; the value of member and socket
 FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=QQ")
-STATE = struct.Struct("=qQIIQQQQQ")
-CONTROL = struct.Struct("=IIII64s")
+FAIR_SHARE = struct.Struct("=9Q8I")
+STATE = struct.Struct("=qQIIQQQQQQQII" + FAIR_SHARE.format[1:])
+PACING = struct.Struct("=4QQQQII" + MAX_NESTED * "QII")
+CONTROL = struct.Struct("=IIIIII64s")
+
+
+class FairShare(t.NamedTuple):
+    """What the controller knows of a rule; the fields are explained in bpf/layout.h."""
+
+    share: int = 0
+    paced_rate: int = 0
+    clock_ns: int = 0
+    epoch: int = 0
+    epoch_start_ns: int = 0
+    period_ns: int = 0
+    lag_ns: int = 0
+    modest_bytes: int = 0
+    foreign_bytes: int = 0
+    active: int = 0
+    active_before: int = 0
+    unpaced: int = 0
+    unpaced_before: int = 0
+    holders: int = 0
+    holders_before: int = 0
+    newcomers: int = 0
+    burst: int = 0
+
+
+class Pacing(t.NamedTuple):
+    """Of one socket: the pacing rate that it was given (0: none) and the one that its process wants."""
+
+    set: int
+    own: int
+
+
+class Control(t.NamedTuple):
+    """The one entry of the control map; the fields are explained in bpf/layout.h."""
+
+    schema: int = SCHEMA
+    generation: int = 0
+    bound_sockets: int = 0
+    program_id: int = 0
+    pacing: int = PACING_OFF
+    reserved: int = 0
+    identity: str = ""
+
 
 CONFIG_FIELDS = ("rate_bps", "bucket_size")
 STATE_FIELDS = (
@@ -39,18 +85,26 @@ STATE_FIELDS = (
     "dropped_packets",
     "dropped_bytes",
     "congestion_marks",
+    "rate",
+    "bucket",
+    "generation",
+    "reserved",
+    *(f"fair.{field}" for field in FairShare._fields),
 )
-CONTROL_FIELDS = ("schema", "generation", "bound_sockets", "program_id", "identity")
+PACING_FIELDS = (
+    *(f"rules[{index}]" for index in range(MAX_NESTED)),
+    "share",
+    "set",
+    "own",
+    "generation",
+    "suspected",
+    *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
+)
+CONTROL_FIELDS = Control._fields
 
-
-class Control(t.NamedTuple):
-    """The one entry of the control map; the fields are explained in bpf/layout.h."""
-
-    schema: int = SCHEMA
-    generation: int = 0
-    bound_sockets: int = 0
-    program_id: int = 0
-    identity: str = ""
+_COUNTERS = STATE_FIELDS.index("packets")
+_FAIR = STATE_FIELDS.index("fair.share")
+_SET = PACING_FIELDS.index("set")
 
 
 def pack_limit(limit: Limit) -> bytes:
@@ -63,15 +117,20 @@ def unpack_limit(data: bytes) -> Limit:
 
 def pack_full_state(bucket: int, now: int) -> bytes:
     """A state whose bucket is full at ``now`` (nanoseconds of CLOCK_MONOTONIC) and that has counted nothing."""
-    return STATE.pack(bucket, now, 0, 0, 0, 0, 0, 0, 0)
+    return STATE.pack(bucket, now, *[0] * (len(STATE_FIELDS) - 2))
 
 
-def unpack_counters(data: bytes) -> Counters:
-    return Counters(*STATE.unpack(data)[4:])
+def unpack_state(data: bytes) -> tuple[Counters, FairShare]:
+    fields = STATE.unpack(data)
+    return Counters._make(fields[_COUNTERS : _COUNTERS + len(Counters._fields)]), FairShare._make(fields[_FAIR:])
+
+
+def unpack_pacing(data: bytes) -> Pacing:
+    return Pacing._make(PACING.unpack(data)[_SET : _SET + 2])
 
 
 def pack_control(control: Control) -> bytes:
-    return CONTROL.pack(*control[:4], control.identity.encode())
+    return CONTROL.pack(*control[:-1], control.identity.encode())
 
 
 def unpack_control(data: bytes) -> Control:

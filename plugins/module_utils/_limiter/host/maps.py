@@ -1,9 +1,10 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The five pinned maps. A rule is the id of its own cgroup; rates are bytes per second, buckets bytes.
+"""The six pinned maps. A rule is the id of its own cgroup; rates are bytes per second, buckets bytes.
 
-Every method may raise KernelError. Writers hold the host's lock; the program only reads config, member and control.
+Every method may raise KernelError. Writers hold the host's lock; the programs only read config, member and control.
+After members or limits were changed comes one `Maps.bump_generation`: the programs keep copies.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Maps:
 
     def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int]) -> None:
         self._fds = list(fds.values())
-        self._config, self._state, self._member, self._socket, self._control = (
+        self._config, self._state, self._member, self._socket, self._pacing, self._control = (
             Map(libbpf, name, fds[name]) for name in pins.MAPS
         )
         self._sockets_looked_up = 0  # what control.bound_sockets is at least
@@ -179,7 +180,7 @@ class Maps:
         return None if data is None else layout.unpack_limit(data)
 
     def set_limit(self, rule: int, limit: Limit) -> None:
-        """Raises LimiterError ``map_full``."""
+        """Raises LimiterError ``map_full``. Packets are measured by it from the next `bump_generation` on."""
         self._config.update(layout.ID.pack(rule), layout.pack_limit(limit))
 
     def remove_limit(self, rule: int) -> bool:
@@ -190,9 +191,14 @@ class Maps:
         state = layout.pack_full_state(bucket, 0)  # 0: another time namespace's clock would not do
         self._state.update(layout.ID.pack(rule), state, _NOEXIST)
 
-    def counters(self, rule: int) -> Counters | None:
+    def state(self, rule: int) -> tuple[Counters, layout.FairShare] | None:
+        """What a rule has counted, and what its controller knows; read under the state's lock."""
         data = self._state.lookup(layout.ID.pack(rule), _LOCK)
-        return None if data is None else layout.unpack_counters(data)
+        return None if data is None else layout.unpack_state(data)
+
+    def counters(self, rule: int) -> Counters | None:
+        found = self.state(rule)
+        return None if found is None else found[0]
 
     def state_rules(self) -> set[int]:
         return set(_ids(self._state.items()[0]))
@@ -218,13 +224,11 @@ class Maps:
         return self._member.delete(layout.ID.pack(cgroup_id))
 
     def bump_generation(self) -> None:
-        """Makes every attribution that the program has cached stale; to be called after members were changed.
+        """Makes stale what the programs keep: attributions, limits; to be called after members or limits were changed.
 
         Reading and writing are two steps: the host's lock keeps other writers away, and the program only reads.
         """
-        control = self.control()
-        following = (control.generation + 1) & 0xFFFFFFFF
-        self.write_control(control._replace(generation=following or 1))  # 0 says that there was never a member
+        self.write_control(_following(self.control()))
 
     def bind_socket(self, fd: int, rule: int) -> None:
         """Charges one open socket to a rule, whatever cgroup it belongs to.
@@ -247,12 +251,31 @@ class Maps:
         data = self._socket.lookup(layout.FD.pack(fd))
         return None if data is None else t.cast(int, layout.ID.unpack(data)[0])
 
+    def pacing(self, fd: int) -> layout.Pacing | None:
+        """What a socket was told about its pacing; None where no program has told it anything."""
+        data = self._pacing.lookup(layout.FD.pack(fd))
+        return None if data is None else layout.unpack_pacing(data)
+
+    def forget_pacing(self, fd: int) -> None:
+        self._pacing.delete(layout.FD.pack(fd))
+
+    def set_pacing(self, pacing: int) -> None:
+        """Says to the programs whether sockets are paced: layout.PACING_OFF and so on. Nothing where they know it."""
+        control = self.control()
+        if control.pacing != pacing:
+            self.write_control(_following(control._replace(pacing=pacing)))
+
     def control(self) -> Control:
         data = self._control.lookup(layout.INDEX.pack(0))
         return Control(schema=0) if data is None else layout.unpack_control(data)
 
     def write_control(self, control: Control) -> None:
         self._control.update(layout.INDEX.pack(0), layout.pack_control(control))
+
+
+def _following(control: Control) -> Control:
+    """With the next generation; never 0, which says that there was never a member."""
+    return control._replace(generation=(control.generation + 1) & 0xFFFFFFFF or 1)
 
 
 def _is_mptcp(fd: int) -> bool:

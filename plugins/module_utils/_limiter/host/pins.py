@@ -23,6 +23,10 @@ BPFFS = "/sys/fs/bpf"
 PIN_DIR = f"{BPFFS}/speed_limiter"
 LINK = "limit_egress_link"
 NEW_LINK = "limit_egress_link_new"  # while the attach point is being moved
+PACE_LINK = "pace_sockets_link"
+NEW_PACE_LINK = "pace_sockets_link_new"
+SETTLE_LINK = "settle_sockets_link"  # to read it is to run it, in the reader's network namespace
+NEW_SETTLE_LINK = "settle_sockets_link_new"
 
 
 class MapKind(t.NamedTuple):
@@ -34,7 +38,7 @@ class MapKind(t.NamedTuple):
 
 
 _HASH, _ARRAY, _SOCKET_STORAGE = 1, 2, 24
-_CGROUP_LINK = 3
+_CGROUP_LINK, _ITERATOR_LINK = 3, 4
 
 # Control is the last to be pinned: where it is, the others are.
 MAPS = {
@@ -42,10 +46,20 @@ MAPS = {
     "rate_limit_state_map": MapKind(_HASH, layout.ID.size, layout.STATE.size),
     "rate_limit_member_map": MapKind(_HASH, layout.ID.size, layout.ID.size),
     "rate_limit_socket_map": MapKind(_SOCKET_STORAGE, layout.FD.size, layout.ID.size),
+    "rate_limit_pacing_map": MapKind(_SOCKET_STORAGE, layout.FD.size, layout.PACING.size),
     "rate_limit_control_map": MapKind(_ARRAY, layout.INDEX.size, layout.CONTROL.size),
 }
 CONTROL = "rate_limit_control_map"
-NAMES = (*MAPS, LINK, NEW_LINK)
+# To what each is a link. Detached in this order: while packets are limited, sockets may be paced.
+LINKS = {
+    NEW_PACE_LINK: _CGROUP_LINK,
+    PACE_LINK: _CGROUP_LINK,
+    NEW_SETTLE_LINK: _ITERATOR_LINK,
+    SETTLE_LINK: _ITERATOR_LINK,
+    NEW_LINK: _CGROUP_LINK,
+    LINK: _CGROUP_LINK,
+}
+NAMES = (*MAPS, *LINKS)
 
 
 def path(name: str) -> str:
@@ -124,7 +138,7 @@ def remove() -> list[str]:
     """
     removed = []
     check()
-    for name in (NEW_LINK, LINK, *MAPS):
+    for name in (*LINKS, *MAPS):
         try:
             os.unlink(path(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -180,8 +194,8 @@ def _check_kind(libbpf: Libbpf, name: str) -> None:
             found = MapKind(info.type, info.key_size, info.value_size)
             if found != MAPS[name]:
                 raise wrong(f"it is a map of {_described(found)}, where {_described(MAPS[name])} is expected")
-        elif libbpf.info(fd, "bpf_link_info").type != _CGROUP_LINK:
-            raise wrong("it is a BPF link, but not to a cgroup")
+        elif libbpf.info(fd, "bpf_link_info").type != LINKS[name]:
+            raise wrong(f"it is a BPF link, but not to {'a cgroup' if LINKS[name] == _CGROUP_LINK else 'an iterator'}")
 
 
 def _described(kind: MapKind) -> str:

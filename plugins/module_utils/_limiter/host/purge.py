@@ -110,6 +110,8 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
             forget_rule(host.maps, rule, members.get(rule, ()))
         for member in purge.remains.members:
             host.maps.remove_member(member)
+        if any(purge.remains):
+            host.maps.bump_generation()
     if purge.program is not None:
         host.programs.unload()
     if everything:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -16,25 +17,28 @@ BPF = pathlib.Path(__file__).resolve().parents[4] / "bpf"
 STRUCTS = {
     "rate_limit_config": (layout.CONFIG, layout.CONFIG_FIELDS),
     "rate_limit_state": (layout.STATE, layout.STATE_FIELDS),
+    "fair_share": (layout.FAIR_SHARE, layout.FairShare._fields),
+    "rate_limit_pacing": (layout.PACING, layout.PACING_FIELDS),
     "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
     "rate_limit_socket": (layout.ID, ("rule",)),
 }
-CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED")
+CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED", "UNPACED")
+CONSTANTS += ("PACING_OFF", "PACING_ON", "PACING_REFUSED")
 
 
 def offsets_in_python(form: struct.Struct, fields: tuple[str, ...]) -> dict[str, int]:
     """Every field's offset, from the size of the format up to it."""
-    codes = form.format.replace("64s", "s")[1:]
+    parts = re.findall(r"(\d*)([a-zA-Z])", form.format)
+    codes = [code for count, kind in parts for code in ([count + kind] if kind == "s" else [kind] * int(count or 1))]
     assert len(codes) == len(fields)
-    wide = ["64s" if code == "s" else code for code in codes]
-    return {field: struct.calcsize("=" + "".join(wide[:index])) for index, field in enumerate(fields)}
+    return {field: struct.calcsize("=" + "".join(codes[:index])) for index, field in enumerate(fields)}
 
 
 def what_the_c_compiler_says(directory: pathlib.Path) -> dict[str, int]:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.fail("a C compiler (gcc or clang) is needed to compare bpf/layout.h with core/layout.py")
-    lines = [f'printf("{name} %d\\n", LIMITER_{name});' for name in CONSTANTS]
+    lines = [f'printf("{name} %llu\\n", (unsigned long long)LIMITER_{name});' for name in CONSTANTS]
     for name, (_form, fields) in STRUCTS.items():
         lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
         for field in fields:
@@ -63,21 +67,30 @@ def test_a_limit_survives_packing() -> None:
     assert layout.unpack_limit(layout.pack_limit(limit)) == limit
 
 
-def test_a_new_state_is_full_and_has_counted_nothing() -> None:
+def test_a_new_state_is_full_and_has_counted_nothing_and_its_copy_of_the_limit_counts_as_stale() -> None:
     data = layout.pack_full_state(bucket=5000, now=123)
-    assert layout.STATE.unpack(data)[:4] == (5000, 123, 0, 0)
-    assert layout.unpack_counters(data) == Counters()
+    state = dict(zip(layout.STATE_FIELDS, layout.STATE.unpack(data)))
+    assert {field: value for field, value in state.items() if value} == {"tokens": 5000, "last_update_ns": 123}
+    assert layout.unpack_state(data) == (Counters(), layout.FairShare())
 
 
-def test_counters_come_in_the_order_of_the_struct() -> None:
-    data = layout.STATE.pack(-7, 1, 0, 0, 11, 12, 13, 14, 15)
-    assert layout.unpack_counters(data) == Counters(
-        packets=11, bytes=12, dropped_packets=13, dropped_bytes=14, congestion_marks=15
-    )
+def test_what_is_read_of_a_state_comes_in_the_order_of_the_struct() -> None:
+    counted = {"packets": 11, "bytes": 12, "dropped_packets": 13, "dropped_bytes": 14, "congestion_marks": 15}
+    learned = {"share": 21, "epoch_start_ns": 22, "active_before": 23, "unpaced": 24, "burst": 25}
+    fields = {**counted, **{f"fair.{field}": value for field, value in learned.items()}}
+    data = layout.STATE.pack(*(fields.get(field, 0) for field in layout.STATE_FIELDS))
+    assert layout.unpack_state(data) == (Counters(**counted), layout.FairShare(**learned))
+
+
+def test_what_is_read_of_a_sockets_pacing_is_what_it_was_given_and_what_it_wants() -> None:
+    data = layout.PACING.pack(*({"set": 5, "own": 2**64 - 1}.get(field, 0) for field in layout.PACING_FIELDS))
+    assert layout.unpack_pacing(data) == layout.Pacing(set=5, own=layout.UNPACED)
 
 
 def test_control_survives_packing_and_its_identity_is_padded_with_nul() -> None:
-    control = layout.Control(generation=3, bound_sockets=1, program_id=77, identity="source:" + "a" * 48)
+    control = layout.Control(
+        generation=3, bound_sockets=1, program_id=77, pacing=layout.PACING_ON, identity="source:" + "a" * 48
+    )
     data = layout.pack_control(control)
     assert layout.unpack_control(data) == control
     assert data.endswith(b"a\0\0\0\0\0\0\0\0\0")
