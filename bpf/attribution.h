@@ -12,7 +12,7 @@
 
 #include <bpf/bpf_core_read.h>
 
-#include "layout.h"
+#include "maps.h"
 
 #define ATTRIBUTION_SLOT_BITS 16
 #define ATTRIBUTION_SLOTS (1 << ATTRIBUTION_SLOT_BITS)
@@ -33,29 +33,6 @@ struct attribution_slot {
 	__u64 check;
 	struct attribution found;
 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_MEMBERS);
-	__type(key, __u64);
-	__type(value, __u64);
-} rate_limit_member_map SEC(".maps");
-
-/* Copied to the sockets that a listener accepts: they belong to the rule too. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, struct rate_limit_socket);
-} rate_limit_socket_map SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct rate_limit_control);
-} rate_limit_control_map SEC(".maps");
 
 /* Not pinned: it begins empty with every program. */
 struct {
@@ -185,23 +162,19 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, bool release
 			break;
 }
 
-/* Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. */
-static __always_inline bool attribution_find(struct __sk_buff *skb, struct attribution *found)
+/*
+ * Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. `generation`
+ * was read before: members that change during the walk make the answer stale, not wrong for ever.
+ */
+static __always_inline bool attribution_find(struct __sk_buff *skb, __u32 bound_sockets, __u32 generation,
+					     struct attribution *found)
 {
-	struct rate_limit_control *control;
 	struct attribution_slot *slot;
-	__u32 index = 0, generation;
 	bool released = false;
 	__u64 cgroup;
+	__u32 index;
 
-	control = bpf_map_lookup_elem(&rate_limit_control_map, &index);
-	if (!control)
-		return false;
-	/* Read before the walk: members that change during it make the answer stale, not wrong for ever. */
-	generation = *(volatile __u32 *)&control->generation;
-	if (!generation)
-		return false;
-	if (control->bound_sockets && attribution_bound(skb, control->bound_sockets > 1, &released, found))
+	if (bound_sockets && attribution_bound(skb, bound_sockets > 1, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)

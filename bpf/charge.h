@@ -7,80 +7,137 @@
 #ifndef LIMITER_CHARGE_H
 #define LIMITER_CHARGE_H
 
-#include "verdict.h"
+#include "pacing.h"
+#include "wire.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_RULES);
-	__type(key, __u64);
-	__type(value, struct rate_limit_config);
-} rate_limit_config_map SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_RULES);
-	__type(key, __u64);
-	__type(value, struct rate_limit_state);
-} rate_limit_state_map SEC(".maps");
-
-/* A rule that has no configuration or no state (it is being made or removed) limits nothing: NULL. */
-static __always_inline struct rate_limit_state *charge_rule(const __u64 *rule, const struct packet *packet, __u64 now,
-							    enum verdict *verdict)
+/*
+ * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more than
+ * all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it limits nothing.
+ */
+static __always_inline struct rate_limit_state *charge_state(const __u64 *rule, __u32 generation, __u64 now)
 {
 	struct rate_limit_config *config;
 	struct rate_limit_state *state;
-	struct thresholds thresholds;
 	__u64 rate, bucket;
 
-	config = bpf_map_lookup_elem(&rate_limit_config_map, rule);
 	state = bpf_map_lookup_elem(&rate_limit_state_map, rule);
-	if (!config || !state)
+	if (!state || state->generation == generation)
+		return state;
+	config = bpf_map_lookup_elem(&rate_limit_config_map, rule);
+	if (!config)
 		return NULL;
 	rate = config->rate_bps;
 	bucket = config->bucket_size;
-	thresholds = verdict_thresholds(rate, bucket, packet);
+	if (!rate)
+		return NULL;
 	bpf_spin_lock(&state->lock);
-	token_bucket_refill(state, rate, bucket, now);
-	*verdict = verdict_take(state, &thresholds, packet);
+	if (state->rate != rate)
+		fair_share_change_rate(&state->fair, rate, now);
+	state->rate = rate;
+	state->bucket = bucket;
+	state->generation = generation;
 	bpf_spin_unlock(&state->lock);
 	return state;
 }
 
-static __always_inline enum verdict charge_rules(const __u64 rules[LIMITER_MAX_NESTED], const struct packet *packet)
+/* One rule's answer. `pacing`: its connection's, NULL where it has none; `place`: of the rule among the connection's. */
+static __always_inline enum verdict charge_state_locked(struct rate_limit_state *state,
+							struct rate_limit_pacing *pacing, int place,
+							const struct packet *packet, __u64 now, bool paces)
 {
-	struct rate_limit_state *charged[LIMITER_MAX_NESTED] = {};
-	enum verdict verdicts[LIMITER_MAX_NESTED] = {};
-	enum verdict verdict = VERDICT_PASS;
-	__u64 now = bpf_ktime_get_ns();
+	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
+	enum verdict verdict;
 
+	token_bucket_refill(state, state->rate, state->bucket, now);
+	if (!paces)
+		return verdict_take(state, &thresholds, packet);
+	fair_share_advance(&state->fair, state->rate, now);
+	fair_share_hear(&state->fair, packet->round_trip_ns);
+	fair_share_guard(&state->fair, packet, now, &thresholds);
+	verdict = verdict_take(state, &thresholds, packet);
+	if (!packet->tcp)
+		fair_share_foreign(&state->fair, packet);
+	else if (verdict != VERDICT_DROP)
+		fair_share_sent(&state->fair, pacing ? &pacing->marks[place] : NULL, packet, now);
+	return verdict;
+}
+
+/* Numbers in one: no more than five can be handed to a function. */
+#define CHARGE_PLACE_SHIFT 32
+#define CHARGE_PACES_SHIFT 40
+
+/* Charges one rule: a verdict, or 0 where it limits nothing. `measured`: of wire_measure(); `call`: of charge_rules(). */
+__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u64 now, __u64 call)
+{
+	__u32 generation = call, place = (call >> CHARGE_PLACE_SHIFT) % LIMITER_MAX_NESTED;
+	bool paces = call >> CHARGE_PACES_SHIFT & 1;
+	struct rate_limit_state *state = charge_state(&rule, generation, now);
+	struct packet packet = wire_packet(measured);
+	struct rate_limit_pacing *pacing = NULL;
+	struct bpf_sock *sk = skb->sk;
+	enum verdict verdict;
+	__u64 share;
+
+	if (!state)
+		return 0;
+	if (paces && packet.tcp && sk)
+		pacing = pacing_measure(sk, &packet);
+	if (pacing)
+		pacing_confirm(pacing, place, rule, generation);
+	bpf_spin_lock(&state->lock);
+	verdict = charge_state_locked(state, pacing, place, &packet, now, paces);
+	share = state->fair.share;
+	bpf_spin_unlock(&state->lock);
+	/* The smallest of its rules' shares; one that is not known yet leaves it what it had. */
+	if (pacing && share && (!place || share < pacing->share))
+		pacing->share = share;
+	return verdict;
+}
+
+/* Another rule dropped the packet, after this one had given its verdict. */
+__noinline int charge_refund(__u64 rule, __u64 measured, int verdict, bool paces)
+{
+	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
+	struct packet packet = wire_packet(measured);
+
+	if (!state)
+		return 0;
+	bpf_spin_lock(&state->lock);
+	verdict_refund(state, verdict, &packet);
+	if (paces && packet.tcp)
+		fair_share_refund(&state->fair, &packet);
+	bpf_spin_unlock(&state->lock);
+	return 0;
+}
+
+static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules[LIMITER_MAX_NESTED], __u32 generation,
+					bool paces)
+{
+	__u64 measured = wire_measure(skb), now = bpf_ktime_get_ns(), call;
+	int verdicts[LIMITER_MAX_NESTED] = {};
+	bool notice = false, dropped = false;
+
+	call = generation | (__u64)paces << CHARGE_PACES_SHIFT;
 /* Unrolled: the 5.10 verifier takes only constant offsets into the stack. */
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		if (!rules[i])
 			break;
-		charged[i] = charge_rule(&rules[i], packet, now, &verdicts[i]);
-		if (!charged[i])
-			continue;
+		verdicts[i] = charge_rule(skb, rules[i], measured, now, call | (__u64)i << CHARGE_PLACE_SHIFT);
+		if (verdicts[i] == VERDICT_PASS_WITH_NOTICE)
+			notice = true;
 		if (verdicts[i] == VERDICT_DROP) {
-			charged[i] = NULL;
-			verdict = VERDICT_DROP;
+			dropped = true;
 			break;
 		}
-		if (verdicts[i] == VERDICT_PASS_WITH_NOTICE)
-			verdict = VERDICT_PASS_WITH_NOTICE;
 	}
-	if (verdict != VERDICT_DROP)
-		return verdict;
+	/* In constants: the verifier does not know what a function can answer. */
+	if (!dropped)
+		return notice ? VERDICT_PASS_WITH_NOTICE : VERDICT_PASS;
 #pragma unroll
-	for (int i = 0; i < LIMITER_MAX_NESTED - 1; i++) {
-		if (!charged[i])
-			continue;
-		bpf_spin_lock(&charged[i]->lock);
-		verdict_refund(charged[i], verdicts[i], packet);
-		bpf_spin_unlock(&charged[i]->lock);
-	}
+	for (int i = 0; i < LIMITER_MAX_NESTED - 1; i++)
+		if (verdicts[i] == VERDICT_PASS || verdicts[i] == VERDICT_PASS_WITH_NOTICE)
+			charge_refund(rules[i], measured, verdicts[i], paces);
 	return VERDICT_DROP;
 }
 #endif

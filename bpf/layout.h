@@ -11,7 +11,7 @@
 #ifndef LIMITER_LAYOUT_H
 #define LIMITER_LAYOUT_H
 
-#define LIMITER_SCHEMA 1
+#define LIMITER_SCHEMA 2
 #define LIMITER_MAX_RULES 65536
 #define LIMITER_MAX_MEMBERS 131072
 /* Most rules that can hold on one way up from a socket's cgroup. */
@@ -28,6 +28,30 @@ struct rate_limit_config {
 	__u64 bucket_size; /* bytes */
 };
 
+/*
+ * What the controller (fair_share.h) knows of a rule. An epoch is a few packets of each connection, 10 ms at least.
+ * Rates are of IP bytes per second.
+ */
+struct fair_share {
+	__u64 share;          /* what one connection may send now, per second; 0: not known yet */
+	__u64 paced_rate;     /* what all of TCP may send: the rate without what does not pace itself */
+	__u64 clock_ns;       /* when what TCP sent would have left at exactly paced_rate; later than now is a debt */
+	__u64 epoch;          /* number */
+	__u64 epoch_start_ns; /* CLOCK_MONOTONIC */
+	__u64 period_ns;      /* an epoch's length */
+	__u64 lag_ns;         /* longest round trip lately: how long a share takes to be heard */
+	__u64 modest_bytes;   /* this epoch: sent by connections that want no more than they get */
+	__u64 foreign_bytes;  /* this epoch: offered by all but TCP, dropped or not */
+	__u32 active;         /* connections that sent data in this epoch */
+	__u32 active_before;  /* ... in the last one */
+	__u32 unpaced;        /* of the active, those that do not pace themselves */
+	__u32 unpaced_before; /* ... in the last one */
+	__u32 holders;        /* connections that only pacing holds back, in this epoch */
+	__u32 holders_before; /* ... in the last one, newcomers included */
+	__u32 newcomers;      /* connections established in this epoch */
+	__u32 burst;          /* bytes of the largest packet lately */
+};
+
 /* rate_limit_state_map: rule -> */
 struct rate_limit_state {
 	__s64 tokens;              /* bytes that may be sent now; negative is debt */
@@ -39,6 +63,11 @@ struct rate_limit_state {
 	__u64 dropped_packets;
 	__u64 dropped_bytes;
 	__u64 congestion_marks; /* packets that passed with a congestion notice */
+	__u64 rate;             /* copies of the configuration, as of `generation`: one look-up less for a packet */
+	__u64 bucket;
+	__u32 generation; /* 0: not copied yet */
+	__u32 reserved;
+	struct fair_share fair;
 };
 
 /* rate_limit_member_map: id of a cgroup whose sockets are charged -> rule (__u64) */
@@ -49,12 +78,42 @@ struct rate_limit_socket {
 };
 #define LIMITER_RELEASED 0
 
+/*
+ * rate_limit_pacing_map: socket storage of every TCP socket under a rule, listeners included; copied to what they accept.
+ * Only the programs write to it.
+ */
+struct fair_share_mark {
+	__u64 epoch; /* of the rule, that the rest speaks of */
+	__u32 bytes; /* sent in it, before the connection was held */
+	__u32 flags; /* FAIR_SHARE_*, see fair_share.h */
+};
+
+struct rate_limit_pacing {
+	__u64 rules[LIMITER_MAX_NESTED]; /* that hold for the socket, as of `generation` */
+	__u64 share;                     /* the smallest of theirs, as of its last packet */
+	__u64 set;                       /* the SO_MAX_PACING_RATE that it was given; 0: none */
+	__u64 own;                       /* the one that its process wants; all bits: none */
+	__u32 generation;
+	__u32 suspected; /* the generation in which a round trip passed without a packet under a rule */
+	struct fair_share_mark marks[LIMITER_MAX_NESTED];
+};
+#define LIMITER_UNPACED (~0ULL)
+
+/* Whether sockets are paced; if not, why: then the token bucket alone limits. */
+enum limiter_pacing {
+	LIMITER_PACING_OFF, /* not wanted (speed_limit_program: pacing: false), or being unloaded: sockets are released */
+	LIMITER_PACING_ON,      /* pace_sockets is attached */
+	LIMITER_PACING_REFUSED, /* the kernel did not load or attach pace_sockets */
+};
+
 /* rate_limit_control_map: one entry, key 0 */
 struct rate_limit_control {
-	__u32 schema;        /* LIMITER_SCHEMA of who made the maps */
-	__u32 generation;    /* +1 after every change of members; makes cached attributions stale; 0: never had any */
+	__u32 schema;     /* LIMITER_SCHEMA of who made the maps */
+	__u32 generation; /* +1 after every change of members or limits; makes what is cached stale; 0: never had any */
 	__u32 bound_sockets; /* 0: none was ever bound by hand, so none is looked up; 1: some were; 2: of MPTCP, too */
 	__u32 program_id;    /* kernel's id of the program that `identity` speaks of */
-	char identity[64];   /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
+	__u32 pacing;        /* enum limiter_pacing */
+	__u32 reserved;
+	char identity[64]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
 };
 #endif

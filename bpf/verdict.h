@@ -6,6 +6,7 @@
 #ifndef LIMITER_VERDICT_H
 #define LIMITER_VERDICT_H
 
+#include "packet.h"
 #include "token_bucket.h"
 
 /*
@@ -24,7 +25,7 @@ enum verdict {
  * TCP may run into a debt that UDP may not: an eighth of a second of the rate, and
  * never more than the largest ordinary GSO packet, which any packet may leave
  * behind anyway. So what passes in any time t stays within rate * t, one bucket
- * and one such packet. Without it a flood of UDP, which takes each token as it
+ * and one such packet, or one and a half where TCP is paced. Without it a flood of UDP, which takes each token as it
  * comes, would leave TCP nothing, and TCP would lose its ACK clock at every drop.
  */
 #define TCP_DEBT_BYTES 65536
@@ -42,6 +43,7 @@ enum verdict {
 #define NOTICE_SHARE 16
 
 #define TOKENS_LOWEST (-0x7fffffffffffffffLL - 1)
+#define TOKENS_HIGHEST 0x7fffffffffffffffLL
 
 struct thresholds {
 	__s64 drop;   /* with this many tokens or less the packet is dropped */
@@ -60,6 +62,11 @@ static __always_inline struct thresholds verdict_thresholds(__u64 rate, __u64 bu
 		debt = TCP_DEBT_BYTES;
 	if (packet->bytes > CONTROL_PACKET_BYTES)
 		debt /= 2;
+	/* Paced, it has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. */
+	if (packet->paced && packet->bytes > CONTROL_PACKET_BYTES) {
+		thresholds.drop = -debt;
+		return thresholds;
+	}
 	/* One byte less than what would leave just that debt. */
 	if (packet->bytes <= debt)
 		thresholds.drop = (__s64)packet->bytes - debt - 1;

@@ -9,6 +9,8 @@
 #ifndef LIMITER_WIRE_H
 #define LIMITER_WIRE_H
 
+#include "packet.h"
+
 /* Extension headers that are looked through for the transport header; a sender's stack makes at most these four. */
 #define WIRE_MAX_EXTENSIONS 4
 #define WIRE_IPV4_VERSION 4
@@ -20,12 +22,6 @@
 #define NEXTHDR_HOP 0
 #define NEXTHDR_ROUTING 43
 #define NEXTHDR_DEST 60
-
-struct packet {
-	__u32 bytes;    /* IP bytes, with the headers of every segment */
-	__u32 segments; /* IP packets */
-	bool tcp;
-};
 
 static __always_inline __u8 wire_byte(struct __sk_buff *skb, __u32 offset)
 {
@@ -83,24 +79,37 @@ static __always_inline bool wire_is_tcp(struct __sk_buff *skb)
 	return ip[ip[0] >> 4 == WIRE_IPV4_VERSION ? WIRE_IPV4_PROTOCOL : WIRE_IPV6_NEXT] == IPPROTO_TCP;
 }
 
-static __always_inline void wire_measure(struct __sk_buff *skb, struct packet *packet)
+/*
+ * A packet's bytes, segments and whether it is TCP, in one number. This and the other functions that are not inlined are
+ * verified once, each for itself: inlined, the verifier would follow every combination of what they find, for minutes.
+ * On 5.10 such functions take and give only numbers, and the context.
+ */
+__noinline __u64 wire_measure(struct __sk_buff *skb)
 {
-	__u32 size = skb->gso_size, segments, header;
+	__u32 bytes = skb->len, segments = 1, size = skb->gso_size, counted, header;
+	bool tcp = wire_is_tcp(skb);
 
-	packet->tcp = wire_is_tcp(skb);
-	packet->bytes = skb->len;
-	packet->segments = 1;
-	if (!size)
-		return;
-	/* Known for certain now, also behind the extension header that BIG TCP adds. */
-	header = wire_segment_header(skb, &packet->tcp);
-	segments = skb->gso_segs;
-	/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
-	if (!segments && packet->bytes > header)
-		segments = (packet->bytes - header + size - 1) / size;
-	if (segments > 1) {
-		packet->segments = segments;
-		packet->bytes += (segments - 1) * header;
+	if (size) {
+		/* Known for certain now, also behind the extension header that BIG TCP adds. */
+		header = wire_segment_header(skb, &tcp);
+		counted = skb->gso_segs;
+		/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
+		if (!counted && bytes > header)
+			counted = (bytes - header + size - 1) / size;
+		if (counted > 1) {
+			segments = counted;
+			bytes += (segments - 1) * header;
+		}
 	}
+	return (__u64)tcp << 63 | (__u64)segments << 32 | bytes;
+}
+
+static __always_inline struct packet wire_packet(__u64 measured)
+{
+	return (struct packet){
+		.bytes = measured,
+		.segments = measured << 1 >> 33,
+		.tcp = measured >> 63,
+	};
 }
 #endif

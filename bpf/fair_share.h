@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * How fast each TCP connection of a rule may send, so that all together send at
+ * exactly the rate: the max-min fair share, found by filling up (water filling).
+ *
+ * A connection is *held* when only pacing stops it: it has more to send, and room
+ * in both windows. What the others (the modest) send is what they want; the held
+ * share the rest equally. Pure, and runs under the state's lock: it compiles for
+ * user space, where tests/simulation drives it.
+ *
+ * A share is heard a round trip later, and sockets pace a little off what they are
+ * told. So the share is corrected by what was sent too much or too little since
+ * then: the distance of a clock that each byte moves on by its time at the rate.
+ */
+#ifndef LIMITER_FAIR_SHARE_H
+#define LIMITER_FAIR_SHARE_H
+
+#include "verdict.h"
+
+#define MILLISECONDS 1000000ULL /* in nanoseconds */
+#define EPOCH_SHORTEST (10 * MILLISECONDS)
+#define EPOCH_LONGEST (4 * NANOSECONDS)
+/* Epochs without a packet after which nothing that was seen before says anything. */
+#define EPOCHS_FORGET 4
+/* The correction takes this long, or as many epochs and lags: a quicker one would overshoot. */
+#define CORRECTION_SHORTEST (100 * MILLISECONDS)
+#define CORRECTION_SLOWNESS 4
+/* What any honest state stays within; anything else is garbage, and is forgotten. */
+#define LAG_LONGEST NANOSECONDS
+#define CLOCK_FARTHEST NANOSECONDS
+#define CONNECTIONS_MOST 65535
+/* TCP sends two segments at once at least, however slow it is paced. */
+#define BURST_SMALLEST 3000
+#define BURST_LARGEST 65535
+/* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
+#define GUARD_DEBT (100 * MILLISECONDS)
+/* What does not pace itself may have as much as TCP, if both want all. */
+#define FOREIGN_SHARE 2
+
+/* fair_share_mark.flags: in this epoch the connection */
+#define FAIR_SHARE_ACTIVE 1 /* sent data */
+#define FAIR_SHARE_HELD 2   /* was held back by pacing alone, once at least */
+
+/* A new epoch is long enough for each connection to send a burst in it. */
+static __always_inline __u64 fair_share_period(const struct fair_share *fair, __u64 rate)
+{
+	__u64 connections = fair->holders_before;
+	__u64 period;
+
+	if (connections > CONNECTIONS_MOST)
+		connections = CONNECTIONS_MOST;
+	period = (connections + 1) * fair->burst * 3 / 2 * NANOSECONDS / rate;
+	if (period < EPOCH_SHORTEST)
+		return EPOCH_SHORTEST;
+	return period < EPOCH_LONGEST ? period : EPOCH_LONGEST;
+}
+
+/* Nanoseconds by which TCP is ahead of its rate; negative: behind. */
+static __always_inline __s64 fair_share_debt(const struct fair_share *fair, __u64 now)
+{
+	return fair->clock_ns - now;
+}
+
+/* The level up to which connections are filled, from what was sent in the last `elapsed` nanoseconds. */
+static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elapsed, __u64 now)
+{
+	__u64 modest = fair->modest_bytes * NANOSECONDS / elapsed;
+	__u64 rest = fair->paced_rate > modest ? fair->paced_rate - modest : 0;
+	__u64 connections = (__u64)fair->active_before + fair->newcomers;
+	__u64 correction = CORRECTION_SLOWNESS * (fair->period_ns + fair->lag_ns);
+	__u64 level = fair->paced_rate / (connections ? connections : 1);
+	__s64 debt = fair_share_debt(fair, now), most;
+
+	/* Never below the share of all: what the modest sent may have been a burst. */
+	if (fair->holders_before && rest / fair->holders_before > level)
+		level = rest / fair->holders_before;
+	if (correction < CORRECTION_SHORTEST)
+		correction = CORRECTION_SHORTEST;
+	most = correction / 4;
+	if (debt > most)
+		debt = most;
+	if (debt < -most)
+		debt = -most;
+	/* In 1024ths: level times nanoseconds would overflow. */
+	correction = (correction - debt) * 1024 / correction;
+	fair->share = level / 1024 * correction + level % 1024 * correction / 1024;
+	if (!fair->share)
+		fair->share = 1;
+}
+
+static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rate, __u64 now)
+{
+	fair->share = 0;
+	fair->paced_rate = rate;
+	fair->clock_ns = now;
+	fair->epoch++;
+	fair->epoch_start_ns = now;
+	fair->lag_ns = 0;
+	fair->modest_bytes = 0;
+	fair->foreign_bytes = 0;
+	fair->active = 0;
+	fair->active_before = 0;
+	fair->unpaced = 0;
+	fair->unpaced_before = 0;
+	fair->holders = 0;
+	fair->holders_before = 0;
+	fair->newcomers = 0;
+	fair->burst = BURST_SMALLEST;
+	fair->period_ns = fair_share_period(fair, rate);
+}
+
+static __always_inline void fair_share_next_epoch(struct fair_share *fair, __u64 rate, __u64 elapsed, __u64 now)
+{
+	__u64 foreign = fair->foreign_bytes * NANOSECONDS / elapsed;
+
+	if (foreign > rate / FOREIGN_SHARE)
+		foreign = rate / FOREIGN_SHARE;
+	fair->paced_rate = rate - foreign;
+	fair->active_before = fair->active;
+	fair->unpaced_before = fair->unpaced;
+	fair->holders_before = fair->holders + fair->newcomers;
+	fair_share_fill(fair, elapsed, now);
+	fair->active = 0;
+	fair->unpaced = 0;
+	fair->holders = 0;
+	fair->newcomers = 0;
+	fair->modest_bytes = 0;
+	fair->foreign_bytes = 0;
+	fair->epoch++;
+	fair->epoch_start_ns = now;
+	fair->lag_ns -= fair->lag_ns >> 4;
+	if (fair->burst > BURST_SMALLEST)
+		fair->burst -= fair->burst >> 5;
+	fair->period_ns = fair_share_period(fair, rate);
+}
+
+/* To be called for every packet, before anything else: ends the epoch when it is over. */
+static __always_inline void fair_share_advance(struct fair_share *fair, __u64 rate, __u64 now)
+{
+	__s64 elapsed = now - fair->epoch_start_ns, debt = fair_share_debt(fair, now);
+	__u64 credit;
+
+	/*
+	 * `now` was read before the lock was taken and may be a little older than what another CPU wrote. A second
+	 * is no little while: the map was tampered with, or comes from another time namespace.
+	 */
+	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
+	    debt > (__s64)CLOCK_FARTHEST || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
+	    fair->lag_ns > LAG_LONGEST) {
+		fair_share_forget(fair, rate, now);
+		return;
+	}
+	/* Time in which nothing was sent is not saved up for a burst, but what an epoch and a lag left unused is. */
+	credit = fair->period_ns + fair->lag_ns;
+	if (debt < -(__s64)credit)
+		fair->clock_ns = now - credit;
+	if (elapsed >= (__s64)fair->period_ns)
+		fair_share_next_epoch(fair, rate, elapsed, now);
+}
+
+/* The rate was changed: what is known of the connections is not lost, and they hear of it with their next packet. */
+static __always_inline void fair_share_change_rate(struct fair_share *fair, __u64 rate, __u64 now)
+{
+	fair->paced_rate = rate;
+	fair->period_ns = fair_share_period(fair, rate);
+	if (fair->share)
+		fair_share_fill(fair, fair->period_ns, now);
+}
+
+/* A packet of TCP passed. `mark` is what is known of its connection; NULL: nothing, it counts as modest. */
+static __always_inline void fair_share_sent(struct fair_share *fair, struct fair_share_mark *mark,
+					    const struct packet *packet, __u64 now)
+{
+	fair->clock_ns += packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
+	if (packet->bytes > fair->burst)
+		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
+	if (!mark) {
+		fair->modest_bytes += packet->bytes;
+		return;
+	}
+	if (mark->epoch != fair->epoch)
+		*mark = (struct fair_share_mark){ .epoch = fair->epoch };
+	if (packet->bytes > CONTROL_PACKET_BYTES && !(mark->flags & FAIR_SHARE_ACTIVE)) {
+		mark->flags |= FAIR_SHARE_ACTIVE;
+		fair->active++;
+		if (!packet->paced)
+			fair->unpaced++;
+		if (fair->active > fair->active_before)
+			fair->active_before = fair->active;
+	}
+	if (packet->held && !(mark->flags & FAIR_SHARE_HELD)) {
+		mark->flags |= FAIR_SHARE_HELD;
+		fair->modest_bytes -= mark->bytes < fair->modest_bytes ? mark->bytes : fair->modest_bytes;
+		fair->holders++;
+		/* More than in the last epoch: they would have too much until this one ends. */
+		if (fair->holders > fair->holders_before) {
+			fair->holders_before = fair->holders;
+			fair_share_fill(fair, fair->period_ns, now);
+		}
+	}
+	if (!(mark->flags & FAIR_SHARE_HELD)) {
+		fair->modest_bytes += packet->bytes;
+		mark->bytes += packet->bytes;
+	}
+}
+
+/* Another rule dropped a packet that passed here. What it tells of its connection's wishes stays true. */
+static __always_inline void fair_share_refund(struct fair_share *fair, const struct packet *packet)
+{
+	fair->clock_ns -= packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
+}
+
+/* A packet of anything but TCP was offered, whether it passes or not: what passes depends on what TCP leaves. */
+static __always_inline void fair_share_foreign(struct fair_share *fair, const struct packet *packet)
+{
+	fair->foreign_bytes += packet->bytes;
+}
+
+/* A connection was established: what it may send. It takes its part from what the others may, at once. */
+static __always_inline __u64 fair_share_join(struct fair_share *fair, __u64 rate, __u64 now)
+{
+	__u64 most;
+
+	fair_share_advance(fair, rate, now);
+	fair->newcomers++;
+	most = fair->paced_rate / ((__u64)fair->holders_before + fair->newcomers);
+	if (!fair->share || fair->share > most)
+		fair->share = most ? most : 1;
+	return fair->share;
+}
+
+/* A connection's round trip time. */
+static __always_inline void fair_share_hear(struct fair_share *fair, __u64 round_trip_ns)
+{
+	if (round_trip_ns > fair->lag_ns && round_trip_ns <= LAG_LONGEST)
+		fair->lag_ns = round_trip_ns;
+}
+
+/*
+ * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
+ * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
+ */
+static __always_inline void fair_share_guard(const struct fair_share *fair, const struct packet *packet, __u64 now,
+					     struct thresholds *thresholds)
+{
+	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
+
+	if (!packet->paced || packet->bytes <= CONTROL_PACKET_BYTES)
+		return;
+	thresholds->notice = 2 * debt > allowed ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	if (debt > allowed)
+		thresholds->drop = TOKENS_HIGHEST;
+}
+#endif

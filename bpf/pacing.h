@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Sockets: what TCP knows of a connection, and what it is told. TCP paces itself to SO_MAX_PACING_RATE with timers of its
+ * own, whatever queueing discipline there is or is not.
+ *
+ * The egress program leaves a connection's share in its socket storage, and the callback of each round trip tells the
+ * socket: setsockopt exists only there. So whoever sends hears of a new share one round trip later.
+ */
+#ifndef LIMITER_PACING_H
+#define LIMITER_PACING_H
+
+#include "fair_share.h"
+#include "maps.h"
+
+/* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
+#define SOL_SOCKET 1
+#define SO_MAX_PACING_RATE 47
+#define SOL_TCP 6
+/* A share below this lets no more than two segments go before the first round trip: TCP does not pace its first ten. */
+#define SLOW_START_SLOWLY 2500000 /* bytes per second */
+#define SLOW_INITIAL_WINDOW 2
+/* From this on (34 Gbit/s) a rate does not fit into what a program can set, on every kernel so far. */
+#define PACING_MOST 0xffffffffULL
+/* Of a segment: IP and TCP header, with time stamps. */
+#define HEADERS_IPV4 52
+#define HEADERS_IPV6 72
+#define AF_INET6 10
+
+/*
+ * Looks at the connection of a TCP packet while it leaves: snd_nxt is still where the packet begins. Its headers are
+ * counted as if they were data, which errs by a few bytes on the side of "not held". NULL where there is no memory for
+ * its storage.
+ */
+static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock *sk, struct packet *packet)
+{
+	struct rate_limit_pacing *pacing;
+	struct tcp_sock *tcp;
+	__s32 unsent, window;
+
+	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	tcp = pacing ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!tcp)
+		return NULL;
+	unsent = tcp->write_seq - tcp->snd_nxt - packet->bytes;
+	window = tcp->snd_una + tcp->snd_wnd - tcp->snd_nxt - packet->bytes;
+	packet->paced = pacing->set && pacing->set != LIMITER_UNPACED;
+	packet->held = unsent > 0 && window > 0 && tcp->packets_out + packet->segments < tcp->snd_cwnd;
+	packet->round_trip_ns = (__u64)(tcp->srtt_us >> 3) * 1000;
+	return pacing;
+}
+
+/* The rule holds for the connection now, and is the `place`th that does. */
+static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int place, __u64 rule, __u32 generation)
+{
+	if (pacing->generation == generation && pacing->rules[place] == rule)
+		return;
+	/* The first is confirmed first: what does not follow holds no more. */
+	if (pacing->generation != generation)
+		for (int i = 1; i < LIMITER_MAX_NESTED; i++)
+			pacing->rules[i] = 0;
+	pacing->rules[place] = rule;
+	pacing->marks[place] = (struct fair_share_mark){};
+	pacing->generation = generation;
+}
+
+/* What SO_MAX_PACING_RATE reads as after it was set to a rate. */
+static __always_inline __u64 pacing_settable(__u64 rate)
+{
+	return rate < PACING_MOST ? rate : LIMITER_UNPACED;
+}
+
+/* Pacing counts data alone, a share whole packets. */
+static __always_inline __u64 pacing_payload(const struct tcp_sock *tcp, __u64 share)
+{
+	__u64 headers = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
+	__u64 segment = tcp->mss_cache, rate;
+
+	if (!segment)
+		return share;
+	rate = share * segment / (segment + headers);
+	return rate ? rate : 1;
+}
+
+/* `target`: what the program type's setsockopt wants. */
+static __always_inline void pacing_set(void *target, struct rate_limit_pacing *pacing, __u64 actual, __u64 rate)
+{
+	__u64 settable = pacing_settable(rate);
+	__u32 value = settable; /* all bits: none */
+
+	if (settable == actual || !bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value)))
+		pacing->set = settable;
+}
+
+/* Tells a socket its share. What it has that it was not given, its process has set: the lower of both holds. */
+static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
+{
+	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
+	__u64 rate = pacing_payload(tcp, pacing->share);
+
+	if (!pacing->set || actual != pacing->set)
+		pacing->own = actual;
+	pacing_set(target, pacing, actual, rate < pacing->own ? rate : pacing->own);
+}
+
+/* Gives a socket back what its process wants. TCP goes on pacing itself, to its own idea of the path. */
+static __always_inline void pacing_release(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
+{
+	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
+
+	if (pacing->set && actual == pacing->set)
+		pacing_set(target, pacing, actual, pacing->own);
+	pacing->set = 0;
+}
+
+/* A connection comes under its rules: the share that they leave it. */
+static __always_inline void pacing_join(struct rate_limit_pacing *pacing)
+{
+	__u64 now = bpf_ktime_get_ns(), least = LIMITER_UNPACED, share;
+	struct rate_limit_state *state;
+
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
+		pacing->marks[i] = (struct fair_share_mark){};
+		if (!pacing->rules[i])
+			continue;
+		state = bpf_map_lookup_elem(&rate_limit_state_map, &pacing->rules[i]);
+		if (!state)
+			continue;
+		bpf_spin_lock(&state->lock);
+		share = state->rate ? fair_share_join(&state->fair, state->rate, now) : LIMITER_UNPACED;
+		bpf_spin_unlock(&state->lock);
+		if (share < least)
+			least = share;
+	}
+	pacing->share = least;
+}
+
+static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
+					 struct rate_limit_pacing *pacing)
+{
+	__u32 window = SLOW_INITIAL_WINDOW;
+
+	/* Replaces what other programs want, so that is kept. */
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+	pacing_join(pacing);
+	if (pacing->share < SLOW_START_SLOWLY && ops->snd_cwnd > window)
+		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
+	pacing_tell(ops, tcp, pacing);
+}
+
+/*
+ * Once a round trip. A rule that holds brings the socket's generation up to date with each packet. A second round trip
+ * in one generation without such a packet says that none holds any more: what was sent since the first, no rule has seen.
+ * Then the socket is released, and the answer is false.
+ */
+static __always_inline bool pacing_follow(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
+					  struct rate_limit_pacing *pacing, __u32 generation, bool on)
+{
+	if (on && pacing->generation == generation) {
+		if (pacing->share)
+			pacing_tell(ops, tcp, pacing);
+		return true;
+	}
+	if (on && pacing->suspected != generation) {
+		pacing->suspected = generation;
+		return true;
+	}
+	pacing_release(ops, tcp, pacing);
+	return false;
+}
+#endif
