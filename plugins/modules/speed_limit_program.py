@@ -47,6 +47,15 @@ options:
       - The program is attached to a new place before it leaves the old one.
     type: str
     default: /
+  pacing:
+    description:
+      - Whether TCP connections are paced at their fair share of the rule, which needs no queue and drops nothing.
+        Without it, and for all that is not TCP, the token bucket alone limits.
+      - Where the kernel refuses it, a warning says why, and the token bucket alone limits. It is tried again when
+        something differs, and with O(state=reloaded).
+      - When it is switched off, connections get back the rate that they had of their own.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""
@@ -56,6 +65,10 @@ EXAMPLES = r"""
 - name: Load an object that was built on another host
   speed_limiter.ebpf.speed_limit_program:
     object: /usr/lib/speed_limiter/limiter.bpf.o
+
+- name: Limit by dropping alone
+  speed_limiter.ebpf.speed_limit_program:
+    pacing: false
 
 - name: Unload the program
   speed_limiter.ebpf.speed_limit_program:
@@ -78,6 +91,13 @@ program:
       type: str
       returned: success
       sample: /
+    pacing:
+      description:
+        - V(on) where TCP connections are paced, V(off) where O(pacing) is false, V(refused) by the kernel.
+        - In check mode what can be known of it without trying.
+      type: str
+      returned: success
+      sample: "on"
 actions:
   description: What was done, or would be.
   type: list
@@ -100,6 +120,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import (
+    ABSENT,
     attach,
     detach,
     program_line,
@@ -115,21 +136,24 @@ def work(module: AnsibleModule) -> Result:
             change = detach(host, check)
         else:
             cgroup = host.cgroups.relative(module.params["cgroup_path"])
-            change = attach(host, module.params["object"], cgroup, state == "reloaded", check)
+            paced = module.params["pacing"]
+            change = attach(host, module.params["object"], cgroup, paced, state == "reloaded", check)
     before = change.before
     # An object that got lost is built and loaded again, though the program that runs is the same.
     built = any(action.startswith("built ") for action in change.done)
-    warnings = []
+    warnings = list(change.warnings)
     if change.unenforced:
         warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
+    program = {"identity": change.identity, "cgroup": change.cgroup, "pacing": change.pacing}
     return {
         "changed": bool(change.done),
         "diff": diff_of(
-            program_line(before.identity if before else None, before.cgroup if before else None)
+            (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
             + ("object: missing or out of date\n" if built else ""),
-            program_line(change.identity, change.cgroup) + ("object: built\n" if built else ""),
+            (program_line(change.identity, change.cgroup, module.params["pacing"]) if change.identity else ABSENT)
+            + ("object: built\n" if built else ""),
         ),
-        "program": {"identity": change.identity, "cgroup": change.cgroup} if change.identity else None,
+        "program": program if change.identity else None,
         "actions": list(change.done),
         "unenforced": list(change.unenforced),
         "warnings": warnings,
@@ -143,6 +167,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent", "reloaded"], "default": "present"},
             "object": {"type": "path"},
             "cgroup_path": {"type": "str", "default": "/"},
+            "pacing": {"type": "bool", "default": True},
         },
     )
 

@@ -99,7 +99,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforc
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import program_line
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import ABSENT, program_line
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
 
 
@@ -123,8 +123,8 @@ def work(module: AnsibleModule) -> Result:
     }
     before, after = purge.plan.before, purge.plan.after
     if purge.program and state.program:
-        before += program_line(purge.program, state.program.cgroup)
-        after += program_line(None, None)
+        before += program_line(purge.program, state.program.cgroup, state.program.pacing != "off")
+        after += ABSENT
     return {"changed": any(removed.values()), "removed": removed, "diff": diff_of(before, after), "warnings": warnings}
 
 

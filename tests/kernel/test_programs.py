@@ -26,8 +26,30 @@ SOMEONE_ELSES = """#include "vmlinux.h"
 SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }
 char LICENSE[] SEC("license") = "GPL";
 """
-OURS_BUT = '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\n#include "layout.h"\n#include "wire.h"\n'
-OURS_BUT += '#include "charge.h"\n#include "attribution.h"\nchar LICENSE[] SEC("license") = "GPL";\n'
+LIMIT_EGRESS = 'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }\n'
+PACE_SOCKETS = 'SEC("sockops") int pace_sockets(struct bpf_sock_ops *ops) { return 1; }\n'
+SETTLE_SOCKETS = 'SEC("iter/tcp") int settle_sockets(struct bpf_iter__tcp *context) { return 0; }\n'
+REFUSED_PACE = 'SEC("sockops") int pace_sockets(struct bpf_sock_ops *ops) { return *(volatile int *)7; }\n'
+REFUSED_SETTLE = 'SEC("iter/tcp") int settle_sockets(void *context) { return *(volatile int *)context; }\n'
+
+
+def an_object(*programs: str, key: str = "") -> str:
+    """An object with our maps, or with all keys of another type, and these programs."""
+    text = '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\nchar LICENSE[] SEC("license") = "GPL";\n'
+    for name, kind in pins.MAPS.items():
+        of_socket = kind.type == 24
+        text += (
+            f"struct {name}_value {{ char bytes[{kind.value_size}]; }};\n"
+            f"struct {{ __uint(type, {kind.type}); __uint(max_entries, {0 if of_socket else 1}); "
+            f"__uint(map_flags, {int(of_socket)}); __type(value, struct {name}_value); "
+            f'__type(key, {key or ("int" if kind.key_size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
+        )
+    return text + "".join(programs)
+
+
+OURS = an_object(LIMIT_EGRESS, PACE_SOCKETS, SETTLE_SOCKETS)
+
+PINNED = sorted([*pins.MAPS, pins.LINK, pins.PACE_LINK, pins.SETTLE_LINK])
 
 Make = t.Callable[[str], str]
 Compile = t.Callable[[str], str]
@@ -96,7 +118,7 @@ def test_a_program_is_loaded_where_none_was(programs: Programs, limiter_object: 
     programs.load(limiter_object, "source:first", "/")
     assert (program(programs).identity, program(programs).cgroup) == ("source:first", "/")
     assert ours(programs, below) == ["/"]
-    assert sorted(os.listdir(pins.PIN_DIR)) == sorted([*pins.MAPS, pins.LINK])
+    assert sorted(os.listdir(pins.PIN_DIR)) == PINNED
 
 
 def test_an_upgrade_keeps_link_rules_tokens_and_counters(programs: Programs, limiter_object: str, maps: Maps) -> None:
@@ -190,9 +212,11 @@ def test_a_load_that_is_killed_between_any_two_steps_is_completed_by_the_next(
         if begin != "nothing":
             assert ours(programs, "/a/b"), f"unlimited after {steps} steps"
         programs.load(limiter_object, "source:new", "/a")
-        assert program(programs)[:2] == ("source:new", "/a"), f"after {steps} steps"
+        now = program(programs)
+        assert (now.identity, now.cgroup, now.pacing) == ("source:new", "/a", "on"), f"after {steps} steps"
+        assert not programs.unfinished()
         assert (ours(programs, "/"), ours(programs, "/a/b")) == ([], ["/a"])
-        assert sorted(os.listdir(pins.PIN_DIR)) == sorted([*pins.MAPS, pins.LINK])
+        assert sorted(os.listdir(pins.PIN_DIR)) == PINNED
         if begin != "nothing":
             assert limits(libbpf) == {RULE: LIMIT}
         if not killed:
@@ -300,24 +324,16 @@ def test_a_hook_that_is_full_is_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param(SOMEONE_ELSES, "no map rate_limit_config_map", id="no maps"),
+        pytest.param(SOMEONE_ELSES, "no program pace_sockets", id="no other programs"),
+        pytest.param(SOMEONE_ELSES + PACE_SOCKETS + SETTLE_SOCKETS, "no map rate_limit_config_map", id="no maps"),
+        pytest.param(an_object(PACE_SOCKETS, SETTLE_SOCKETS), "no program limit_egress", id="no program"),
         pytest.param(
-            OURS_BUT + 'SEC("cgroup_skb/egress") int other(struct __sk_buff *skb) { return 1; }',
-            "no program limit_egress",
-            id="no program",
-        ),
-        pytest.param(
-            OURS_BUT + 'SEC("cgroup_skb/ingress") int limit_egress(struct __sk_buff *skb) { return 1; }',
+            an_object(LIMIT_EGRESS.replace("egress", "ingress", 1), PACE_SOCKETS, SETTLE_SOCKETS),
             "not for the hook cgroup_skb/egress",
             id="another hook",
         ),
         pytest.param(
-            SOMEONE_ELSES
-            + "".join(
-                "struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); "
-                f'__type(value, __u64); }} {name} SEC(".maps");\n'
-                for name in pins.MAPS
-            ),
+            an_object(LIMIT_EGRESS, PACE_SOCKETS, SETTLE_SOCKETS, key="__u16"),
             "map rate_limit_config_map has another type, key or value",
             id="another layout",
         ),
@@ -347,20 +363,19 @@ def test_what_is_no_bpf_object_is_refused_with_libbpfs_words(programs: Programs,
 def test_a_program_that_the_verifier_refuses_is_an_error_with_its_words_and_the_old_one_goes_on(
     programs: Programs, compiled: Compile, maps: Maps
 ) -> None:
-    wild = 'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return *(volatile int *)7; }'
+    wild = LIMIT_EGRESS.replace("return 1", "return *(volatile int *)7")
     before = program(programs)
     with pytest.raises(LimiterError) as raised:
-        programs.load(compiled(OURS_BUT + wild), "object:bad", "/")
+        programs.load(compiled(an_object(wild, PACE_SOCKETS, SETTLE_SOCKETS)), "object:bad", "/")
     assert raised.value.kind == "load_failed"
     assert "invalid mem access" in raised.value.why
     assert program(programs) == before
 
 
 def test_maps_that_an_object_wants_pinned_elsewhere_are_not(programs: Programs, compiled: Compile) -> None:
-    text = OURS_BUT + (
+    text = OURS + (
         "struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32);\n"
         '__uint(pinning, LIBBPF_PIN_BY_NAME); } stray SEC(".maps");\n'
-        'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }'
     )
     before = {*os.listdir(pins.BPFFS)}
     programs.load(compiled(text), "object:stray", "/")

@@ -54,6 +54,7 @@ class Memory(t.NamedTuple):
     homes: t.Mapping[str, str]  # rule -> where its processes came from; for children whose parents are gone
     last: str | None  # the rule that was last really changed
     unsettled: tuple[int, ...] = ()  # processes that a run was moving; left behind only by one that was killed
+    settling: bool = False  # a run was changing rules, and their sockets may not have followed; as above
 
 
 class Program(t.NamedTuple):
@@ -63,6 +64,7 @@ class Program(t.NamedTuple):
     cgroup: str  # attach point
     program_id: int
     link_id: int
+    pacing: str = "on"  # of TCP sockets: "on"; "off": not wanted, or half way; "refused": by the kernel
 
 
 class Selector(t.NamedTuple):

@@ -13,7 +13,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Memory, Process
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes, sockets
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pacing, processes, sockets
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.origins import Origins
@@ -51,6 +51,8 @@ class _Application:
         self.undos: list[t.Callable[[], object]] = []
         self.origins, self.last = Origins(remembered), remembered.last
         self.in_place: dict[int, list[int]] | None = None
+        self.concerned: pacing.Concerned | None = None
+        self.killed_before = remembered.settling
         self.protected = processes.protected(os.getpid())
         self.steps: dict[type, t.Callable[[t.Any], None]] = {
             do.LoadProgram: self._load_program,
@@ -73,10 +75,14 @@ class _Application:
                 self._settle(process.pid for process in target.processes if rule_of(process.cgroup) == target.name)
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
-        self.origins.write_ahead(plan.actions, self._leaving(plan.actions), last)
+        leaving = self._leaving(plan.actions)
+        if plan.actions and self.host.maps:
+            self.concerned = pacing.Concerned(plan.actions, self.host, leaving)
+        self.origins.write_ahead(plan.actions, leaving, last)
         for action in plan.actions:
             self.steps[type(action)](action)
         self._announce()
+        self._follow()
         self.origins.close(last, self.cgroups.rule_names())
 
     def _leaving(self, actions: t.Iterable[do.Action]) -> list[int]:
@@ -98,6 +104,7 @@ class _Application:
                 undone = False  # the first error is the one that is told
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
+            self._follow()
             if undone:  # else what was being moved stays written down, for the next run
                 self.origins.close(self.last, self.cgroups.rule_names())
 
@@ -109,10 +116,19 @@ class _Application:
             self.host.maps.bump_generation()
             self.host.maps.bump_generation()
 
+    def _follow(self) -> None:
+        """Open connections follow what was changed: once a task, since each look at all sockets costs a millisecond."""
+        if self.killed_before:  # nobody knows what it had changed
+            self.warnings += pacing.follow(None)
+        elif self.concerned:
+            self.warnings += pacing.follow(self.concerned.pids())
+
     # The steps
 
     def _load_program(self, action: do.LoadProgram) -> None:
-        self.program += load_if_absent(self.host)
+        loaded = load_if_absent(self.host)
+        self.program += loaded.done
+        self.warnings += loaded.warnings
 
     def _make_rule(self, action: do.MakeRule) -> None:
         maps, name = self.host.opened_maps, action.name

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libbpf and three calls of libc, through cffi's ABI mode: nothing is compiled, and only _cffi_backend is imported.
+"""libbpf and four calls of libc, through cffi's ABI mode: nothing is compiled, and only _cffi_backend is imported.
 
 A call of libbpf is named by its C name: ``libbpf.call("bpf_obj_pin", fd, path)``. A failure is a `KernelError`.
 """
@@ -35,6 +35,7 @@ _OPERATIONS = {
     "bpf_map__reuse_fd": "the pinned BPF map cannot be used again",
     "bpf_map__set_pin_path": "the BPF map's pin path cannot be set",
     "bpf_program__fd": "the program of the BPF object has no file descriptor",
+    "bpf_program__set_autoload": "a program of the BPF object cannot be left out",
     "bpf_program__type": "",
     "bpf_program__expected_attach_type": "",
     "bpf_obj_get": "a pinned BPF object cannot be opened",
@@ -42,7 +43,7 @@ _OPERATIONS = {
     "bpf_obj_get_info_by_fd": "a BPF object cannot be examined",
     "bpf_prog_get_fd_by_id": "a BPF program cannot be opened by its id",
     "bpf_prog_query": "the BPF programs of a cgroup cannot be listed",
-    "bpf_link_create": "the BPF program cannot be attached to the cgroup",
+    "bpf_link_create": "the BPF program cannot be attached",
     "bpf_link_update": "the attached BPF program cannot be replaced",
     "bpf_link_detach": "the BPF program cannot be detached",
     "bpf_map_lookup_elem": "a BPF map cannot be read",
@@ -244,6 +245,12 @@ def closing_fd(fd: int) -> t.Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def enter_network_namespace(fd: int) -> None:
+    """Moves the calling thread, and no other, into the namespace of /proc/PID/ns/net. Raises KernelError."""
+    if _libc().setns(fd, 0x40000000) < 0:  # CLONE_NEWNET
+        raise KernelError("a network namespace cannot be entered", _ffi().errno)
 
 
 def mount_bpffs(path: str) -> None:

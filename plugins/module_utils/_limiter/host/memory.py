@@ -93,6 +93,7 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
             "homes": dict(memory.homes),
             "last": memory.last,
             "unsettled": list(memory.unsettled),
+            "settling": memory.settling,
         }
     )
     fd = open_directory(directory, make=True)
@@ -164,6 +165,7 @@ def _load(directory: int) -> Memory:
             homes={name: _typed(cgroup, str) for name, cgroup in data["homes"].items()},
             last=None if data["last"] is None else _typed(data["last"], str),
             unsettled=tuple(_typed(pid, int) for pid in data["unsettled"]),
+            settling=_typed(data["settling"], bool),
         )
     except OSError as error:
         raise _BrokenError(errno_text(error)) from None
@@ -171,7 +173,7 @@ def _load(directory: int) -> Memory:
         raise _BrokenError(f"{type(error).__name__}: {error}") from None
 
 
-_Value = t.TypeVar("_Value", int, str)
+_Value = t.TypeVar("_Value", int, str, bool)
 
 
 def _typed(value: t.Any, kind: type[_Value]) -> _Value:

@@ -20,7 +20,7 @@ class Origins:
         self.written = written
         self.origins, self.automatic, self.homes = dict(written.origins), dict(written.automatic), dict(written.homes)
 
-    def write_ahead(self, actions: t.Iterable[Action], leaving: t.Iterable[int], last: str | None) -> None:
+    def write_ahead(self, actions: t.Sequence[Action], leaving: t.Iterable[int], last: str | None) -> None:
         """Before anything is done: where each process is that is being moved, and the rule that is changed last.
 
         ``leaving`` are the processes that go back. After a killed run the next one may find nothing more to change.
@@ -34,7 +34,7 @@ class Origins:
             elif isinstance(action, RemoveRule):
                 # Not known is safe: whose rule it is shows by who is in it. The next process's time would be wrong.
                 self.automatic.pop(action.name, None)
-        self._write(last, tuple(moving))
+        self._write(last, tuple(moving), self.written.settling or bool(actions))
 
     def remember(self, process: Process, name: str) -> None:
         """A process is about to enter the rule; one that comes from another rule keeps where it was first."""
@@ -67,15 +67,15 @@ class Origins:
         existing = set(names)
         self.automatic = {name: start for name, start in self.automatic.items() if name in existing}
         self.homes = {name: home for name, home in self.homes.items() if name in existing}
-        self._write(last if last in existing else None, ())
+        self._write(last if last in existing else None, (), False)
 
     def _own(self, process: Process) -> str | None:
         origin = self.origins.get(process.pid)
         return origin.cgroup if origin and origin.start_time == process.start_time else None
 
-    def _write(self, last: str | None, unsettled: tuple[int, ...]) -> None:
+    def _write(self, last: str | None, unsettled: tuple[int, ...], settling: bool) -> None:
         alive = {pid: origin for pid, origin in self.origins.items() if processes.lives(pid, origin.start_time)}
-        fresh = Memory(alive, dict(self.automatic), dict(self.homes), last, unsettled)
+        fresh = Memory(alive, dict(self.automatic), dict(self.homes), last, unsettled, settling)
         if fresh != self.written:
             memory.write(fresh)
             self.written = fresh

@@ -26,7 +26,6 @@ NEW_LINK = "limit_egress_link_new"  # while the attach point is being moved
 PACE_LINK = "pace_sockets_link"
 NEW_PACE_LINK = "pace_sockets_link_new"
 SETTLE_LINK = "settle_sockets_link"  # to read it is to run it, in the reader's network namespace
-NEW_SETTLE_LINK = "settle_sockets_link_new"
 
 
 class MapKind(t.NamedTuple):
@@ -54,7 +53,6 @@ CONTROL = "rate_limit_control_map"
 LINKS = {
     NEW_PACE_LINK: _CGROUP_LINK,
     PACE_LINK: _CGROUP_LINK,
-    NEW_SETTLE_LINK: _ITERATOR_LINK,
     SETTLE_LINK: _ITERATOR_LINK,
     NEW_LINK: _CGROUP_LINK,
     LINK: _CGROUP_LINK,

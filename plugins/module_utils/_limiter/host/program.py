@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import typing as t
 
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Program
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, pacing, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 
 
@@ -50,18 +51,30 @@ def _ready(host: Host, path: str) -> Object:
     return Object(path, identity, False)
 
 
-def load(host: Host, wanted: Object, cgroup: str) -> list[str]:
-    """Load, or replace without a gap; what was done, in words, in order."""
+class Loaded(t.NamedTuple):
+    """What was done, or would be, in words, in order; and warnings."""
+
+    done: list[str]
+    warnings: list[str]
+
+
+def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
+    """Load, or replace without a gap; ``paced``: TCP, as far as the kernel can."""
     done = pins.ensure()
     if wanted.stale:
         build.build(host.run_command)
         done.append(f"built {wanted.path}")
-    host.programs.load(wanted.path, wanted.identity, cgroup)
+    loaded = host.programs.load(wanted.path, wanted.identity, cgroup, paced)
     host.refresh()
-    return [*done, f"loaded {wanted.path}, attached to {cgroup}"]
+    if loaded.paced:
+        after = pacing.follow(None)
+    else:
+        why = layout.PACING_REFUSED if paced else layout.PACING_OFF
+        after = pacing.stop(host.programs, host.opened_maps, why)
+    return Loaded([*done, _loaded(wanted, cgroup, paced)], [*loaded.warnings, *after])
 
 
-def would_load(host: Host, wanted: Object, cgroup: str) -> list[str]:
+def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
     """What load would do. Raises what load would raise, as far as it can be known without doing it."""
     host.programs.refuse_exclusive(cgroup)
     done = [] if pins.is_mounted() else [f"mounted bpffs at {pins.BPFFS}"]
@@ -70,17 +83,21 @@ def would_load(host: Host, wanted: Object, cgroup: str) -> list[str]:
     if wanted.stale:
         build.check_headers(host.run_command)
         done.append(f"built {wanted.path}")
-    return [*done, f"loaded {wanted.path}, attached to {cgroup}"]
+    return Loaded([*done, _loaded(wanted, cgroup, paced)], [])
 
 
-def load_if_absent(host: Host) -> list[str]:
+def _loaded(wanted: Object, cgroup: str, paced: bool) -> str:
+    return f"loaded {wanted.path}, attached to {cgroup}{'' if paced else ', without pacing'}"
+
+
+def load_if_absent(host: Host) -> Loaded:
     """What a rule task does on a host where no program is loaded."""
-    return [] if host.programs.current() else load(host, choose_object(host, copied=True), "/")
+    return Loaded([], []) if host.programs.current() else load(host, choose_object(host, copied=True), "/")
 
 
 def would_load_if_absent(host: Host) -> list[str]:
     """What load_if_absent would do where no program is loaded."""
-    return would_load(host, choose_object(host, copied=True), "/")
+    return would_load(host, choose_object(host, copied=True), "/").done
 
 
 class Change(t.NamedTuple):
@@ -89,12 +106,17 @@ class Change(t.NamedTuple):
     before: Program | None
     identity: str | None  # of the program afterwards; None: none
     cgroup: str | None
+    pacing: str | None  # as Program.pacing
     done: tuple[str, ...]
     unenforced: tuple[str, ...]  # rules that nothing enforces any more
+    warnings: tuple[str, ...]
 
 
-def attach(host: Host, prebuilt: str | None, cgroup: str, reload: bool, check: bool) -> Change:
-    """Have the program loaded and attached to ``cgroup``; ``reload`` does it even when nothing differs."""
+def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: bool, check: bool) -> Change:
+    """Have the program loaded and attached to ``cgroup``; ``reload`` does it even when nothing differs.
+
+    Where the kernel has refused pacing, it is not asked again until something differs.
+    """
     if not host.cgroups.exists(cgroup):
         raise LimiterError(
             "no_cgroup",
@@ -104,16 +126,24 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, reload: bool, check: b
         )
     before = host.programs.current()
     wanted = choose_object(host, prebuilt)
-    as_wanted = (
+    if (
         before is not None
         and (before.identity, before.cgroup) == (wanted.identity, cgroup)
+        and (before.pacing != "off") == paced
         and not wanted.stale
-        and not pins.exists(pins.NEW_LINK)
-    )
-    done: list[str] = []
-    if reload or not as_wanted:
-        done = would_load(host, wanted, cgroup) if check else load(host, wanted, cgroup)
-    return Change(before, wanted.identity, cgroup, tuple(done), ())
+        and not reload
+        and not host.programs.unfinished()
+    ):
+        return Change(before, wanted.identity, cgroup, before.pacing, (), (), ())
+    if check:
+        refused = paced and host.programs.refuses_pacing(cgroup)
+        after = "refused" if refused else "on" if paced else "off"
+        return Change(
+            before, wanted.identity, cgroup, after, tuple(would_load(host, wanted, cgroup, paced).done), (), ()
+        )
+    loaded = load(host, wanted, cgroup, paced)
+    now = host.programs.current()
+    return Change(before, wanted.identity, cgroup, now and now.pacing, tuple(loaded.done), (), tuple(loaded.warnings))
 
 
 def detach(host: Host, check: bool) -> Change:
@@ -121,25 +151,33 @@ def detach(host: Host, check: bool) -> Change:
     before = host.programs.current()
     rules = host.cgroups.rule_names()
     done: list[str] = []
-    if before or pins.exists(pins.LINK) or pins.exists(pins.NEW_LINK):
+    warnings: list[str] = []
+    if before or any(pins.exists(name) for name in pins.LINKS):
         where = before.cgroup if before else "a cgroup that is gone, or half way by a run that was killed"
         done.append(f"unloaded the program from {where}")
         if not check:
-            host.programs.unload()
+            warnings = unload(host)
     if not rules and host.maps is not None:
         done.append("removed the maps")
         if not check:
             host.programs.remove_maps()
-    return Change(before, None, None, tuple(done), tuple(rules) if before else ())
+    return Change(before, None, None, None, tuple(done), tuple(rules) if before else (), tuple(warnings))
 
 
-def program_line(identity: str | None, cgroup: str | None) -> str:
-    """``program: source:0123456789ab, attached to /``."""
-    if identity is None:
-        return "program: absent\n"
+def unload(host: Host) -> list[str]:
+    """Release every socket, then detach the programs. What limits goes last: until then the next run sees what is left
+    to do. Returns warnings.
+    """
+    warnings = pacing.stop(host.programs, host.maps, layout.PACING_OFF)
+    host.programs.unload()
+    return warnings
+
+
+ABSENT = "program: absent\n"
+
+
+def program_line(identity: str, cgroup: str | None, paced: bool) -> str:
+    """``program: source:0123456789ab, attached to /, pacing on``: what is wanted, also where the kernel refuses it."""
     kind, _colon, digits = identity.partition(":")
-    return (
-        f"program: {kind}:{digits[:12]}, attached to {cgroup}\n"
-        if digits
-        else f"program: {kind}, attached to {cgroup}\n"
-    )
+    short = f"{kind}:{digits[:12]}" if digits else kind
+    return f"program: {short}, attached to {cgroup}, pacing {'on' if paced else 'off'}\n"

@@ -18,6 +18,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import apply, forget_rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import unload
 
 
 class Remains(t.NamedTuple):
@@ -112,9 +113,8 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
             host.maps.remove_member(member)
         if any(purge.remains):
             host.maps.bump_generation()
-    if purge.program is not None:
-        host.programs.unload()
     if everything:
+        warnings += unload(host)
         pins.remove()
         host.cgroups.remove_managed()
         memory.remove()

@@ -1,0 +1,83 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pacing as a whole: how it ends, and whose sockets a plan concerns."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import PACING_ON
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+
+# With more cgroups than that it is cheaper to look at all processes.
+_MOST_CGROUPS = 64
+
+
+def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:
+    """Releases every socket, then ends what paces them; ``pacing`` says why, as layout.PACING_OFF. Returns warnings.
+
+    Who is killed in it leaves a pin behind, by which the next one sees that there is more to do.
+    """
+    warnings: list[str] = []
+    if maps is not None:
+        begun = programs.has_pacing_links() or maps.control().pacing == PACING_ON
+        maps.set_pacing(pacing)
+        if begun:
+            programs.detach_pacing()  # or a connection that is made now would be paced for ever
+            warnings = _release(maps)
+    programs.unpin_pacing()
+    return warnings
+
+
+def _release(maps: Maps) -> list[str]:
+    problems = settle.settle() if settle.can_settle() else [""]
+    if problems:
+        problems = settle.release_one_by_one(maps)
+    return [f"connections may stay as slow as they were when they were paced: {text}" for text in problems]
+
+
+def follow(pids: t.Iterable[int] | None) -> list[str]:
+    """After a change of rules, members or processes: their open connections follow at once. Returns warnings."""
+    return [
+        f"open connections follow this change within two round trips of their own instead of at once: {text}"
+        for text in settle.settle(pids)
+    ]
+
+
+class Concerned:
+    """The processes whose sockets a plan concerns; ``leaving`` are those that go back to where they came from."""
+
+    def __init__(self, actions: t.Iterable[do.Action], host: Host, leaving: t.Iterable[int]) -> None:
+        self._host = host
+        self._cgroups: set[str] = set()
+        self._pids = set(leaving)
+        names = {action.name for action in actions if not isinstance(action, do.LoadProgram)}
+        in_place = self._in_place()
+        for name in names:
+            cgroup = host.cgroups.rule_cgroup(name)
+            self._cgroups.update((cgroup, *in_place.get(host.cgroups.identifier(cgroup), ())))
+        for action in actions:
+            if isinstance(action, (do.AddMember, do.RemoveMember)):
+                self._cgroups.add(action.cgroup)
+            elif isinstance(action, do.Take):
+                self._pids.update(process.pid for process in action.processes)
+
+    def _in_place(self) -> dict[int | None, list[str]]:
+        """Rule -> cgroups that are limited in place."""
+        found: dict[int | None, list[str]] = {}
+        for member, rule in self._host.opened_maps.members().items():
+            path = self._host.libbpf.cgroup_path_of(self._host.cgroups.mount, member) if member != rule else None
+            if path:
+                found.setdefault(rule, []).append(path)
+        return found
+
+    def pids(self) -> set[int] | None:
+        """As they are now; None: look at all there are."""
+        if len(self._cgroups) > _MOST_CGROUPS:
+            return None
+        return self._pids.union(*(self._host.cgroups.pids(cgroup) for cgroup in self._cgroups))

@@ -1,0 +1,134 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring sockets that are open already in line with the rules: paced where a rule holds, released where none does.
+
+The kernel does it, one network namespace at a time: to read the pinned iterator is to run it in the reader's namespace.
+Where a kernel has no such iterator (before 6.1), sockets are released one by one, as `sockets.open_sockets` lends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import socket
+import struct
+import threading
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes, sockets
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
+    closing_fd,
+    enter_network_namespace,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+
+_OWN = "/proc/self/ns/net"
+# Of namespaces without a process: `ip netns` and Docker keep them here.
+_NAMED = ("/run/netns/*", "/run/docker/netns/*")
+
+_SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
+_LONG = struct.Struct("@L")
+_LONG_MOST = (1 << 8 * _LONG.size) - 1
+
+
+def can_settle() -> bool:
+    """Whether the kernel can do it."""
+    return pins.exists(pins.SETTLE_LINK)
+
+
+def settle(pids: t.Iterable[int] | None = None) -> list[str]:
+    """Settles the TCP sockets in our own network namespace and in those of ``pids``; None: in all that can be found.
+
+    Returns why it failed somewhere. What vanishes meanwhile is left out; nothing happens where `can_settle` is False.
+    """
+    if not can_settle():
+        return []
+    if pids is None:
+        paths = [path for pattern in _NAMED for path in glob.glob(pattern)]
+        paths += [f"/proc/{pid}/ns/net" for pid in processes.all_pids()]
+    else:
+        paths = [f"/proc/{pid}/ns/net" for pid in pids]
+    problems: dict[str, None] = {}
+    # Only a thread enters a namespace, and the thread ends: the task itself never can be left in a foreign one.
+    thread = threading.Thread(target=_settle_each, args=(paths, problems), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # no more threads allowed
+        return [str(error)]
+    thread.join()
+    return list(problems)
+
+
+def _settle_each(paths: t.Iterable[str], problems: dict[str, None]) -> None:
+    try:
+        own = os.stat(_OWN)
+        _run()
+    except OSError as error:
+        problems[f"{pins.path(pins.SETTLE_LINK)}: {error.strerror}"] = None
+        return
+    seen = {own.st_ino}
+    for path in paths:
+        try:
+            found = os.stat(path)
+            # Another device: a file that is left of a namespace that was unmounted.
+            if found.st_dev != own.st_dev or found.st_ino in seen:
+                continue
+            with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+                enter_network_namespace(fd)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or not ours to look at
+            continue
+        except (OSError, LimiterError) as error:
+            problems[f"{path}: {error}"] = None
+            continue
+        seen.add(found.st_ino)
+        try:
+            _run()
+        except OSError as error:
+            problems[f"{path}: {error.strerror}"] = None
+
+
+def _run() -> None:
+    with closing_fd(os.open(pins.path(pins.SETTLE_LINK), os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        while os.read(fd, 65536):
+            pass
+
+
+def release_one_by_one(maps: Maps) -> list[str]:
+    """Gives every socket of every process that was told how fast to send the rate back that its process wants.
+
+    Returns why it failed somewhere. Not reached: what waits to be accepted.
+    """
+    problems: dict[str, None] = {}
+    refusal: LimiterError | None = None
+    lends = False
+    for pid in processes.all_pids():
+        lent = sockets.open_sockets(pid)
+        while True:
+            try:
+                fd = next(lent)
+            except StopIteration:
+                break
+            except LimiterError as error:
+                refusal = error
+                break
+            lends = True
+            try:
+                _release(maps, fd)
+            except (OSError, LimiterError) as error:
+                problems[f"a socket of process {pid}: {error}"] = None
+    if refusal is not None and not lends:  # else it is one process that is not ours to look at
+        problems[str(refusal)] = None
+    return list(problems)
+
+
+def _release(maps: Maps, fd: int) -> None:
+    pacing = maps.pacing(fd)
+    if pacing is None or not pacing.set:
+        return
+    with contextlib.closing(socket.socket(fileno=os.dup(fd))) as copy:
+        rate = _LONG.pack(min(pacing.own, _LONG_MOST))
+        copy.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+    maps.forget_pacing(fd)  # afterwards: who is killed in between does it again
