@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property kernel integration
 
-.PHONY: setup setup-test demo test bench $(STEPS)
+.PHONY: setup setup-test demo test bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -19,6 +19,10 @@ test: setup-test
 $(STEPS): setup-test
 	@tools/test $@
 
-# Prints what the program costs; see bench/.
+# Measures beside htb, tbf and others, and writes docs/benchmarks.md: under 40 minutes, on a machine that does nothing else.
 bench: setup-test
-	@tests/sandbox .venv/bin/python bench/cost
+	@tests/sandbox .venv/bin/python bench/run docs
+
+# The same with fewer and shorter measurements, under 3 minutes; writes .bench/benchmarks.md.
+bench-quick: setup-test
+	@tests/sandbox .venv/bin/python bench/run --quick .bench

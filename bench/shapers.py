@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What limits the sender: nothing, htb, tbf, a token bucket that drops, or this collection by its own modules."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import dataplane
+import limiter
+import net
+from children import until
+
+import bpf
+
+HERE = Path(__file__).resolve().parent
+NONE, HTB, TBF, DROP, OURS = "no limit", "htb", "tbf", "drop bucket", "speed_limiter"
+PEERS = (HTB, TBF, DROP)
+_RULE = "bench"
+
+
+class Missing(Exception):
+    """The kernel does not have what this shaper needs."""
+
+
+@contextmanager
+def home(name: str) -> Iterator[Path]:
+    """A cgroup for senders that no rule of ours holds for."""
+    cgroup = dataplane.cgroup2() / name
+    cgroup.mkdir()
+    try:
+        yield cgroup
+    finally:
+        until(lambda: _removed(cgroup))
+
+
+def _removed(cgroup: Path) -> bool:
+    with suppress(OSError):
+        cgroup.rmdir()
+    return not cgroup.exists()
+
+
+@contextmanager
+def shaped(kind: str, pair: net.Pair, rate: int) -> Iterator[Path]:
+    """While `kind` limits what leaves a cgroup to `rate` bits per second: that cgroup.
+
+    htb and tbf limit the sender's interface, as they always do. Senders must have ended before this is left.
+    """
+    if kind == OURS:
+        with limited(rate) as cgroup:
+            yield cgroup
+        return
+    with home("sender") as cgroup:
+        if kind == NONE:
+            yield cgroup
+        elif kind == DROP:
+            with _drop_bucket(cgroup, rate // 8):
+                yield cgroup
+        else:
+            with _qdisc(kind, pair, rate):
+                yield cgroup
+
+
+@contextmanager
+def limited(rate: int) -> Iterator[Path]:
+    """A rule with the default bucket, on a host that has nothing else of ours; its own cgroup."""
+    try:
+        limiter.rule(name=_RULE, rate=str(rate // 8))
+        yield dataplane.cgroup2() / "speed_limiter" / _RULE
+    finally:
+        until(lambda: not _occupied(dataplane.cgroup2() / "speed_limiter" / _RULE))
+        limiter.purge("all")
+
+
+def _occupied(cgroup: Path) -> bool:
+    return cgroup.exists() and bool((cgroup / "cgroup.procs").read_text(encoding="ascii"))
+
+
+# ---- tc
+
+
+def describe(kind: str, rate: int) -> str:
+    """How a qdisc is set up for a rate in bits per second, in tc's words."""
+    return " ".join(_words(kind, rate))
+
+
+def _words(kind: str, rate: int) -> tuple[str, ...]:
+    # Two milliseconds of the rate, which even a coarse timer keeps up with, and a few packets at least.
+    burst = str(max(6000, rate // 8 // 500))
+    if kind == TBF:
+        return ("tbf", "rate", f"{rate}bit", "burst", burst, "latency", "50ms")
+    return ("htb", "rate", f"{rate}bit", "burst", burst, "cburst", burst, "quantum", "15140")
+
+
+@contextmanager
+def _qdisc(kind: str, pair: net.Pair, rate: int) -> Iterator[None]:
+    tc = ("tc", "-n", pair.sender)
+    at_root = ("dev", "veth0", "root", "handle", "1:")
+    try:
+        if kind == TBF:
+            net.run(*tc, "qdisc", "add", *at_root, *_words(kind, rate))
+        else:
+            net.run(*tc, "qdisc", "add", *at_root, "htb", "default", "1")
+            net.run(*tc, "class", "add", "dev", "veth0", "parent", "1:", "classid", "1:1", *_words(kind, rate))
+            if has_fq_codel(pair):
+                net.run(*tc, "qdisc", "add", "dev", "veth0", "parent", "1:1", "fq_codel")
+    except RuntimeError as error:
+        with suppress(RuntimeError):
+            net.run(*tc, "qdisc", "delete", "dev", "veth0", "root")
+        raise Missing(f"{kind}: {error}") from error
+    try:
+        yield
+    finally:
+        net.run(*tc, "qdisc", "delete", "dev", "veth0", "root")
+
+
+def has_fq_codel(pair: net.Pair) -> bool:
+    """Whether this kernel has the queue that htb's class is best given; tried on the loopback device of the pair."""
+    on_loopback = ("dev", "lo", "root")
+    try:
+        net.run("tc", "-n", pair.sender, "qdisc", "add", *on_loopback, "fq_codel")
+    except RuntimeError:
+        return False
+    net.run("tc", "-n", pair.sender, "qdisc", "delete", *on_loopback)
+    return True
+
+
+# ---- a token bucket that drops
+
+
+@contextmanager
+def _drop_bucket(cgroup: Path, rate: int) -> Iterator[None]:
+    """The bucket is one second of the rate, in bytes per second: such tools' own default."""
+    pins = Path(tempfile.mkdtemp(prefix="drop-bucket-", dir="/sys/fs/bpf"))
+    root = str(dataplane.cgroup2())
+    try:
+        loaded = ["bpftool", "prog", "loadall", str(_object()), f"{pins}/programs", "pinmaps", f"{pins}/maps"]
+        subprocess.run(loaded, check=True)
+        rules = bpf.Map(f"{pins}/maps/drop_rules", 40)
+        rules[dataplane.key_of(cgroup)] = struct.pack("=QQQQII", rate, rate, rate, time.monotonic_ns(), 0, 0)
+        program = bpf.open_pin(f"{pins}/programs/drop_bucket")
+        bpf.attach(root, program)
+        try:
+            yield
+        finally:
+            bpf.detach(root, program)
+            rules.close()
+    finally:
+        shutil.rmtree(pins)
+
+
+def _object() -> Path:
+    target = Path("/run/sandbox/drop_bucket.bpf.o")
+    if not target.exists():
+        dataplane.compile_object(HERE / "drop_bucket.bpf.c", target)
+    return target
