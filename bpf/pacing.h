@@ -75,7 +75,8 @@ static __always_inline __u64 pacing_payload(const struct tcp_sock *tcp, __u64 sh
 	__u64 headers = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
 	__u64 segment = tcp->mss_cache, rate;
 
-	if (!segment)
+	/* Nothing known, or nothing to be told; a product of such numbers would overflow. */
+	if (!segment || share > 2 * PACING_MOST)
 		return share;
 	rate = share * segment / (segment + headers);
 	return rate ? rate : 1;

@@ -15,6 +15,11 @@
 #include "layout.h"
 
 #define NANOSECONDS 1000000000ULL /* in a second; and parts in a token */
+/*
+ * More than any packet and any threshold of verdict.h can leave behind, with a second of the rate: a debt beyond it, or
+ * a refill more than a second ahead, is no history but garbage (a map that was written to, another clock's time).
+ */
+#define TOKEN_DEBT_MOST (1 << 20)
 
 static __always_inline void token_bucket_fill(struct rate_limit_state *state, __u64 bucket)
 {
@@ -25,8 +30,8 @@ static __always_inline void token_bucket_fill(struct rate_limit_state *state, __
 /*
  * Adds what has accrued since the last refill, up to the bucket. `now` was read
  * before the lock was taken, since no helper can be called under it, so it may
- * be older than the last refill on another CPU: then nothing accrues, and the
- * time of the last refill stays, or the same nanoseconds would be paid twice.
+ * be a little older than the last refill on another CPU: then nothing accrues, and
+ * the time of the last refill stays, or the same nanoseconds would be paid twice.
  */
 static __always_inline void token_bucket_refill(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {
@@ -55,7 +60,11 @@ static __always_inline void token_bucket_refill(struct rate_limit_state *state, 
 		}
 		state->fraction = part;
 		state->tokens += whole + accrued;
+	} else if (state->last_update_ns - now > NANOSECONDS) {
+		state->last_update_ns = now;
 	}
+	if (state->tokens < -(__s64)(rate + TOKEN_DEBT_MOST))
+		state->tokens = -(__s64)(rate + TOKEN_DEBT_MOST);
 	/* Also where nothing accrued: the bucket may have been made smaller, or a refund have come late. */
 	if (state->tokens >= (__s64)bucket)
 		token_bucket_fill(state, bucket);
