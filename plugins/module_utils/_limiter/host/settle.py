@@ -129,6 +129,7 @@ def _release(maps: Maps, fd: int) -> None:
     if pacing is None or not pacing.set:
         return
     with contextlib.closing(socket.socket(fileno=os.dup(fd))) as copy:
-        rate = _LONG.pack(min(pacing.own, _LONG_MOST))
-        copy.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+        actual = copy.getsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _LONG.size)
+        if actual == _LONG.pack(min(pacing.set, _LONG_MOST)):  # else its process has set another since
+            copy.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _LONG.pack(min(pacing.own, _LONG_MOST)))
     maps.forget_pacing(fd)  # afterwards: who is killed in between does it again

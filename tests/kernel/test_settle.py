@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Connections that are open already: paced soon after their rule is made, and given back their own rate at once when it
+goes, whatever makes it go, in every network namespace, and where the kernel can't do it by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import limiter
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pacing, pins, settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import enter_network_namespace
+from children import Child, child, until
+
+RATE = 1 << 20
+NONE = (1 << 64) - 1  # no SO_MAX_PACING_RATE
+SO_MAX_PACING_RATE = 47
+
+# Begins in no cgroup of interest; opens a connection to itself when it is told to, and always answers with its
+# sender's SO_MAX_PACING_RATE.
+CONNECTION = """
+import ctypes, socket, struct, subprocess, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    word, *rest = line.split()
+    if word == "namespace":
+        assert ctypes.CDLL(None).unshare(0x40000000) == 0
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        print("ready", flush=True)
+        continue
+    if word == "open":
+        listener = socket.create_server(("127.0.0.1", 0))
+        sender = socket.create_connection(listener.getsockname())
+        receiver, peer = listener.accept()
+    if word in ("open", "own"):
+        for rate in rest:
+            sender.setsockopt(socket.SOL_SOCKET, 47, struct.pack("@L", int(rate)))
+    if word == "send":
+        sender.sendall(bytes(2000))
+        receiver.recv(2000, socket.MSG_WAITALL)
+    print(*struct.unpack("@L", sender.getsockopt(socket.SOL_SOCKET, 47, 8)), flush=True)
+"""
+
+
+class Connection:
+    def __init__(self, process: Child) -> None:
+        self.pid, self._process = process.pid, process.process
+
+    def ask(self, *words: object) -> str:
+        self._process.stdin.write(" ".join(map(str, words)) + "\n")
+        self._process.stdin.flush()
+        return str(self._process.stdout.readline()).strip()
+
+    def rate(self, *words: object) -> int:
+        return int(self.ask(*(words or ("tell",))))
+
+    def is_paced(self) -> bool:
+        """Sends something: a socket hears of its share when it is acknowledged."""
+        return self.rate("send") < 2 * RATE  # what it has left unused it may catch up with
+
+
+@pytest.fixture
+def place() -> Iterator[str]:
+    with limiter.clean_host() as cgroups:
+        directory = Path(cgroups.absolute("/paced"))
+        directory.mkdir()
+        yield "/paced"
+        until(lambda: not (directory / "cgroup.procs").read_text())
+        directory.rmdir()
+
+
+@pytest.fixture(params=["our network namespace", "one of its own"])
+def connection(request: pytest.FixtureRequest, place: str) -> Iterator[Connection]:
+    with child(CONNECTION) as process:
+        it = Connection(process)
+        Path(f"{limiter.Cgroups.find().absolute(place)}/cgroup.procs").write_text(str(it.pid))
+        if request.param == "one of its own":
+            assert it.ask("namespace") == "ready"
+        yield it
+
+
+def in_place() -> object:
+    return limiter.rule(name="it", rate=str(RATE), cgroup_path="/paced")
+
+
+ENDS: dict[str, Callable[[], object]] = {
+    "the rule goes": lambda: limiter.rule(name="it", state="absent"),
+    "the member goes": lambda: limiter.rule(name="it", state="absent", cgroup_path="/paced"),
+    "another list of rules": lambda: limiter.rules({"name": "other", "rate": "1m"}, purge=True),
+    "rules are purged": limiter.purge,
+    "all is purged": lambda: limiter.purge("all"),
+    "the program is unloaded": lambda: limiter.program(state="absent"),
+    "pacing is switched off": lambda: limiter.program(pacing=False),
+}
+WITHOUT_THE_KERNEL = ("all is purged", "the program is unloaded", "pacing is switched off")
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))
+def test_an_open_connection_is_paced_and_released_at_once(connection: Connection, end: Callable[[], object]) -> None:
+    limiter.program()
+    assert connection.rate("open") == NONE
+    in_place()
+    until(connection.is_paced)
+    end()
+    assert connection.rate() == NONE
+
+
+@pytest.mark.parametrize("own", [RATE // 2, 100 * RATE])
+def test_the_lower_of_a_connections_own_rate_and_its_share_holds_and_it_gets_its_own_back(
+    connection: Connection, own: int
+) -> None:
+    limiter.program()
+    assert connection.rate("open", own) == own
+    in_place()
+    until(connection.is_paced)
+    assert connection.rate("send") <= own
+    limiter.rule(name="it", state="absent")
+    assert connection.rate() == own
+
+
+@pytest.mark.parametrize("end", [ENDS[name] for name in WITHOUT_THE_KERNEL], ids=WITHOUT_THE_KERNEL)
+@pytest.mark.parametrize("own", [NONE, RATE // 2])
+def test_where_the_kernel_has_no_iterator_sockets_are_released_one_by_one(
+    connection: Connection, own: int, end: Callable[[], object]
+) -> None:
+    in_place()
+    os.unlink(pins.path(pins.SETTLE_LINK))
+    connection.rate("open", own)
+    until(connection.is_paced)
+    end()
+    assert connection.rate() == own
+    assert connection.rate("send") == own
+
+
+def test_a_rate_that_its_process_has_set_meanwhile_is_left_to_it(connection: Connection) -> None:
+    in_place()
+    os.unlink(pins.path(pins.SETTLE_LINK))
+    connection.rate("open")
+    until(connection.is_paced)
+    connection.rate("own", RATE // 4)
+    limiter.program(state="absent")
+    assert connection.rate() == RATE // 4
+
+
+def test_a_process_that_leaves_its_rule_is_released(connection: Connection) -> None:
+    limiter.rule(name="it", rate=str(RATE), pid=connection.pid)
+    connection.rate("open")
+    until(connection.is_paced)
+    limiter.rule(pid=connection.pid, state="absent")
+    assert connection.rate() == NONE
+
+
+def test_pacing_that_is_switched_on_again_paces_what_is_open(connection: Connection) -> None:
+    in_place()
+    limiter.program(pacing=False)
+    connection.rate("open")
+    assert connection.rate("send") == NONE
+    limiter.program()
+    until(connection.is_paced)
+
+
+def test_a_network_namespace_without_a_process_is_found_by_its_name(place: str) -> None:
+    subprocess.run(["ip", "netns", "add", "somewhere"], check=True)
+    subprocess.run(["nsenter", "--net=/run/netns/somewhere", "ip", "link", "set", "lo", "up"], check=True)
+    ends: list[socket.socket] = []
+
+    def open_there() -> None:
+        with open("/run/netns/somewhere", encoding="ascii") as namespace:
+            enter_network_namespace(namespace.fileno())
+        listener = socket.create_server(("127.0.0.1", 0))
+        ends.extend([listener, socket.create_connection(listener.getsockname()), listener.accept()[0]])
+
+    def rate() -> int:
+        ends[1].sendall(bytes(2000))
+        ends[2].recv(2000, socket.MSG_WAITALL)
+        return int(struct.unpack("@L", ends[1].getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0])
+
+    limiter.rule(name="it", rate=str(RATE), cgroup_path="/")
+    thread = threading.Thread(target=open_there)
+    thread.start()
+    thread.join()
+    try:
+        until(lambda: rate() < 2 * RATE)
+        limiter.program(state="absent")
+        assert rate() == NONE
+    finally:
+        for end in ends:
+            end.close()
+        subprocess.run(["ip", "netns", "delete", "somewhere"], check=True)
+
+
+def test_a_task_settles_once_and_one_that_changes_nothing_not_at_all(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr(settle, "settle", lambda pids=None: looked_at.append(pids) or [])
+    wanted = [{"name": f"rule-{number}", "rate": "1m"} for number in range(20)]
+    limiter.program()
+    looked_at.clear()
+    limiter.rules(*wanted)
+    assert looked_at == [set()]
+    limiter.rules(*wanted)
+    assert len(looked_at) == 1
+
+
+def test_so_many_rules_that_all_processes_are_looked_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr(pacing, "_MOST_CGROUPS", 3)
+    limiter.program()
+    monkeypatch.setattr(settle, "settle", lambda pids=None: looked_at.append(pids) or [])
+    limiter.rules(*({"name": f"rule-{number}", "rate": "1m"} for number in range(4)))
+    assert looked_at == [None]
+
+
+def test_sockets_that_cannot_be_settled_are_a_warning_and_the_rule_holds(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(5, "Input/output error")
+
+    limiter.program()
+    monkeypatch.setattr(settle, "_run", refuse)
+    made = limiter.rule(name="it", rate=str(RATE), cgroup_path="/paced")
+    assert made["changed"]
+    assert [text for text in made["warnings"] if "Input/output error" in text]
+    connection.rate("open")
+    until(connection.is_paced)
