@@ -133,11 +133,99 @@ program:
       description: The kernel's id of the link.
       type: int
       returned: success
+    pacing:
+      description: Whether TCP connections are paced at their fair share of their rule.
+      type: dict
+      returned: success
+      sample: {state: "on", reason: null, open_connections: true}
+      contains:
+        state:
+          description: V(on), V(off) where it is switched off, or V(refused) by the kernel.
+          type: str
+          returned: success
+          sample: "on"
+        reason:
+          description: Why not, in words. Null where they are.
+          type: str
+          returned: success
+          sample: "pacing is switched off: speed_limit_program with pacing=true switches it on"
+        open_connections:
+          description:
+            - Whether connections that are open follow each change of a rule at once, which needs Linux 6.1. Elsewhere
+              they are released within two round trips of their own.
+          type: bool
+          returned: success
+          sample: true
 rules:
-  description: The rules, as in M(speed_limiter.ebpf.speed_limit_rule). Only their names, where the maps cannot be read.
+  description:
+    - The rules, as in M(speed_limiter.ebpf.speed_limit_rule), each with RV(rules[].pacing). Only their names, where the
+      maps cannot be read.
   type: list
   elements: dict
   returned: when O(gather) has V(rules)
+  contains:
+    name:
+      description: Name of the rule. Keys that are not listed here are those of M(speed_limiter.ebpf.speed_limit_rule).
+      type: str
+      returned: success
+      sample: backup
+    counters:
+      description: What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire.
+      type: dict
+      returned: success
+      sample: {packets: 1200, bytes: 1750000, dropped_packets: 3, dropped_bytes: 4500, congestion_marks: 12}
+    pacing:
+      description:
+        - How the rule limits, and what its connections do. The figures are of the last completed epoch, some tens of
+          milliseconds, and 0 or null where no TCP connection has sent for about a second.
+      type: dict
+      returned: success
+      sample:
+        mode: paced
+        reason: null
+        active_connections: 5
+        unpaced_connections: 0
+        waiting_connections: 4
+        fair_share: 2621440
+        longest_round_trip_us: 850
+      contains:
+        mode:
+          description:
+            - V(paced) where TCP connections send at their fair share by themselves, and the token bucket guards it and
+              limits all else; V(token_bucket) where it alone limits; V(none) where nothing does.
+          type: str
+          returned: success
+          sample: paced
+        reason:
+          description: Why the rule is not in the mode V(paced), or why some of its connections are not; or null.
+          type: str
+          returned: success
+          sample: "pacing is switched off: speed_limit_program with pacing=true switches it on"
+        active_connections:
+          description: TCP connections that sent data.
+          type: int
+          returned: success
+          sample: 5
+        unpaced_connections:
+          description: Of these, those that do not pace themselves. The token bucket limits them.
+          type: int
+          returned: success
+          sample: 0
+        waiting_connections:
+          description: Of the active ones, those that nothing but the limit holds back.
+          type: int
+          returned: success
+          sample: 4
+        fair_share:
+          description: What one connection may send now, in bytes per second. Null while it is not known.
+          type: int
+          returned: success
+          sample: 2621440
+        longest_round_trip_us:
+          description: The longest round trip lately, in microseconds. Null while it is not known.
+          type: int
+          returned: success
+          sample: 850
 processes:
   description: The processes in rules' own cgroups, or the one that O(pid) names.
   type: list

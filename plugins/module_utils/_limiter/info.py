@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 import typing as t
 
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Program, Rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import Facts, facts
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes, settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
@@ -25,6 +28,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.o
 
 _BTF = "/sys/kernel/btf/vmlinux"
 _OLDEST_KERNEL = (5, 10)
+_ADOPTS_CONNECTIONS = (6, 12)  # bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS)
 
 T = t.TypeVar("T")
 
@@ -87,7 +91,23 @@ class Info:
     def program(self) -> Facts | None:
         """The program that is attached, or None."""
         current = self.host.programs.current() if self.host else None
-        return current._asdict() if current else None
+        if current is None:
+            return None
+        about = {
+            "state": current.pacing,
+            "reason": pacing.why_not(self._ability(current)),
+            "open_connections": settle.can_settle(),
+        }
+        return {**current._asdict(), "pacing": about}
+
+    def _ability(self, current: Program | None) -> pacing.Ability:
+        adopts = kernel_version(os.uname().release) >= _ADOPTS_CONNECTIONS
+        if self.host is None or current is None:
+            return pacing.Ability(None, None, adopts)
+        refused = current.pacing == "refused"
+        return pacing.Ability(
+            current.pacing, self.host.programs.refuses_pacing(current.cgroup) if refused else None, adopts
+        )
 
     def rules(self) -> list[Facts]:
         """The rules, or those that limit the process or the cgroup that was asked for."""
@@ -107,7 +127,13 @@ class Info:
                 for rule in found
                 if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))
             ]
-        return [facts(self.host, rule) for rule in found]
+        ability = self._ability(state.program)
+        return [{**facts(self.host, rule), "pacing": self._pacing(ability, rule)} for rule in found]
+
+    def _pacing(self, ability: pacing.Ability, rule: Rule) -> Facts:
+        maps = self.host.maps if self.host else None
+        seen = maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None
+        return pacing.of_rule(ability, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
 
     def processes(self) -> list[Facts]:
         """The processes that are in rules' own cgroups, or the one that was asked for."""

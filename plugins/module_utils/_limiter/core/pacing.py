@@ -1,0 +1,79 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a rule limits now, and why so: in words and figures."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
+
+# From this on (34 Gbit/s) a rate does not fit into the 32 bits in which a program can set it.
+FASTEST_PACED = 0xFFFFFFFF
+
+# Without a packet for so long an epoch's figures speak of the past.
+_STALE_EPOCHS, _STALE_NS = 4, 1_000_000_000
+
+_ELSE = "why, says the warning of speed_limit_program with state=reloaded"
+
+
+class Ability(t.NamedTuple):
+    """What this host does about pacing."""
+
+    state: str | None  # as Program.pacing; None: no program is loaded
+    refusal: str | None  # why the kernel refuses it, where that can be seen
+    adopts: bool  # whether the kernel can pace connections that were open before their rule: Linux 6.12
+
+
+def why_not(ability: Ability) -> str | None:
+    """Why no TCP is paced on this host, or None."""
+    if ability.state is None:
+        return "no program is loaded: nothing limits"
+    if ability.state == "off":
+        return "pacing is switched off: speed_limit_program with pacing=true switches it on"
+    if ability.state == "refused":
+        return f"the kernel refuses to pace TCP: {ability.refusal or _ELSE}"
+    return None
+
+
+def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> dict[str, t.Any]:
+    """A rule's mode with its reason, and its controller's figures; ``now`` is CLOCK_MONOTONIC in nanoseconds."""
+    current = now - seen.epoch_start_ns <= _STALE_EPOCHS * seen.period_ns + _STALE_NS
+    fair = seen if current and ability.state == "on" and limit else FairShare()
+    # An epoch that has just begun knows little: then the last one tells more.
+    begun = fair.active >= fair.active_before
+    active = fair.active if begun else fair.active_before
+    unpaced = min(active, fair.unpaced if begun else fair.unpaced_before)
+    mode, reason = _mode(ability, limit, fair.share, active, unpaced)
+    return {
+        "mode": mode,
+        "reason": reason,
+        "active_connections": active,
+        "unpaced_connections": unpaced,
+        "waiting_connections": min(active, fair.holders if begun else fair.holders_before),
+        "fair_share": fair.share or None,
+        "longest_round_trip_us": fair.lag_ns // 1000 or None,
+    }
+
+
+def _mode(ability: Ability, limit: Limit | None, share: int, active: int, unpaced: int) -> tuple[str, str | None]:
+    if limit is None:
+        return "none", "the rule is unfinished: run its task again"
+    nowhere = why_not(ability)
+    if nowhere is not None:
+        return ("none" if ability.state is None else "token_bucket"), nowhere
+    if (share or limit.rate) >= FASTEST_PACED:
+        return "token_bucket", (
+            f"a connection may send {share or limit.rate} bytes per second, and the most that a socket can be told is "
+            f"{FASTEST_PACED - 1}"
+        )
+    if not unpaced:
+        return "paced", None
+    why = (
+        "they are new, or another program has taken the callbacks that they need"
+        if ability.adopts
+        else "they were open before their rule was made, or are new, and only Linux 6.12 and newer can pace the former"
+    )
+    return "paced", f"{unpaced} of {active} connections are not paced: {why}; the token bucket limits these"
