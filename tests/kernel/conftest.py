@@ -15,6 +15,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from dataplane import cgroup2
+from net import Pair
+from scene import Scene, staged
 
 
 def pytest_sessionstart() -> None:
@@ -89,3 +91,56 @@ def maps(programs: Programs, limiter_object: str, libbpf: Libbpf) -> t.Iterator[
     assert opened is not None
     with opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def network() -> t.Iterator[Pair]:
+    """Two namespaces, which are slow to make."""
+    with Pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def scene(network: Pair) -> t.Iterator[Scene]:
+    """Nothing is limited yet, and nobody sends."""
+    with staged(network) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compiles C text, once for each text."""
+    directory = tmp_path_factory.mktemp("foreign")
+    objects: dict[str, str] = {}
+
+    def compile_text(text: str) -> str:
+        if text not in objects:
+            source = directory / f"{len(objects)}.bpf.c"
+            source.write_text(text)
+            objects[text] = str(compile_object(source, source.with_suffix(".o")))
+        return objects[text]
+
+    return compile_text
+
+
+@pytest.fixture
+def attach(compiled: Compile) -> t.Iterator[t.Callable[..., int]]:
+    """Attaches someone else's program, which happens to have our program's name; gives its id."""
+    attached: list[tuple[str, int]] = []
+    fds: list[int] = []
+
+    def attach_to(cgroup: str, *flags: str) -> int:
+        fd = load_program(Path(compiled(SOMEONE_ELSES)), "limit_egress")
+        fds.append(fd)
+        fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+        program_id = int(fields["prog_id"])
+        directory = f"{cgroup2()}{cgroup}"
+        subprocess.run(["bpftool", "cgroup", "attach", directory, "egress", "id", str(program_id), *flags], check=True)
+        attached.append((directory, fd))
+        return program_id
+
+    yield attach_to
+    for directory, fd in attached:
+        bpf.detach(directory, fd)
+    for fd in fds:
+        os.close(fd)

@@ -29,6 +29,7 @@ class Sent(NamedTuple):
 
     bytes: int
     errors: dict[str, int]
+    round_trips: tuple[float, ...] = ()  # milliseconds
 
 
 class Arrived(NamedTuple):
@@ -62,7 +63,7 @@ class Process:
         """A sender's account, once it has ended."""
         output, _errors = self.process.communicate(timeout=DEADLINE)
         answer = json.loads(output)
-        return Sent(answer["sent"], answer["errors"])
+        return Sent(answer["sent"], answer["errors"], tuple(answer["round_trips"]))
 
     def kill(self) -> None:
         self.process.kill()
@@ -79,6 +80,7 @@ class Pair:
     """
 
     address, address6 = "10.255.0.2", "fd00:255::2"
+    sender_address, sender_address6 = "10.255.0.1", "fd00:255::1"
 
     def __init__(self, offloads: bool = False, mtu: int = 1500) -> None:
         number = next(_numbers)
@@ -140,6 +142,18 @@ class Pair:
         """Offers `rate` bytes of payload a second; what it had no time for, it sends later."""
         address = where.pop("address", self.address)
         return self._send("udp", address, str(PORT), str(seconds), str(rate), str(size), option, **where)
+
+    def traffic(self, *arguments: object, namespace: str = "", **where: Any) -> Process:
+        """Any program of traffic.py, where senders are unless another namespace is named; stopped with them."""
+        started = self.start(namespace or self.sender, *map(str, arguments), **where)
+        self.senders.append(started)
+        return started
+
+    def tcp_timeouts(self) -> int:
+        """How often a sender's TCP has waited in vain for an answer, since the namespace was made."""
+        text = run("nsenter", f"--net=/run/netns/{self.sender}", "cat", "/proc/net/netstat")
+        names, numbers = (line.split() for line in text.splitlines() if line.startswith("TcpExt:"))
+        return int(numbers[names.index("TCPTimeouts")])
 
     def arrived(self) -> Arrived:
         """Read through the receiver's /proc: no process to start, so time and count belong together on any machine."""

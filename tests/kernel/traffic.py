@@ -3,8 +3,16 @@
 
 receive ADDRESS PORT                         swallows TCP and UDP; says "ready" first
 tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION]]
+serve ADDRESS PORT SECONDS [CONGESTION]      sends all it can to each that connects
+fetch ADDRESS PORT SECONDS [CONNECTIONS]     swallows what a server sends
+hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them idle
+trickle ADDRESS PORT SECONDS CONNECTIONS BYTES_PER_SECOND   of each; never has more to send than that
+short ADDRESS PORT CONNECTIONS BYTES [PARALLEL]             one connection after the other, each until all has arrived
+echo ADDRESS PORT                            sends back what it gets
+ping ADDRESS PORT SECONDS                    one byte there and back, again and again
 udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
-The senders stop after SECONDS or at SIGTERM, and print as JSON what they sent and which errors they met, by name.
+The senders stop after SECONDS or at SIGTERM, and print as JSON what they sent and which errors they met, by name; ping
+also its round trips in milliseconds.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 
 BLOCK = bytes(65536)
@@ -65,23 +74,41 @@ def stop(*_: object) -> None:
     raise Stop
 
 
-def report(sent: int, errors: collections.Counter[str]) -> None:
-    print(json.dumps({"sent": sent, "errors": errors}), flush=True)
+def report(sent: int, errors: collections.Counter[str], round_trips: list[float] | None = None) -> None:
+    print(json.dumps({"sent": sent, "errors": errors, "round_trips": round_trips or []}), flush=True)
+
+
+def connect(address: str, port: str, congestion: str = "cubic") -> socket.socket:
+    connection = socket.socket(family(address), socket.SOCK_STREAM)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+    # Closing throws away what is still queued: the next measurement begins with nothing on its way.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    connection.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        connection.connect((address, int(port)))
+    return connection
 
 
 def send_tcp(address: str, port: str, seconds: str, connections: str = "1", congestion: str = "cubic") -> None:
+    _pump([connect(address, port, congestion) for _index in range(int(connections))], seconds)
+
+
+def serve(address: str, port: str, seconds: str, congestion: str = "cubic") -> None:
+    server = socket.create_server((address, int(port)), family=family(address), backlog=128)
+    # What it accepts inherits both.
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    _pump([], seconds, server)
+
+
+def _pump(connections: list[socket.socket], seconds: str, server: socket.socket | None = None) -> None:
+    """Sends all it can through these, and through what the server accepts."""
     poll = select.epoll()
-    sockets = {}
-    for _index in range(int(connections)):
-        connection = socket.socket(family(address), socket.SOCK_STREAM)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
-        # Closing throws away what is still queued: the next measurement begins with nothing on its way.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
-        connection.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            connection.connect((address, int(port)))
-        sockets[connection.fileno()] = connection
-        poll.register(connection, select.EPOLLOUT)
+    sockets = {connection.fileno(): connection for connection in connections}
+    for descriptor in sockets:
+        poll.register(descriptor, select.EPOLLOUT)
+    if server is not None:
+        poll.register(server, select.EPOLLIN)
     print("ready", flush=True)
     sent = 0
     errors: collections.Counter[str] = collections.Counter()
@@ -89,6 +116,12 @@ def send_tcp(address: str, port: str, seconds: str, connections: str = "1", cong
     with contextlib.suppress(Stop):
         while (left := end - time.monotonic()) > 0:
             for descriptor, _event in poll.poll(left):
+                if server is not None and descriptor == server.fileno():
+                    accepted = server.accept()[0]
+                    accepted.setblocking(False)
+                    sockets[accepted.fileno()] = accepted
+                    poll.register(accepted, select.EPOLLOUT)
+                    continue
                 try:
                     sent += sockets[descriptor].send(BLOCK)
                 except BlockingIOError:
@@ -97,6 +130,108 @@ def send_tcp(address: str, port: str, seconds: str, connections: str = "1", cong
                     errors[errno.errorcode[error.errno or 0]] += 1
                     poll.unregister(descriptor)
     report(sent, errors)
+
+
+def fetch(address: str, port: str, seconds: str, connections: str = "1") -> None:
+    poll = select.epoll()
+    sockets = {}
+    for _index in range(int(connections)):
+        connection = socket.create_connection((address, int(port)))
+        sockets[connection.fileno()] = connection
+        poll.register(connection, select.EPOLLIN)
+    print("ready", flush=True)
+    sink = bytearray(1 << 20)
+    end = time.monotonic() + float(seconds)
+    with contextlib.suppress(Stop, ConnectionResetError):
+        while (left := end - time.monotonic()) > 0:
+            for descriptor, _event in poll.poll(left):
+                if not sockets[descriptor].recv_into(sink):
+                    poll.unregister(descriptor)
+    report(0, collections.Counter())
+
+
+def hold(address: str, port: str, seconds: str, connections: str = "1") -> None:
+    kept = [socket.create_connection((address, int(port))) for _index in range(int(connections))]
+    print("ready", flush=True)
+    with contextlib.suppress(Stop):
+        time.sleep(float(seconds))
+    report(0, collections.Counter())
+    del kept
+
+
+def trickle(address: str, port: str, seconds: str, connections: str, rate: str) -> None:
+    kept = [socket.create_connection((address, int(port))) for _index in range(int(connections))]
+    print("ready", flush=True)
+    begin = now = time.monotonic()
+    sent = 0
+    with contextlib.suppress(Stop):
+        while now - begin < float(seconds):
+            due = int((now - begin) * int(rate)) - sent
+            for connection in kept:
+                connection.sendall(bytes(due))
+            sent += due
+            time.sleep(0.02)
+            now = time.monotonic()
+    report(sent * len(kept), collections.Counter())
+
+
+def short(address: str, port: str, connections: str, size: str, parallel: str = "16") -> None:
+    """`sent` is what has arrived: the receiver closes a connection once it has read all of it."""
+    left = iter(range(int(connections)))
+    lock = threading.Lock()
+    completed: collections.Counter[str] = collections.Counter()
+    errors: collections.Counter[str] = collections.Counter()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if next(left, None) is None:
+                    return
+            try:
+                with socket.create_connection((address, int(port))) as connection:
+                    connection.sendall(bytes(int(size)))
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(1)
+                with lock:
+                    completed["bytes"] += int(size)
+            except OSError as error:
+                with lock:
+                    errors[errno.errorcode.get(error.errno or 0, str(error))] += 1
+
+    print("ready", flush=True)
+    threads = [threading.Thread(target=work) for _index in range(int(parallel))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report(completed["bytes"], errors)
+
+
+def echo(address: str, port: str) -> None:
+    server = socket.create_server((address, int(port)), family=family(address))
+    print("ready", flush=True)
+    while True:
+        connection = server.accept()[0]
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while data := connection.recv(4096):
+            connection.sendall(data)
+
+
+def ping(address: str, port: str, seconds: str) -> None:
+    connection = socket.create_connection((address, int(port)))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    print("ready", flush=True)
+    round_trips = []
+    begin = now = time.monotonic()
+    with contextlib.suppress(Stop):
+        while now - begin < float(seconds):
+            connection.sendall(b"x")
+            connection.recv(1)
+            after = time.monotonic()
+            round_trips.append((after - now) * 1000)
+            time.sleep(0.002)
+            now = time.monotonic()
+    report(len(round_trips), collections.Counter(), round_trips)
 
 
 def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400", option: str = "") -> None:
@@ -127,4 +262,15 @@ def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    {"receive": receive, "tcp": send_tcp, "udp": send_udp}[sys.argv[1]](*sys.argv[2:])
+    {
+        "receive": receive,
+        "tcp": send_tcp,
+        "serve": serve,
+        "fetch": fetch,
+        "hold": hold,
+        "trickle": trickle,
+        "short": short,
+        "echo": echo,
+        "ping": ping,
+        "udp": send_udp,
+    }[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Senders under the collection's rules, and what arrives: the stage of the tests of pacing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import limiter
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from children import until
+from connections import Connection
+from net import Arrived, Pair, Process
+
+import bpf
+
+MBIT = 125_000  # bytes per second
+GSO_PACKET = 65536 + 45 * 52  # the largest ordinary one, in IP bytes on the wire
+DEADLINE = 20.0
+
+
+class Scene:
+    """A host on which nothing is limited yet, and two namespaces whose receiver counts what arrives."""
+
+    def __init__(self, pair: Pair, cgroups: limiter.Cgroups) -> None:
+        self.pair, self._cgroups = pair, cgroups
+        self._made: list[Path] = []
+
+    def cgroup(self, path: str = "paced") -> Path:
+        """A new cgroup, by its path below the mount."""
+        cgroup = Path(self._cgroups.absolute(f"/{path}"))
+        cgroup.mkdir()
+        self._made.append(cgroup)
+        return cgroup
+
+    def limited(self, rate: int, path: str = "paced", **options: Any) -> Path:
+        """A new cgroup that is limited in place by a rule of its name, in bytes per second."""
+        cgroup = self.cgroup(path)
+        limiter.rule(name=cgroup.name, rate=str(rate), cgroup_path=f"/{path}", **options)
+        return cgroup
+
+    def clear(self) -> None:
+        self.pair.stop()
+        for cgroup in reversed(self._made):
+            until(lambda cgroup=cgroup: not (cgroup / "cgroup.procs").read_text())  # type: ignore[misc]
+            cgroup.rmdir()
+
+
+@contextlib.contextmanager
+def staged(pair: Pair) -> Iterator[Scene]:
+    """Nothing of it stays: no process, no cgroup, no pin."""
+    with limiter.clean_host() as cgroups:
+        scene = Scene(pair, cgroups)
+        try:
+            yield scene
+        finally:
+            scene.clear()
+
+
+# ---- what arrives
+
+
+def assert_bound(before: Arrived, after: Arrived, rate: int, bucket: int) -> None:
+    """What the limiter promises whatever is sent: the rate, one bucket, and one and a half of the largest packets."""
+    passed, seconds = after.bytes - before.bytes, after.seconds - before.seconds
+    most = 1.005 * rate * seconds + bucket + 1.5 * GSO_PACKET
+    assert passed <= most, f"{passed} bytes in {seconds:.3f} s are {passed / seconds / rate:.3f} of the limit"
+
+
+def share_of(pair: Pair, rate: int, seconds: float = 1.0) -> float:
+    """What arrives from now on for some time, as a part of a rate."""
+    before = pair.arrived()
+    time.sleep(seconds)
+    after = pair.arrived()
+    share = (after.bytes - before.bytes) / (after.seconds - before.seconds) / rate
+    print(f"{share:.4f} of {rate} bytes/s")
+    return share
+
+
+def when_begun(pair: Pair, before: Arrived, size: int = 1) -> Arrived:
+    """The moment at which so many bytes have arrived."""
+    until(lambda: pair.arrived().bytes - before.bytes >= size)
+    return pair.arrived()
+
+
+# ---- what the limiter says
+
+
+def counters(name: str = "paced") -> dict[str, int]:
+    found: dict[str, int] = limiter.info(name=name, gather=["rules"])["rules"][0]["counters"]
+    return found
+
+
+def pacing(name: str = "paced") -> dict[str, Any]:
+    """What speed_limit_info says of a rule's pacing."""
+    found: dict[str, Any] = limiter.info(name=name, gather=["rules"])["rules"][0]["pacing"]
+    return found
+
+
+class StateEntry:
+    """A rule's entry in the pinned state map, to be spoiled."""
+
+    def __init__(self, name: str = "paced") -> None:
+        self._map = bpf.Map(pins.path("rate_limit_state_map"), layout.STATE.size)
+        self._key = layout.ID.pack(limiter.info(name=name, gather=["rules"])["rules"][0]["cgroup_id"])
+
+    def read(self) -> dict[str, int]:
+        return dict(zip(layout.STATE_FIELDS, layout.STATE.unpack(self._map[self._key])))
+
+    def write(self, **fields: int) -> None:
+        """Overwrites these fields; of the controller's with the prefix ``fair.``. Its lock is never overwritten."""
+        values = {**self.read(), **fields}
+        self._map[self._key] = layout.STATE.pack(*(values[field] for field in layout.STATE_FIELDS))
+
+    def delete(self) -> None:
+        del self._map[self._key]
+
+    def make(self) -> None:
+        self._map[self._key] = bytes(layout.STATE.size)
+
+    def close(self) -> None:
+        self._map.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> float:
+    """Waits for it and says how long it took, in seconds."""
+    begin = time.monotonic()
+    until(condition)
+    elapsed = time.monotonic() - begin
+    print(f"{what}: {elapsed * 1000:.0f} ms")
+    return elapsed
+
+
+def are_paced(connections: list[Connection], most: float) -> bool:
+    """Whether all of them together may send that much and no more."""
+    return sum(connection.pacing for connection in connections) <= most
+
+
