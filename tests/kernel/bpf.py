@@ -13,7 +13,7 @@ _NUMBERS = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv6
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 1, 2, 3
-_OBJECT_GET, _PROGRAM_ATTACH, _PROGRAM_DETACH, _OBJECT_INFO, _ENABLE_STATS = 7, 8, 9, 15, 32
+_OBJECT_GET, _PROGRAM_ATTACH, _PROGRAM_DETACH, _PROGRAM_BY_ID, _OBJECT_INFO, _ENABLE_STATS = 7, 8, 9, 13, 15, 32
 EGRESS, SOCK_OPS = 1, 3  # BPF_CGROUP_INET_EGRESS, BPF_CGROUP_SOCK_OPS
 _ALLOW_MULTI = 2
 
@@ -76,6 +76,11 @@ def detach(cgroup: str, program: int, hook: int = EGRESS) -> None:
         _call(_PROGRAM_DETACH, struct.pack("=IIII", directory, program, hook, 0))
     finally:
         os.close(directory)
+
+
+def program_by_id(program_id: int) -> int:
+    """Opens a program; the caller closes the descriptor."""
+    return _call(_PROGRAM_BY_ID, struct.pack("=II", program_id, 0))
 
 
 class Cost(NamedTuple):

@@ -14,9 +14,14 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
-from dataplane import cgroup2
+from dataplane import cgroup2, compile_object, load_program
+from foreign import SOMEONE_ELSES
 from net import Pair
 from scene import Scene, staged
+
+import bpf
+
+Compile = t.Callable[[str], str]
 
 
 def pytest_sessionstart() -> None:
@@ -125,22 +130,20 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
 
 @pytest.fixture
 def attach(compiled: Compile) -> t.Iterator[t.Callable[..., int]]:
-    """Attaches someone else's program, which happens to have our program's name; gives its id."""
-    attached: list[tuple[str, int]] = []
-    fds: list[int] = []
+    """Attaches someone else's program to a hook, its name ours on egress; by default for itself alone. Gives its id."""
+    attached: list[tuple[str, int, int]] = []
 
-    def attach_to(cgroup: str, *flags: str) -> int:
-        fd = load_program(Path(compiled(SOMEONE_ELSES)), "limit_egress")
-        fds.append(fd)
+    def attach_to(cgroup: str, *flags: str, hook: int = bpf.EGRESS) -> int:
+        name = "limit_egress" if hook == bpf.EGRESS else "others_sockops"
+        fd = load_program(Path(compiled(SOMEONE_ELSES)), name)
         fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
-        program_id = int(fields["prog_id"])
         directory = f"{cgroup2()}{cgroup}"
-        subprocess.run(["bpftool", "cgroup", "attach", directory, "egress", "id", str(program_id), *flags], check=True)
-        attached.append((directory, fd))
-        return program_id
+        attached.append((directory, fd, hook))
+        bpf.attach(directory, fd, hook, sum({"override": 1, "multi": 2}[flag] for flag in flags))
+        return int(fields["prog_id"])
 
     yield attach_to
-    for directory, fd in attached:
-        bpf.detach(directory, fd)
-    for fd in fds:
+    for directory, fd, hook in attached:
+        with contextlib.suppress(OSError):  # it never was
+            bpf.detach(directory, fd, hook)
         os.close(fd)

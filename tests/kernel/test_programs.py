@@ -16,82 +16,14 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, closing_fd
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
-from dataplane import cgroup2, compile_object, load_program
-
-import bpf
+from dataplane import cgroup2, load_program
+from foreign import LIMIT_EGRESS, OURS, PACE_SOCKETS, SETTLE_SOCKETS, SOMEONE_ELSES, an_object
 
 RULE, LIMIT = 4711, Limit(rate=10**6, bucket=10**6)
-SOMEONE_ELSES = """#include "vmlinux.h"
-#include <bpf/bpf_helpers.h>
-SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }
-char LICENSE[] SEC("license") = "GPL";
-"""
-LIMIT_EGRESS = 'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }\n'
-PACE_SOCKETS = 'SEC("sockops") int pace_sockets(struct bpf_sock_ops *ops) { return 1; }\n'
-SETTLE_SOCKETS = 'SEC("iter/tcp") int settle_sockets(struct bpf_iter__tcp *context) { return 0; }\n'
-REFUSED_PACE = 'SEC("sockops") int pace_sockets(struct bpf_sock_ops *ops) { return *(volatile int *)7; }\n'
-REFUSED_SETTLE = 'SEC("iter/tcp") int settle_sockets(void *context) { return *(volatile int *)context; }\n'
-
-
-def an_object(*programs: str, key: str = "") -> str:
-    """An object with our maps, or with all keys of another type, and these programs."""
-    text = '#include "vmlinux.h"\n#include <bpf/bpf_helpers.h>\nchar LICENSE[] SEC("license") = "GPL";\n'
-    for name, kind in pins.MAPS.items():
-        of_socket = kind.type == 24
-        text += (
-            f"struct {name}_value {{ char bytes[{kind.value_size}]; }};\n"
-            f"struct {{ __uint(type, {kind.type}); __uint(max_entries, {0 if of_socket else 1}); "
-            f"__uint(map_flags, {int(of_socket)}); __type(value, struct {name}_value); "
-            f'__type(key, {key or ("int" if kind.key_size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
-        )
-    return text + "".join(programs)
-
-
-OURS = an_object(LIMIT_EGRESS, PACE_SOCKETS, SETTLE_SOCKETS)
-
 PINNED = sorted([*pins.MAPS, pins.LINK, pins.PACE_LINK, pins.SETTLE_LINK])
 
 Make = t.Callable[[str], str]
 Compile = t.Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compiles C text, once for each text."""
-    directory = tmp_path_factory.mktemp("foreign")
-    objects: dict[str, str] = {}
-
-    def compile_text(text: str) -> str:
-        if text not in objects:
-            source = directory / f"{len(objects)}.bpf.c"
-            source.write_text(text)
-            objects[text] = str(compile_object(source, source.with_suffix(".o")))
-        return objects[text]
-
-    return compile_text
-
-
-@pytest.fixture
-def attach(compiled: Compile) -> t.Iterator[t.Callable[..., int]]:
-    """Attaches someone else's program, which happens to have our program's name; gives its id."""
-    attached: list[tuple[str, int]] = []
-    fds: list[int] = []
-
-    def attach_to(cgroup: str, *flags: str) -> int:
-        fd = load_program(Path(compiled(SOMEONE_ELSES)), "limit_egress")
-        fds.append(fd)
-        fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
-        program_id = int(fields["prog_id"])
-        directory = f"{cgroup2()}{cgroup}"
-        subprocess.run(["bpftool", "cgroup", "attach", directory, "egress", "id", str(program_id), *flags], check=True)
-        attached.append((directory, fd))
-        return program_id
-
-    yield attach_to
-    for directory, fd in attached:
-        bpf.detach(directory, fd)
-    for fd in fds:
-        os.close(fd)
 
 
 def ours(programs: Programs, cgroup: str) -> list[str | None]:
