@@ -7,8 +7,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +24,6 @@ import bpf
 MBIT = 1_000_000
 PING_PAUSE = 1000  # microseconds
 Stored = dict[str, Any]
-# Student's t, two-sided, 95 %, by degrees of freedom.
-_T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 9: 2.262, 11: 2.201, 14: 2.145, 19: 2.093}
 
 
 def _pause(seconds: float) -> tuple[int, int]:
@@ -129,20 +125,33 @@ def _idle() -> dict[int, float]:
     return idle
 
 
+def _busy(seconds: float) -> dict[int, float]:
+    """Which part of some seconds each CPU works."""
+    before = _idle()
+    begin, end = _pause(seconds)
+    after = _idle()
+    return {cpu: max(0.0, 1 - (after[cpu] - before[cpu]) * SECOND / (end - begin)) for cpu in after}
+
+
 def sender_cpu(link: traffic.Link, cell: Cell) -> Stored:
-    """CPU seconds a second, of the sender's CPU and of the machine, from the moment that all connections are made."""
+    """CPU seconds a second, of the sender's CPU and of the machine; `others`: what the machine did just before."""
     with shaped(cell.shaper, link.pair, cell.rate) as cgroup, apart(link.pair) as cpus:
         with link.receiver(cpus[1] if cpus else None):
             counter = link.count()
+            idle = _busy(0.5)
             link.tcp(cell.connections, cell.congestion, cgroup=cgroup, cpu=cpus[0] if cpus else None)
             time.sleep(cell.warm_up)
-            before = _idle()
-            begin, end = _pause(cell.seconds)
-            after, elapsed = _idle(), (end - begin) / SECOND
-            rate = Curve(traffic.counts(counter)).rate(begin, end)
-        busy = {cpu: 1 - (after[cpu] - before[cpu]) / elapsed for cpu in after}
+            begin = time.monotonic_ns()
+            busy = _busy(cell.seconds)
+            rate = Curve(traffic.counts(counter)).rate(begin, time.monotonic_ns())
         machine = sum(busy.values())
-        return {"rate": rate, "sender": busy[cpus[0]] if cpus else machine, "machine": machine, "apart": bool(cpus)}
+        return {
+            "rate": rate,
+            "sender": busy[cpus[0]] if cpus else machine,
+            "machine": machine,
+            "apart": bool(cpus),
+            "others": sum(idle.values()),
+        }
 
 
 # ---- what the programs cost
@@ -187,31 +196,44 @@ def _pass_program() -> int:
 
 
 def requests(link: traffic.Link, pairs: int, seconds: float) -> Stored:
-    """Requests and answers of a cgroup without a rule: with our programs there for another one, against no program."""
-    ratios, plain = [], []
-    with link.receiver():
+    """Requests and answers of a cgroup without a rule: with our programs there for another one, against no program.
+
+    Both ends on one CPU: there is no waiting that could hide what the programs cost. The interval is of the median, by
+    the order of the pairs alone: it holds whatever else the machine does in some of them.
+    """
+    cpu = max(os.sched_getaffinity(0))
+    changes, plain = [], []
+    with link.receiver(cpu, hurry=False):
         for index in range(pairs):
             # Which comes first changes each time, so that a drift of the machine favours neither.
             order = (OURS, NONE) if index % 2 else (NONE, OURS)
-            rate = {kind: _requests_per_second(link, kind, seconds) for kind in order}
-            ratios.append(math.log(rate[OURS] / rate[NONE]))
+            rate = {kind: _requests_per_second(link, kind, seconds, cpu) for kind in order}
+            changes.append(100 * (rate[OURS] / rate[NONE] - 1))
             plain.append(rate[NONE])
-    mean = statistics.fmean(ratios)
-    error = _T95.get(pairs - 1, 2.0) * statistics.stdev(ratios) / math.sqrt(pairs)
-    change = [100 * (math.exp(value) - 1) for value in (mean, mean - error, mean + error)]
-    return {"pairs": pairs, "per_second": statistics.median(plain), "change": change[0], "interval": change[1:]}
+    changes.sort()
+    cut = _outside(pairs)
+    return {
+        "pairs": pairs,
+        "per_second": statistics.median(plain),
+        "change": statistics.median(changes),
+        "interval": [changes[cut], changes[-1 - cut]],
+    }
 
 
-def _requests_per_second(link: traffic.Link, kind: str, seconds: float) -> float:
+def _outside(count: int) -> int:
+    """How many of `count` ordered values can be left out at each end, and the rest holds the median with 95 %."""
+    cut, tail = 0, 0.5**count
+    while True:
+        tail += math.comb(count, cut + 1) * 0.5**count
+        if 2 * tail > 0.05:
+            return cut
+        cut += 1
+
+
+def _requests_per_second(link: traffic.Link, kind: str, seconds: float, cpu: int) -> float:
     with shaped(kind, link.pair, 100 * MBIT), home("requests") as cgroup:
-        sender = link.ping(0, cgroup)
-        time.sleep(0.2)
+        sender = link.ping(0, cgroup, cpu)
+        time.sleep(0.1)
         begin, end = _pause(seconds)
         made = sum(begin <= ping.at < end for ping in traffic.pings(sender))
     return made * SECOND / (end - begin)
-
-
-def cost_table(quick: bool) -> str:
-    """What bench/cost prints."""
-    command = [sys.executable, str(traffic.HERE / "cost"), *(["--quick"] if quick else [])]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -124,7 +124,7 @@ def tcp(link: traffic.Link, cell: Cell, cgroup: Path, cpus: tuple[int, int] | No
     begin, timeouts = time.monotonic_ns(), traffic.timeouts(sender)
     time.sleep(cell.seconds)
     end, timeouts = time.monotonic_ns(), traffic.timeouts(sender) - timeouts
-    samples, counts = traffic.samples(sender), traffic.counts(counter)
+    samples, counts = traffic.samples(sender), traffic.counts(counter, link.header)
     return figures(sender.began, begin, end, counts, samples, timeouts, counted=link.counted)
 
 

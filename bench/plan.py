@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+import cost
 import experiments
 import measure
 import traffic
@@ -197,13 +198,16 @@ def _udp(extent: Extent) -> Iterator[Step]:
 def _cpu(extent: Extent) -> Iterator[Step]:
     for _round in range(1 if extent.quick else 5):
         for shaper in (HTB, OURS) if extent.quick else (HTB, TBF, OURS):
-            cell = Cell(shaper, GBIT, 16, "cubic", extent.seconds / 2 + 1, extent.warm_up)
+            cell = Cell(shaper, GBIT, 16, "cubic", extent.seconds / 2 + 0.5, extent.warm_up)
             yield _extra(
                 "sender's CPU",
                 cell,
                 "cpu",
                 experiments.sender_cpu,
-                lambda stored: f"{100 * stored['sender']:.1f} % of a CPU, {100 * stored['machine']:.1f} % in all",
+                lambda stored: (
+                    f"{100 * stored['sender']:.1f} % of a CPU, {100 * stored['machine']:.1f} % in all "
+                    f"(idle: {100 * stored['others']:.1f} %)"
+                ),
             )
 
 
@@ -216,7 +220,7 @@ def _costs(extent: Extent) -> Iterator[Step]:
         experiments.programs_in_flow,
         lambda stored: ", ".join(f"{name} {found['ns']:.0f} ns" for name, found in stored["found"].items()),
     )
-    pairs, seconds = (4, 0.5) if extent.quick else (15, 1.0)
+    pairs, seconds = (6, 0.3) if extent.quick else (20, 1.0)
     yield Step(
         "requests of an unlimited cgroup",
         pairs * 2 * (seconds + 0.5),
@@ -225,9 +229,21 @@ def _costs(extent: Extent) -> Iterator[Step]:
         lambda stored: f"{stored['change']:+.2f} % ({stored['interval'][0]:+.2f} to {stored['interval'][1]:+.2f})",
     )
     yield Step(
-        "bench/cost",
-        12.0 if extent.quick else 60.0,
-        "cost",
-        lambda links: {"table": experiments.cost_table(extent.quick)},
-        lambda stored: "done",
+        "cost of a packet",
+        7.0 if extent.quick else 70.0,
+        "packets",
+        lambda links: cost.packets(extent.quick),
+        lambda stored: ", ".join(
+            f"{row['kind']} {'cold' if row['cold'] else 'hot'} {row['limited'] - row['least']:+.0f} ns"
+            for row in stored["rows"]
+        ),
+    )
+    yield Step(
+        "cost of new sockets",
+        5.0 if extent.quick else 25.0,
+        "sockets",
+        lambda links: cost.sockets(extent.quick),
+        lambda stored: ", ".join(
+            f"{row['what']} {100 * (row['made'][2] / row['made'][0] - 1):+.1f} %" for row in stored["rows"]
+        ),
     )

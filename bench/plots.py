@@ -37,7 +37,7 @@ def _places(cells: list[Stored]) -> list[tuple[int, int]]:
     return sorted({(cell["limit"], cell["connections"]) for cell in cells})
 
 
-def _legend(cells: list[Stored], lines: bool = False) -> list[tuple[str, int, str]]:
+def _legend(cells: list[Stored]) -> list[tuple[str, int, str]]:
     """Who is in the picture, this collection first, each congestion control of it with its mark."""
     seen = {(cell["shaper"], cell["congestion"]) for cell in cells}
     entries = []
@@ -45,8 +45,19 @@ def _legend(cells: list[Stored], lines: bool = False) -> list[tuple[str, int, st
         for congestion, shape in SHAPES.items():
             if (shaper, congestion) in seen:
                 words = f"{shaper}, {congestion}" if shaper == OURS else shaper
-                entries.append((words, colour, "line" if lines else shape))
+                entries.append((words, colour, shape))
     return entries
+
+
+def _named(cell: Stored) -> str:
+    return f"{cell['shaper']}, {cell['congestion']}"
+
+
+def _beside(cell: Stored, cells: list[Stored]) -> float:
+    """Where it is drawn within its row or column, so that equal figures stay apart: -0.3 to 0.3."""
+    names = [words for words, _colour, _shape in _legend(cells)]
+    place = names.index(_named(cell) if cell["shaper"] == OURS else cell["shaper"])
+    return 0.6 * (place / (len(names) - 1) - 0.5) if len(names) > 1 else 0.0
 
 
 def rate_over_time(results: Stored) -> Picture | None:
@@ -58,7 +69,7 @@ def rate_over_time(results: Stored) -> Picture | None:
             break
     else:
         return None
-    height, top = 92, 64
+    height, top = 108, 56
     picture = Picture(
         WIDTH,
         top + height * len(shown) + 54,
@@ -69,7 +80,7 @@ def rate_over_time(results: Stored) -> Picture | None:
     x = Scale(0, span, LEFT, RIGHT)
     step = 1 if span <= 14 else 5
     for index, cell in enumerate(sorted(shown, key=lambda cell: COLOURS[cell["shaper"]])):
-        y1, y2 = top + index * height + 8, top + (index + 1) * height - 8
+        y1, y2 = top + index * height + 24, top + (index + 1) * height - 4
         y = Scale(0, 200, y2, y1)
         last = index == len(shown) - 1
         ticks = [step * number for number in range(int(span / step) + 1)]
@@ -84,7 +95,7 @@ def rate_over_time(results: Stored) -> Picture | None:
             for at in (0, 0.1)
         ]
         picture.line(points, COLOURS[cell["shaper"]])
-        picture.legend(RIGHT - 130, y1 + 12, [(cell["shaper"], COLOURS[cell["shaper"]], "line")])
+        picture.legend(LEFT + 10, y1 - 6, [(_named(cell), COLOURS[cell["shaper"]], "line")])
     picture.text(18, top + height * len(shown) / 2, "% of the limit", "middle", turned=True)
     return picture
 
@@ -95,7 +106,7 @@ def ratio_per_cell(results: Stored) -> Picture | None:
     places = _places(cells)
     if not places:
         return None
-    row, top, left = 26, 84, 130
+    row, top, left = 34, 84, 130
     bottom = top + row * len(places)
     picture = Picture(
         WIDTH,
@@ -111,13 +122,15 @@ def ratio_per_cell(results: Stored) -> Picture | None:
     for index, (limit, connections) in enumerate(places):
         y = top + row * (index + 0.5)
         picture.text(left - 10, y + 4, f"{megabits(limit)} Mbit/s × {connections}", "end")
-        picture.rule(left, y, RIGHT, y, "grid")
+        if index:
+            picture.rule(left, y - row / 2, RIGHT, y - row / 2, "grid")
         for cell in _drawn(cells, limit, connections):
             ratio = 100 * cell["rate"] / limit
             shape = SHAPES[cell["congestion"]]
             if not low <= ratio <= high:
                 shape = "left" if ratio < low else "right"
-            picture.mark(x.at(ratio), y, COLOURS[cell["shaper"]], shape, hint=f"{cell['shaper']}: {ratio:.2f} %")
+            hint = f"{_named(cell)}: {ratio:.2f} %"
+            picture.mark(x.at(ratio), y + row * _beside(cell, cells), COLOURS[cell["shaper"]], shape, 4, hint)
     return picture
 
 
@@ -151,10 +164,9 @@ def round_trips(results: Stored) -> Picture | None:
         x = LEFT + width * (index + 0.5)
         picture.text(x, bottom + 16, f"× {connections}", "middle", "faint")
         for cell in _drawn(cells, limit, connections):
-            shift = width * 0.2 * {"bbr": 1, "reno": -1}.get(cell["congestion"], 0)
-            hint = f"{cell['shaper']}, {cell['congestion']}: {cell['rtt']:.3f} ms"
-            shape = SHAPES[cell["congestion"]]
-            picture.mark(x + shift, y.at(cell["rtt"]), COLOURS[cell["shaper"]], shape, hint=hint)
+            hint = f"{_named(cell)}: {cell['rtt']:.3f} ms"
+            shift = width * _beside(cell, cells)
+            picture.mark(x + shift, y.at(cell["rtt"]), COLOURS[cell["shaper"]], SHAPES[cell["congestion"]], hint=hint)
         if index and places[index - 1][0] != limit:
             picture.rule(LEFT + width * index, top, LEFT + width * index, bottom + 40, "grid")
     for limit in sorted({limit for limit, _connections in places}):

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- *   receive ADDRESS PORT   swallows TCP and UDP on PORT, sends back what comes to PORT + 1
- *   count DEVICE           every 10 ms, what a device of this namespace received; lines: time bytes packets
+ *   sink ADDRESS PORT          swallows TCP and UDP
+ *   echo ADDRESS PORT HURRY    sends TCP back; HURRY 1: before anything else on its CPU
+ *   count DEVICE               every 10 ms, what a device of this namespace received; lines: time bytes packets
  */
 #include "traffic.h"
 
@@ -16,53 +17,66 @@ static int listen_at(const char *address, int port)
 	return listener;
 }
 
-static void receive(char **arguments)
+/* Accepts, and gives what comes on each connection to `take`, which says whether the connection goes on. */
+static void serve(int listener, bool (*take)(int connection))
 {
-	static bool echoes[MAX_DESCRIPTORS];
-	struct sockaddr_in where = place(arguments[0], atoi(arguments[1]));
-	int one = 1, poll = check(epoll_create1(0), "epoll_create1"),
-	    udp = check(socket(AF_INET, SOCK_DGRAM, 0), "socket");
-	int sink = listen_at(arguments[0], atoi(arguments[1])), echo = listen_at(arguments[0], atoi(arguments[1]) + 1);
+	int one = 1, poll = check(epoll_create1(0), "epoll_create1");
 	struct epoll_event events[MAX_EVENTS];
 
-	/* Never read: what its buffer cannot take is thrown away after it crossed the device, where it is counted. */
-	check(bind(udp, (struct sockaddr *)&where, sizeof(where)), "bind");
-	watch(poll, sink, EPOLLIN);
-	watch(poll, echo, EPOLLIN);
+	watch(poll, listener, EPOLLIN);
 	ready(now());
 	while (!stopped) {
 		int count = epoll_wait(poll, events, MAX_EVENTS, -1);
 
 		for (int index = 0; index < count; index++) {
 			int descriptor = events[index].data.fd;
-			ssize_t length;
 
-			if (descriptor == sink || descriptor == echo) {
-				int accepted = check(accept(descriptor, NULL, NULL), "accept");
-
-				watch(poll, accepted, EPOLLIN);
-				echoes[accepted] = descriptor == echo;
-				setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-				continue;
-			}
-			/* MSG_TRUNC: taken from the queue, not copied. */
-			length = echoes[descriptor] ? recv(descriptor, block, BLOCK, 0)
-						    : recv(descriptor, NULL, 1 << 20, MSG_TRUNC);
-			if (length > 0 && echoes[descriptor])
-				length = send(descriptor, block, length, MSG_NOSIGNAL);
-			if (length <= 0)
+			if (descriptor == listener) {
+				descriptor = check(accept(listener, NULL, NULL), "accept");
+				setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+				watch(poll, descriptor, EPOLLIN);
+			} else if (!take(descriptor)) {
 				close(descriptor);
+			}
 		}
 	}
 }
 
+/* MSG_TRUNC: taken from the queue, not copied. */
+static bool swallow(int connection)
+{
+	return recv(connection, NULL, 1 << 20, MSG_TRUNC) > 0;
+}
+
+static bool send_back(int connection)
+{
+	ssize_t length = recv(connection, block, BLOCK, 0);
+
+	return length > 0 && send(connection, block, length, MSG_NOSIGNAL) == length;
+}
+
+static void sink(char **arguments)
+{
+	struct sockaddr_in where = place(arguments[0], atoi(arguments[1]));
+	int udp = check(socket(AF_INET, SOCK_DGRAM, 0), "socket");
+
+	/* Never read: what its buffer cannot take is thrown away after it crossed the device, where it is counted. */
+	check(bind(udp, (struct sockaddr *)&where, sizeof(where)), "bind");
+	serve(listen_at(arguments[0], atoi(arguments[1])), swallow);
+}
+
+static void echo(char **arguments)
+{
+	if (atoi(arguments[2]))
+		hurry();
+	serve(listen_at(arguments[0], atoi(arguments[1])), send_back);
+}
+
 static void count(char **arguments)
 {
-	struct sched_param lowest = { .sched_priority = 1 };
 	uint64_t next = now();
 
-	/* So that a busy machine does not move the samples; where that is not allowed, the time stamps still hold. */
-	sched_setscheduler(0, SCHED_FIFO, &lowest);
+	hurry();
 	ready(next);
 	while (!stopped) {
 		unsigned long long bytes = 0, packets = 0;
@@ -96,7 +110,9 @@ static void count(char **arguments)
 
 int main(int count_of_arguments, char **arguments)
 {
-	static const struct program programs[] = { { "receive", 2, receive }, { "count", 1, count }, {} };
+	static const struct program programs[] = {
+		{ "sink", 2, sink }, { "echo", 3, echo }, { "count", 1, count }, {}
+	};
 
 	return run_program(programs, count_of_arguments, arguments);
 }

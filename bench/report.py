@@ -43,6 +43,8 @@ def _document(results: Stored, found: list[goals.Goal], pictures: list[str]) -> 
     yield f"{machine['kernel']}; {machine['cpu']}{virtual}, {machine['memory']}; load before: {machine['load']}.\n"
     for missing in results["missing"]:
         yield f"Not measured, since this kernel lacks it: {missing}.\n"
+    for failed in results["failed"]:
+        yield f"Failed: {failed}.\n"
     yield "## Goals\n"
     yield "| goal | measured | |\n| --- | --- | --- |"
     for goal in found:

@@ -3,7 +3,8 @@
  *   tcp ADDRESS PORT CONNECTIONS CONGESTION [RATE]
  *                           as fast as it goes, or RATE bytes per second in all; lines, one a connection every 100 ms:
  *                           time connection rtt_us acked_bytes segments retransmits segment_bytes
- *   ping ADDRESS PORT PAUSE one byte to and fro, PAUSE microseconds between an answer and the next; lines: time nanoseconds
+ *   ping ADDRESS PORT PAUSE one byte to and fro, PAUSE microseconds between an answer and the next (0: as a program like
+ *                           any other, else before all others); lines: time nanoseconds
  *   udp ADDRESS PORT RATE   datagrams of 1400 bytes, RATE counted in IP bytes per second; no lines
  */
 #include "traffic.h"
@@ -94,11 +95,13 @@ static void send_tcp(char **arguments)
 static void ping(char **arguments)
 {
 	uint64_t pause = strtoull(arguments[2], NULL, 10) * 1000;
-	int connection = tcp_to(place(arguments[0], atoi(arguments[1]) + 1), NULL);
+	int connection = tcp_to(place(arguments[0], atoi(arguments[1])), NULL);
 	struct timeval second = { .tv_sec = 1 };
 
 	/* So that it can be stopped while an answer is not coming. */
 	setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second));
+	if (pause)
+		hurry();
 	ready(now());
 	while (!stopped) {
 		uint64_t begin = now(), *sample;

@@ -175,8 +175,22 @@ def _programs(results: Stored) -> Iterator[str]:
             f"program, {found['change']:+.2f} % with ours (95 % confidence: {low:+.2f} to {high:+.2f} %; "
             f"{found['pairs']} pairs, in turns).\n"
         )
-    for cell in results.get("cost", []):
-        yield f"`bench/cost`:\n\n```\n{cell['table'].strip()}\n```\n"
+    for found in results.get("packets", []):
+        yield "Small packets over loopback, nanoseconds a packet (and how much more than a program that returns 1):\n"
+        yield _head("packets", "rules", "caches", "returns 1", "without a rule", "under a rule", "rounds (median)")
+        for row in found["rows"]:
+            least = row["least"]
+            more = [f"{row[name]:.0f} ({row[name] - least:+.0f})" for name in ("unlimited", "limited")]
+            caches = "cold" if row["cold"] else "hot"
+            yield _row(row["kind"], str(row["rules"]), caches, f"{least:.0f}", *more, str(row["rounds"]))
+        yield ""
+    for found in results.get("sockets", []):
+        yield "What a process without a rule makes in a second:\n"
+        yield _head("", "no program", "returns 1", "ours", "")
+        for row in found["rows"]:
+            none, least, ours = row["made"]
+            yield _row(row["what"], f"{none:.0f}", f"{least:.0f}", f"{ours:.0f}", f"{100 * (ours / none - 1):+.1f} %")
+        yield ""
 
 
 def method(results: Stored) -> Iterator[str]:
