@@ -32,6 +32,13 @@
 /* TCP sends two segments at once at least, however slow it is paced. */
 #define BURST_SMALLEST 3000
 #define BURST_LARGEST 65535
+/*
+ * A burst in four seconds. A socket that waits for its time to send hears of nothing before: told less, it would be
+ * deaf for longer than anyone waits. Where there are so many connections that this is too much, the guard limits.
+ */
+#define SHARE_LEAST (BURST_SMALLEST / 4)
+/* What TCP may make up for later, besides its lag. */
+#define CREDIT_MOST (100 * MILLISECONDS)
 /* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
 #define GUARD_DEBT (100 * MILLISECONDS)
 /* What does not pace itself may have as much as TCP, if both want all. */
@@ -84,8 +91,8 @@ static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elaps
 	/* In 1024ths: level times nanoseconds would overflow. */
 	correction = (correction - debt) * 1024 / correction;
 	fair->share = level / 1024 * correction + level % 1024 * correction / 1024;
-	if (!fair->share)
-		fair->share = 1;
+	if (fair->share < SHARE_LEAST)
+		fair->share = SHARE_LEAST;
 }
 
 static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rate, __u64 now)
@@ -130,7 +137,7 @@ static __always_inline void fair_share_next_epoch(struct fair_share *fair, __u64
 	fair->epoch_start_ns = now;
 	fair->lag_ns -= fair->lag_ns >> 4;
 	if (fair->burst > BURST_SMALLEST)
-		fair->burst -= fair->burst >> 5;
+		fair->burst -= fair->burst >> 2;
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
@@ -146,12 +153,13 @@ static __always_inline void fair_share_advance(struct fair_share *fair, __u64 ra
 	 */
 	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
 	    debt > (__s64)CLOCK_FARTHEST || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
-	    fair->lag_ns > LAG_LONGEST) {
+	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > rate || fair->paced_rate < rate / FOREIGN_SHARE) {
 		fair_share_forget(fair, rate, now);
 		return;
 	}
 	/* Time in which nothing was sent is not saved up for a burst, but what an epoch and a lag left unused is. */
-	credit = fair->period_ns + fair->lag_ns;
+	credit = fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST;
+	credit += fair->lag_ns;
 	if (debt < -(__s64)credit)
 		fair->clock_ns = now - credit;
 	if (elapsed >= (__s64)fair->period_ns)
@@ -225,7 +233,7 @@ static __always_inline __u64 fair_share_join(struct fair_share *fair, __u64 rate
 	fair->newcomers++;
 	most = fair->paced_rate / ((__u64)fair->holders_before + fair->newcomers);
 	if (!fair->share || fair->share > most)
-		fair->share = most ? most : 1;
+		fair->share = most > SHARE_LEAST ? most : SHARE_LEAST;
 	return fair->share;
 }
 
