@@ -14,11 +14,11 @@
  * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more than
  * all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it limits nothing.
  */
-static __always_inline struct rate_limit_state *charge_state(const __u64 *rule, __u32 generation, __u64 now)
+static __always_inline struct rate_limit_state *charge_state(const __u64 *rule, __u32 generation)
 {
 	struct rate_limit_config *config;
 	struct rate_limit_state *state;
-	__u64 rate, bucket;
+	__u64 rate, bucket, now;
 
 	state = bpf_map_lookup_elem(&rate_limit_state_map, rule);
 	if (!state || state->generation == generation)
@@ -30,6 +30,7 @@ static __always_inline struct rate_limit_state *charge_state(const __u64 *rule, 
 	bucket = config->bucket_size;
 	if (!rate)
 		return NULL;
+	now = bpf_ktime_get_ns();
 	bpf_spin_lock(&state->lock);
 	if (state->rate != rate)
 		fair_share_change_rate(&state->fair, rate, now);
@@ -62,28 +63,26 @@ static __always_inline enum verdict charge_state_locked(struct rate_limit_state 
 	return verdict;
 }
 
-/* Numbers in one: no more than five can be handed to a function. */
-#define CHARGE_PLACE_SHIFT 32
-#define CHARGE_PACES_SHIFT 40
-
-/* Charges one rule: a verdict, or 0 where it limits nothing. `measured`: of wire_measure(); `call`: of charge_rules(). */
-__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u64 now, __u64 call)
+/* Charges the rule that is the `place`th of its socket: a verdict, or 0 where it limits nothing. */
+static __always_inline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u32 generation,
+				       bool paces)
 {
-	__u32 generation = call, place = (call >> CHARGE_PLACE_SHIFT) % LIMITER_MAX_NESTED;
-	bool paces = call >> CHARGE_PACES_SHIFT & 1;
-	struct rate_limit_state *state = charge_state(&rule, generation, now);
+	struct rate_limit_state *state = charge_state(&rule, generation);
 	struct packet packet = wire_packet(measured);
 	struct rate_limit_pacing *pacing = NULL;
 	struct bpf_sock *sk = skb->sk;
 	enum verdict verdict;
-	__u64 share;
+	__u64 now = 0, share;
 
 	if (!state)
 		return 0;
 	if (paces && packet.tcp && sk)
-		pacing = pacing_measure(sk, &packet);
+		pacing = pacing_measure(sk, &packet, &now);
 	if (pacing)
 		pacing_confirm(pacing, place, rule, generation);
+	/* Read before the lock is taken: no helper may be called under it. */
+	if (!now)
+		now = bpf_ktime_get_ns();
 	bpf_spin_lock(&state->lock);
 	verdict = charge_state_locked(state, pacing, place, &packet, now, paces);
 	share = state->fair.share;
@@ -92,6 +91,17 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	if (pacing && share && (!place || share < pacing->share))
 		pacing->share = share;
 	return verdict;
+}
+
+/*
+ * The same for all rules but the first. This and the others that are not inlined are verified once, each for itself: if
+ * all were inlined, the verifier would follow every combination of what they do, for minutes. On 5.10 such functions
+ * take and give only numbers, and the context. The first is inlined, for a call costs as much as its arithmetic.
+ */
+__noinline int charge_outer_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u64 generation_paces)
+{
+	return charge_rule(skb, rule, measured, place % LIMITER_MAX_NESTED, generation_paces >> 1,
+			   generation_paces & 1);
 }
 
 /* Another rule dropped the packet, after this one had given its verdict. */
@@ -113,17 +123,17 @@ __noinline int charge_refund(__u64 rule, __u64 measured, int verdict, bool paces
 static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules[LIMITER_MAX_NESTED], __u32 generation,
 					bool paces)
 {
-	__u64 measured = wire_measure(skb), now = bpf_ktime_get_ns(), call;
+	__u64 measured = wire_measure(skb), generation_paces = (__u64)generation << 1 | paces;
 	int verdicts[LIMITER_MAX_NESTED] = {};
 	bool notice = false, dropped = false;
 
-	call = generation | (__u64)paces << CHARGE_PACES_SHIFT;
 /* Unrolled: the 5.10 verifier takes only constant offsets into the stack. */
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		if (!rules[i])
 			break;
-		verdicts[i] = charge_rule(skb, rules[i], measured, now, call | (__u64)i << CHARGE_PLACE_SHIFT);
+		verdicts[i] = i ? charge_outer_rule(skb, rules[i], measured, i, generation_paces)
+				: charge_rule(skb, rules[i], measured, i, generation, paces);
 		if (verdicts[i] == VERDICT_PASS_WITH_NOTICE)
 			notice = true;
 		if (verdicts[i] == VERDICT_DROP) {

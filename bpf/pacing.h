@@ -31,7 +31,7 @@
  * counted as if they were data, which errs by a few bytes on the side of "not held". NULL where there is no memory for
  * its storage.
  */
-static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock *sk, struct packet *packet)
+static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock *sk, struct packet *packet, __u64 *now)
 {
 	struct rate_limit_pacing *pacing;
 	struct tcp_sock *tcp;
@@ -46,6 +46,9 @@ static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock 
 	packet->paced = pacing->set && pacing->set != LIMITER_UNPACED;
 	packet->held = unsent > 0 && window > 0 && tcp->packets_out + packet->segments < tcp->snd_cwnd;
 	packet->round_trip_ns = (__u64)(tcp->srtt_us >> 3) * 1000;
+	/* TCP reads the clock whenever it begins to send, for all that leaves then. A listener, which answers a SYN, does not. */
+	if (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == TCP_ESTABLISHED)
+		*now = tcp->tcp_clock_cache;
 	return pacing;
 }
 

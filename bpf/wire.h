@@ -79,29 +79,31 @@ static __always_inline bool wire_is_tcp(struct __sk_buff *skb)
 	return ip[ip[0] >> 4 == WIRE_IPV4_VERSION ? WIRE_IPV4_PROTOCOL : WIRE_IPV6_NEXT] == IPPROTO_TCP;
 }
 
-/*
- * A packet's bytes, segments and whether it is TCP, in one number. This and the other functions that are not inlined are
- * verified once, each for itself: inlined, the verifier would follow every combination of what they find, for minutes.
- * On 5.10 such functions take and give only numbers, and the context.
- */
-__noinline __u64 wire_measure(struct __sk_buff *skb)
+/* A packet's bytes, segments and whether it is TCP, in one number: functions take and give nothing else (charge.h). */
+static __always_inline __u64 wire_pack(__u32 bytes, __u32 segments, bool tcp)
 {
-	__u32 bytes = skb->len, segments = 1, size = skb->gso_size, counted, header;
-	bool tcp = wire_is_tcp(skb);
-
-	if (size) {
-		/* Known for certain now, also behind the extension header that BIG TCP adds. */
-		header = wire_segment_header(skb, &tcp);
-		counted = skb->gso_segs;
-		/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
-		if (!counted && bytes > header)
-			counted = (bytes - header + size - 1) / size;
-		if (counted > 1) {
-			segments = counted;
-			bytes += (segments - 1) * header;
-		}
-	}
 	return (__u64)tcp << 63 | (__u64)segments << 32 | bytes;
+}
+
+/* Of a GSO packet. Not inlined: see charge.h. */
+__noinline __u64 wire_measure_gso(struct __sk_buff *skb)
+{
+	__u32 bytes = skb->len, segments = skb->gso_segs, size = skb->gso_size, header;
+	bool tcp = false;
+
+	/* Known for certain now, also behind the extension header that BIG TCP adds. */
+	header = wire_segment_header(skb, &tcp);
+	/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
+	if (!segments && size && bytes > header)
+		segments = (bytes - header + size - 1) / size;
+	if (!segments)
+		segments = 1;
+	return wire_pack(bytes + (segments - 1) * header, segments, tcp);
+}
+
+static __always_inline __u64 wire_measure(struct __sk_buff *skb)
+{
+	return skb->gso_size ? wire_measure_gso(skb) : wire_pack(skb->len, 1, wire_is_tcp(skb));
 }
 
 static __always_inline struct packet wire_packet(__u64 measured)
