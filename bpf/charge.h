@@ -10,37 +10,6 @@
 #include "pacing.h"
 #include "wire.h"
 
-/*
- * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more than
- * all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it limits nothing.
- */
-static __always_inline struct rate_limit_state *charge_state(const __u64 *rule, __u32 generation)
-{
-	struct rate_limit_config *config;
-	struct rate_limit_state *state;
-	__u64 rate, bucket, now;
-
-	state = bpf_map_lookup_elem(&rate_limit_state_map, rule);
-	if (!state || state->generation == generation)
-		return state;
-	config = bpf_map_lookup_elem(&rate_limit_config_map, rule);
-	if (!config)
-		return NULL;
-	rate = config->rate_bps;
-	bucket = config->bucket_size;
-	if (!rate)
-		return NULL;
-	now = bpf_ktime_get_ns();
-	bpf_spin_lock(&state->lock);
-	if (state->rate != rate)
-		fair_share_change_rate(&state->fair, rate, now);
-	state->rate = rate;
-	state->bucket = bucket;
-	state->generation = generation;
-	bpf_spin_unlock(&state->lock);
-	return state;
-}
-
 /* One rule's answer. `pacing`: its connection's, NULL where it has none; `place`: of the rule among the connection's. */
 static __always_inline enum verdict charge_state_locked(struct rate_limit_state *state,
 							struct rate_limit_pacing *pacing, int place,
@@ -67,7 +36,7 @@ static __always_inline enum verdict charge_state_locked(struct rate_limit_state 
 static __always_inline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u32 generation,
 				       bool paces)
 {
-	struct rate_limit_state *state = charge_state(&rule, generation);
+	struct rate_limit_state *state = rule_state(&rule, generation);
 	struct packet packet = wire_packet(measured);
 	struct rate_limit_pacing *pacing = NULL;
 	struct bpf_sock *sk = skb->sk;
@@ -78,8 +47,12 @@ static __always_inline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 
 		return 0;
 	if (paces && packet.tcp && sk)
 		pacing = pacing_measure(sk, &packet, &now);
-	if (pacing)
+	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
+		/* Another rule holds it back: of this one it wants no more. */
+		if (pacing->tightest != place)
+			packet.held = false;
+	}
 	/* Read before the lock is taken: no helper may be called under it. */
 	if (!now)
 		now = bpf_ktime_get_ns();
@@ -88,8 +61,10 @@ static __always_inline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 
 	share = state->fair.share;
 	bpf_spin_unlock(&state->lock);
 	/* The smallest of its rules' shares; one that is not known yet leaves it what it had. */
-	if (pacing && share && (!place || share < pacing->share))
+	if (pacing && share && (!place || share < pacing->share)) {
 		pacing->share = share;
+		pacing->tightest = place;
+	}
 	return verdict;
 }
 

@@ -66,7 +66,7 @@ int pace_sockets(struct bpf_sock_ops *ops)
 	if (!ctl)
 		return 1;
 	if (established)
-		pacing_begin(ops, tcp, pacing);
+		pacing_begin(ops, tcp, pacing, generation_of(ctl));
 	else if (!pacing_follow(ops, tcp, pacing, generation_of(ctl), ctl->pacing == LIMITER_PACING_ON))
 		bpf_sk_storage_delete(&rate_limit_pacing_map, sk);
 	return 1;
@@ -83,6 +83,6 @@ int settle_sockets(struct bpf_iter__tcp *context)
 		return 0;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (tcp)
-		settle(tcp, ctl->pacing == LIMITER_PACING_ON);
+		settle(tcp, generation_of(ctl), ctl->pacing == LIMITER_PACING_ON);
 	return 0;
 }

@@ -9,8 +9,7 @@
 #ifndef LIMITER_PACING_H
 #define LIMITER_PACING_H
 
-#include "fair_share.h"
-#include "maps.h"
+#include "rule_state.h"
 
 /* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
 #define SOL_SOCKET 1
@@ -25,6 +24,8 @@
 #define HEADERS_IPV4 52
 #define HEADERS_IPV6 72
 #define AF_INET6 10
+/* bbr stays a hundredth below what it may, and says so. */
+#define NEARLY 16
 
 /*
  * Looks at the connection of a TCP packet while it leaves: snd_nxt is still where the packet begins. Its headers are
@@ -44,7 +45,11 @@ static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock 
 	unsent = tcp->write_seq - tcp->snd_nxt - packet->bytes;
 	window = tcp->snd_una + tcp->snd_wnd - tcp->snd_nxt - packet->bytes;
 	packet->paced = pacing->set && pacing->set != LIMITER_UNPACED;
-	packet->held = unsent > 0 && window > 0 && tcp->packets_out + packet->segments < tcp->snd_cwnd;
+	packet->held = packet->paced && unsent > 0 && window > 0 &&
+		       tcp->packets_out + packet->segments < tcp->snd_cwnd &&
+		       /* It would go faster: neither its process nor its congestion control wants less. */
+		       pacing->set != pacing->own &&
+		       tcp->inet_conn.icsk_inet.sk.sk_pacing_rate >= pacing->set - pacing->set / NEARLY;
 	packet->round_trip_ns = (__u64)(tcp->srtt_us >> 3) * 1000;
 	/* TCP reads the clock whenever it begins to send, for all that leaves then. A listener, which answers a SYN, does not. */
 	if (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == TCP_ESTABLISHED)
@@ -117,7 +122,7 @@ static __always_inline void pacing_release(void *target, const struct tcp_sock *
 }
 
 /* A connection comes under its rules: the share that they leave it. */
-static __always_inline void pacing_join(struct rate_limit_pacing *pacing)
+static __always_inline void pacing_join(struct rate_limit_pacing *pacing, __u32 generation)
 {
 	__u64 now = bpf_ktime_get_ns(), least = LIMITER_UNPACED, share;
 	struct rate_limit_state *state;
@@ -126,26 +131,29 @@ static __always_inline void pacing_join(struct rate_limit_pacing *pacing)
 		pacing->marks[i] = (struct fair_share_mark){};
 		if (!pacing->rules[i])
 			continue;
-		state = bpf_map_lookup_elem(&rate_limit_state_map, &pacing->rules[i]);
+		/* A rule that was just made has not seen a packet yet. */
+		state = rule_state(&pacing->rules[i], generation);
 		if (!state)
 			continue;
 		bpf_spin_lock(&state->lock);
-		share = state->rate ? fair_share_join(&state->fair, state->rate, now) : LIMITER_UNPACED;
+		share = fair_share_join(&state->fair, state->rate, now);
 		bpf_spin_unlock(&state->lock);
-		if (share < least)
+		if (share < least) {
 			least = share;
+			pacing->tightest = i;
+		}
 	}
 	pacing->share = least;
 }
 
 static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
-					 struct rate_limit_pacing *pacing)
+					 struct rate_limit_pacing *pacing, __u32 generation)
 {
 	__u32 window = SLOW_INITIAL_WINDOW;
 
 	/* Replaces what other programs want, so that is kept. */
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
-	pacing_join(pacing);
+	pacing_join(pacing, generation);
 	if (pacing->share < SLOW_START_SLOWLY && ops->snd_cwnd > window)
 		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
 	pacing_tell(ops, tcp, pacing);

@@ -48,7 +48,7 @@ static __always_inline void settle_find(struct tcp_sock *tcp, struct rate_limit_
 		pacing->rules[i] = found.rules[i];
 }
 
-static __always_inline void settle(struct tcp_sock *tcp, bool on)
+static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool on)
 {
 	struct rate_limit_pacing found = {}, *pacing;
 	__u32 flags = tcp->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG;
@@ -72,7 +72,7 @@ static __always_inline void settle(struct tcp_sock *tcp, bool on)
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, &found, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!pacing)
 		return;
-	pacing_join(pacing);
+	pacing_join(pacing, generation);
 	pacing_tell(tcp, tcp, pacing);
 }
 #endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A rule's state, and how a change of its configuration gets there. */
+#ifndef LIMITER_RULE_STATE_H
+#define LIMITER_RULE_STATE_H
+
+#include "fair_share.h"
+#include "maps.h"
+
+/*
+ * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more than
+ * all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it limits nothing.
+ */
+static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __u32 generation)
+{
+	struct rate_limit_config *config;
+	struct rate_limit_state *state;
+	__u64 rate, bucket, now;
+
+	state = bpf_map_lookup_elem(&rate_limit_state_map, rule);
+	if (!state || state->generation == generation)
+		return state;
+	config = bpf_map_lookup_elem(&rate_limit_config_map, rule);
+	if (!config)
+		return NULL;
+	rate = config->rate_bps;
+	bucket = config->bucket_size;
+	if (!rate)
+		return NULL;
+	now = bpf_ktime_get_ns();
+	bpf_spin_lock(&state->lock);
+	if (state->rate != rate)
+		fair_share_change_rate(&state->fair, rate, now);
+	state->rate = rate;
+	state->bucket = bucket;
+	state->generation = generation;
+	bpf_spin_unlock(&state->lock);
+	return state;
+}
+#endif
