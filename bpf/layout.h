@@ -95,6 +95,8 @@ struct rate_limit_pacing {
 	__u64 own;                       /* the one that its process wants; all bits: none */
 	__u32 generation;
 	__u32 suspected; /* the generation in which a round trip passed without a packet under a rule */
+	__u32 tightest;  /* place of the rule whose share it is */
+	__u32 reserved;
 	struct fair_share_mark marks[LIMITER_MAX_NESTED];
 };
 #define LIMITER_UNPACED (~0ULL)

@@ -29,7 +29,7 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 CONFIG = struct.Struct("=QQ")
 FAIR_SHARE = struct.Struct("=9Q8I")
 STATE = struct.Struct("=qQIIQQQQQQQII" + FAIR_SHARE.format[1:])
-PACING = struct.Struct("=4QQQQII" + MAX_NESTED * "QII")
+PACING = struct.Struct("=4QQQQIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 
 
@@ -98,6 +98,8 @@ PACING_FIELDS = (
     "own",
     "generation",
     "suspected",
+    "tightest",
+    "reserved",
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields
