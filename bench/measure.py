@@ -53,7 +53,7 @@ class Figures:
     segments: int
     retransmits: int
     timeouts: int
-    rtt: float  # median over connections and time
+    rtt: float  # median over connections and time, each by what was sent then
     bins: tuple[float, ...]  # from the first connection on
 
     def stored(self) -> dict[str, Any]:
@@ -109,6 +109,22 @@ def per_connection(
     return [(first[connection], last[connection]) for connection in sorted(first)]
 
 
+def median_rtt(samples: Sequence[traffic.Sample], begin: int, end: int) -> float:
+    """Milliseconds. A sample counts by what was acknowledged since the one before: starved connections saw nothing."""
+    before: dict[int, int] = {}
+    weighted = []
+    for sample in samples:
+        if begin <= sample.at <= end:
+            weighted.append((sample.rtt_us, sample.acked - before.get(sample.connection, 0)))
+        before[sample.connection] = sample.acked
+    left = sum(weight for _rtt, weight in weighted) / 2
+    for rtt, weight in sorted(weighted):
+        left -= weight
+        if left <= 0:
+            return rtt / 1000
+    return float("nan")
+
+
 def acknowledged(pair: tuple[traffic.Sample, traffic.Sample]) -> float:
     """Bits per second of IP of one connection, by what its peer acknowledged."""
     first, last = pair
@@ -151,7 +167,7 @@ def figures(
         segments=sum(last.segments - first.segments for first, last in pairs),
         retransmits=sum(last.retransmits - first.retransmits for first, last in pairs),
         timeouts=timeouts,
-        rtt=percentile((sample.rtt_us for sample in samples if begin <= sample.at <= end), 50) / 1000,
+        rtt=median_rtt(samples, begin, end),
         bins=tuple(round(rate) for rate in bins),
     )
 

@@ -94,7 +94,7 @@ def grid(extent: Extent) -> Iterator[Cell]:
 
 def _paths(extent: Extent) -> Iterator[Cell]:
     """Other packets than of 1500 bytes, and more than a core can segment."""
-    cells = [("9000", rate, connections) for rate in (10 * MBIT, 100 * MBIT, GBIT) for connections in (1, 16)]
+    cells = [("9000", rate, connections) for rate in (100 * MBIT, GBIT) for connections in (1, 16)]
     cells += [("loopback", rate, connections) for _path, rate, connections in cells]
     cells += [("offloads", 20 * GBIT, 1)]
     for path, rate, connections in cells:
@@ -160,7 +160,7 @@ def _versions(extent: Extent) -> list[tuple[str, str]]:
 
 
 def _pings(extent: Extent) -> Iterator[Step]:
-    for rate in (100 * MBIT,) if extent.quick else (10 * MBIT, 100 * MBIT, GBIT):
+    for rate in (100 * MBIT,) if extent.quick else (100 * MBIT, GBIT):
         for shaper, congestion in _versions(extent):
             cell = Cell(shaper, rate, 4, congestion, extent.seconds, extent.warm_up)
             yield _extra("ping-pong beside 4", cell, "pings", experiments.ping_beside_bulk, _latency_line)
@@ -180,19 +180,24 @@ def _app_limited(extent: Extent) -> Iterator[Step]:
 
 def _udp(extent: Extent) -> Iterator[Step]:
     for factor in (0.5, 2.0, 10.0):
-        for shaper in (OURS,) if extent.quick else (HTB, TBF, DROP, OURS):
-            for connections in (4,) if extent.quick or shaper != OURS else (4, 0):
-                cell = Cell(shaper, 100 * MBIT, connections, "cubic", extent.seconds, extent.warm_up)
-                yield _extra(
-                    f"UDP at {factor:g}x beside TCP x {connections}" if connections else f"UDP at {factor:g}x alone",
-                    cell,
-                    "udp",
-                    lambda link, cell, factor=factor: experiments.beside_udp(link, cell, factor),  # type: ignore[misc]
-                    lambda stored: (
-                        f"{stored['rate'] / MBIT:.2f} Mbit/s in all, TCP {stored['tcp'] / MBIT:.2f}, "
-                        f"{stored['timeouts']} timeouts"
-                    ),
-                )
+        for shaper in (OURS,) if extent.quick else (HTB, DROP, OURS):
+            yield _beside_udp(extent, shaper, 100 * MBIT, 4, factor)
+    if not extent.quick:
+        for rate, factor in ((MBIT, 40.0), (10 * MBIT, 40.0), (100 * MBIT, 1.2), (100 * MBIT, 10.0)):
+            yield _beside_udp(extent, OURS, rate, 0, factor)
+
+
+def _beside_udp(extent: Extent, shaper: str, rate: int, connections: int, factor: float) -> Step:
+    name = f"UDP at {factor:g}x beside TCP x {connections}" if connections else f"UDP at {factor:g}x alone"
+    return _extra(
+        name,
+        Cell(shaper, rate, connections, "cubic", extent.seconds, extent.warm_up),
+        "udp",
+        lambda link, cell: experiments.beside_udp(link, cell, factor),
+        lambda stored: (
+            f"{stored['rate'] / MBIT:.2f} Mbit/s in all, TCP {stored['tcp'] / MBIT:.2f}, {stored['timeouts']} timeouts"
+        ),
+    )
 
 
 def _cpu(extent: Extent) -> Iterator[Step]:

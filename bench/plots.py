@@ -150,7 +150,7 @@ def round_trips(results: Stored) -> Picture | None:
         WIDTH,
         bottom + 66,
         "Round trip under a limit",
-        "Median of TCP's smoothed round-trip time, over all connections; logarithmic",
+        "Median of TCP's smoothed round-trip time as its bytes saw it, over all connections; logarithmic",
     )
     picture.legend(LEFT + 8, 66, _legend(cells))
     base = results["base"][0]["p50"]

@@ -29,7 +29,7 @@ def write(results: Stored, directory: Path) -> str:
         (place / name).write_text(svg, encoding="utf-8")
     found = goals.evaluate(results)
     (directory / "benchmarks.md").write_text("\n".join(_document(results, found, list(drawn))) + "\n", encoding="utf-8")
-    lines = [f"{'met    ' if goal.met else 'NOT MET'}  {goal.goal}: {goal.measured}" for goal in found]
+    lines = [f"{goal.verdict:<8}  {goal.goal}: {goal.measured}" for goal in found]
     return "\n".join([*lines, "", f"{directory}/benchmarks.md is written, after {results['machine']['took']} minutes"])
 
 
@@ -48,7 +48,7 @@ def _document(results: Stored, found: list[goals.Goal], pictures: list[str]) -> 
     yield "## Goals\n"
     yield "| goal | measured | |\n| --- | --- | --- |"
     for goal in found:
-        yield f"| {goal.goal} | {goal.measured} | {'met' if goal.met else '**not met**'} |"
+        yield f"| {goal.goal} | {goal.measured} | {goal.verdict.replace('NOT MET', '**not met**')} |"
     yield ""
     yield from _misses(found)
     for name in pictures:

@@ -39,7 +39,11 @@ _GRID: tuple[tuple[str, str, Callable[[Stored], str]], ...] = (
         "In per cent of the limit. htb and tbf count Ethernet headers as well, so 99 is exact for them.",
         lambda cell: f"{100 * cell['rate'] / cell['limit']:.2f}",
     ),
-    ("Round trip", "Median, in milliseconds.", lambda cell: f"{cell['rtt']:.3g}"),
+    (
+        "Round trip",
+        "Median over all connections, by the bytes that saw it, in milliseconds.",
+        lambda cell: f"{cell['rtt']:.3g}",
+    ),
     (
         "Retransmits",
         "And, after a plus sign, retransmission timeouts.",

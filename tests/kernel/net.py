@@ -76,13 +76,13 @@ class Pair:
     """A sending and a receiving namespace. Use as a context manager: leaving it removes all that it made.
 
     Offloads are off unless asked for: veth passes GSO packets on whole, and the receiver's count then lacks the headers
-    of all segments but the first.
+    of all segments but the first. Without receivers, whoever measures brings their own.
     """
 
     address, address6 = "10.255.0.2", "fd00:255::2"
     sender_address, sender_address6 = "10.255.0.1", "fd00:255::1"
 
-    def __init__(self, offloads: bool = False, mtu: int = 1500) -> None:
+    def __init__(self, offloads: bool = False, mtu: int = 1500, receivers: bool = True) -> None:
         number = next(_numbers)
         self.sender, self.receiver = f"send-{os.getpid()}-{number}", f"receive-{os.getpid()}-{number}"
         self.senders: list[Process] = []
@@ -98,9 +98,8 @@ class Pair:
             if not offloads:
                 inside = ("nsenter", f"--net=/run/netns/{namespace}")
                 run(*inside, "ethtool", "-K", "veth0", *OFFLOADS_OFF)
-        self.receivers = [
-            self.start(self.receiver, "receive", address, str(PORT)) for address in (self.address, self.address6)
-        ]
+        addresses = (self.address, self.address6) if receivers else ()
+        self.receivers = [self.start(self.receiver, "receive", address, str(PORT)) for address in addresses]
 
     def __enter__(self) -> Pair:
         return self
