@@ -52,22 +52,25 @@ static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool 
 {
 	struct rate_limit_pacing found = {}, *pacing;
 	__u32 flags = tcp->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG;
+	bool called_back = tcp->bpf_sock_ops_cb_flags == flags;
 
 	if (on)
 		settle_find(tcp, &found);
+	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, NULL, 0);
 	if (!found.rules[0]) {
-		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, NULL, 0);
 		if (!pacing)
 			return;
 		pacing_release(tcp, tcp, pacing);
 		bpf_sk_storage_delete(&rate_limit_pacing_map, tcp);
 		return;
 	}
-	/* Already followed; and what a listener accepts is, from its beginning. */
-	if (tcp->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_RTT_CB_FLAG ||
-	    tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state != TCP_ESTABLISHED)
+	/*
+	 * Already followed; and what a listener accepts is, from its beginning. The callback alone says nothing: it stays
+	 * after an earlier rule, and another program may have asked for it.
+	 */
+	if ((called_back && pacing) || tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state != TCP_ESTABLISHED)
 		return;
-	if (bpf_setsockopt(tcp, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
+	if (!called_back && bpf_setsockopt(tcp, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
 		return;
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, &found, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!pacing)
