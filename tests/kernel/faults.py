@@ -18,13 +18,21 @@ from typing import Any, Callable
 from unittest import mock
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf
 
 _SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "write")
 # These can be refused, but make no difference to whoever comes later: a file that is not in its place yet, the lock.
 _MERELY_REFUSED = ("pwrite", "ftruncate", "fsync", "chmod", "chown")
-_CALLS_OF_LIBBPF = ("load", "obj_pin", "link_create", "link_update", "link_detach", "update_elem", "delete_elem")
+_CALLS_OF_LIBBPF = (
+    "object__load",
+    "obj_pin",
+    "link_create",
+    "link_update",
+    "link_detach",
+    "update_elem",
+    "delete_elem",
+)
 
 Work = Callable[[], "dict[str, Any]"]
 UNTOUCHED = "untouched"
@@ -108,6 +116,8 @@ class _Steps:
                 stack.enter_context(mock.patch.object(os, name, self._system_call(getattr(os, name))))
             stack.enter_context(mock.patch.object(os, "open", self._open(os.open)))
             stack.enter_context(mock.patch.object(pins, "mount_bpffs", self._mount(pins.mount_bpffs)))
+            for name in ("_run", "_release"):  # what changes sockets
+                stack.enter_context(mock.patch.object(settle, name, self._system_call(getattr(settle, name))))
             for name in ("call", "try_call"):
                 stack.enter_context(mock.patch.object(Libbpf, name, self._libbpf(name, getattr(Libbpf, name))))
             yield

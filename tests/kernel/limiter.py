@@ -215,7 +215,7 @@ def clean_host() -> Iterator[Cgroups]:
 # The first process of a chain waits to be told to begin, so that it can be moved home before it opens its sockets; each
 # forks the next one. Then each sends one packet through the socket that it is told, which is opened if it is a new one.
 _SENDERS = """
-import os, socket, sys
+import os, socket, struct, sys
 channels = [socket.socket(fileno=int(number)) for number in sys.argv[2:]]
 channels[0].recv(100)
 channel = channels[0]
@@ -230,6 +230,9 @@ sockets = {
 sockets["tcp"].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or each packet waits for the last one's ACK
 channel.send(b"%d %d" % (os.getpid(), sockets["tcp"].getsockname()[1]))
 while name := channel.recv(100).decode():
+    if name == "rate":
+        channel.send(sockets["tcp"].getsockopt(socket.SOL_SOCKET, 47, 8))  # SO_MAX_PACING_RATE
+        continue
     if name not in sockets:
         sockets[name] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     if name == "tcp":
@@ -246,6 +249,11 @@ class Sender:
 
     def __init__(self, pid: int, channel: socket.socket, connection: socket.socket) -> None:
         self.pid, self._channel, self._connection = pid, channel, connection
+
+    def is_paced(self) -> bool:
+        """Whether its TCP connection is told how fast to send."""
+        self._channel.send(b"rate")
+        return _answer(self._channel) != b"\xff" * 8
 
     def charged(self, through: str = "udp") -> set[str]:
         """The rules that a packet which it sends now is charged to."""

@@ -12,6 +12,7 @@ from typing import Any, Callable, NamedTuple
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from children import until
 from faults import UNTOUCHED, End, Fault, run_with
 from limiter import Sender, nothing, purge, rule, rules, snapshot
 
@@ -35,6 +36,16 @@ class Team(NamedTuple):
             for name, sender in zip(self._fields, self)
             for socket in ("udp", "tcp")
         }
+
+    def check_paced(self) -> None:
+        """Connections that no rule holds for are not paced any more, at once; others are when they have sent a bit."""
+        paced = {name: sender.is_paced() for name, sender in zip(self._fields, self)}
+        charged = self.charged()
+        for name, sender in zip(self._fields, self):
+            if charged[f"{name} through tcp"]:
+                until(lambda sender=sender: sender.charged("tcp") and sender.is_paced())  # type: ignore[misc]
+            else:
+                assert not paced[name], name
 
 
 class Job(NamedTuple):
@@ -170,6 +181,7 @@ def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team
             job.work(team)
             assert snapshot(*team.pids) == wanted, f"killed before step {step}"
             assert team.charged() == wanted_charges, f"killed before step {step}"
+            team.check_paced()
         if (end, text) == (End.DONE, UNTOUCHED):
             assert step >= 3
             return
@@ -185,6 +197,7 @@ def test_what_is_killed_between_any_two_steps_can_be_purged(team: Team, job: Job
         end, text = run_with(Fault.KILLED, step, lambda: job.work(team))
         purge("all")
         assert snapshot(*team.pids) == empty, f"killed before step {step}"
+        team.check_paced()
         if (end, text) == (End.DONE, UNTOUCHED):
             return
     pytest.fail(f"more than {MOST_STEPS} steps")

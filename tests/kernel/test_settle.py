@@ -150,6 +150,12 @@ def test_a_rate_that_its_process_has_set_meanwhile_is_left_to_it(connection: Con
     assert connection.rate() == RATE // 4
 
 
+def test_the_first_rule_of_a_host_paces_what_its_process_has_open(connection: Connection) -> None:
+    connection.rate("open")
+    limiter.rule(name="it", rate=str(RATE), pid=connection.pid)
+    until(connection.is_paced)
+
+
 def test_a_process_that_leaves_its_rule_is_released(connection: Connection) -> None:
     limiter.rule(name="it", rate=str(RATE), pid=connection.pid)
     connection.rate("open")

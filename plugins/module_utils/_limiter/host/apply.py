@@ -76,7 +76,7 @@ class _Application:
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
         leaving = self._leaving(plan.actions)
-        if plan.actions and self.host.maps:
+        if plan.actions:
             self.concerned = pacing.Concerned(plan.actions, self.host, leaving)
         self.origins.write_ahead(plan.actions, leaving, last)
         for action in plan.actions:

@@ -70,7 +70,8 @@ class Concerned:
     def _in_place(self) -> dict[int | None, list[str]]:
         """Rule -> cgroups that are limited in place."""
         found: dict[int | None, list[str]] = {}
-        for member, rule in self._host.opened_maps.members().items():
+        maps = self._host.maps  # None: the first of the actions loads the program
+        for member, rule in maps.members().items() if maps else ():
             path = self._host.libbpf.cgroup_path_of(self._host.cgroups.mount, member) if member != rule else None
             if path:
                 found.setdefault(rule, []).append(path)

@@ -98,18 +98,20 @@ class Programs:
             if maps.members():  # a control map that had to be made again says that there never were any
                 maps.bump_generation()
             try:
-                # What limits comes last: until then the identity is not that of what runs, so that the next run loads
-                # it all again.
+                # What limits comes last: who finds it need not ask whether the rest was attached.
                 if objects.PACE in loaded.programs:
                     refused.update(self._attach_pacing(loaded.programs, cgroup_fd, cgroup))
+                paced = pacing and objects.PACE not in refused
+                if paced:
+                    maps.set_pacing(layout.PACING_ON)
+                elif before.pacing != layout.PACING_ON and not self.has_pacing_links():
+                    maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
                 self._attach(program_fd, cgroup_fd, cgroup)
             except BaseException:
-                maps.write_control(maps.control()._replace(program_id=before.program_id, identity=before.identity))
+                now = maps.control()
+                maps.write_control(before._replace(generation=now.generation, bound_sockets=now.bound_sockets))
                 raise
             self.complete_move()
-            paced = pacing and objects.PACE not in refused
-            if paced:
-                maps.set_pacing(layout.PACING_ON)
         return Loaded(paced, _refusals(refused))
 
     def check_object(self, path: str) -> None:
