@@ -9,6 +9,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
+import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
@@ -99,6 +100,13 @@ def maps(programs: Programs, limiter_object: str, libbpf: Libbpf) -> t.Iterator[
 
 
 @pytest.fixture(scope="module")
+def clean_host() -> t.Iterator[limiter.Cgroups]:
+    """For tests that share a loaded program, which is slow to load."""
+    with limiter.clean_host() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def network() -> t.Iterator[Pair]:
     """Two namespaces, which are slow to make."""
     with Pair() as pair:
@@ -106,9 +114,9 @@ def network() -> t.Iterator[Pair]:
 
 
 @pytest.fixture
-def scene(network: Pair) -> t.Iterator[Scene]:
+def scene(network: Pair, clean_host: limiter.Cgroups) -> t.Iterator[Scene]:
     """Nothing is limited yet, and nobody sends."""
-    with staged(network) as it:
+    with staged(network, clean_host) as it:
         yield it
 
 

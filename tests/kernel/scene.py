@@ -13,8 +13,7 @@ import limiter
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
 from children import until
-from connections import Connection
-from net import Arrived, Pair, Process
+from net import Arrived, Pair
 
 import bpf
 
@@ -51,14 +50,15 @@ class Scene:
 
 
 @contextlib.contextmanager
-def staged(pair: Pair) -> Iterator[Scene]:
-    """Nothing of it stays: no process, no cgroup, no pin."""
-    with limiter.clean_host() as cgroups:
-        scene = Scene(pair, cgroups)
-        try:
-            yield scene
-        finally:
-            scene.clear()
+def staged(pair: Pair, cgroups: limiter.Cgroups) -> Iterator[Scene]:
+    """The program is loaded, and there is no rule. Of processes, cgroups and rules nothing stays; the program does."""
+    scene = Scene(pair, cgroups)
+    limiter.program()
+    try:
+        yield scene
+    finally:
+        scene.clear()
+        limiter.purge()
 
 
 # ---- what arrives
@@ -133,10 +133,3 @@ def wait_until(condition: Callable[[], bool], what: str) -> float:
     elapsed = time.monotonic() - begin
     print(f"{what}: {elapsed * 1000:.0f} ms")
     return elapsed
-
-
-def are_paced(connections: list[Connection], most: float) -> bool:
-    """Whether all of them together may send that much and no more."""
-    return sum(connection.pacing for connection in connections) <= most
-
-

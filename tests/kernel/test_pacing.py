@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
+import limiter
 import pytest
 from connections import Connection, borrowed, jain
 from net import PORT, Pair, Process
@@ -32,11 +34,11 @@ def send(scene: Scene, cgroup: Path, side: str, way: str, congestion: str, conne
     return server
 
 
-def assert_unharmed(connections: list[Connection], name: str = "paced") -> None:
+def assert_unharmed(connections: list[Connection], dropped: int = 0) -> None:
     """Next to nothing was sent twice, and nothing was dropped: who drops cannot be said to pace."""
     infos = [connection.info for connection in connections]
     assert sum(info.retransmits for info in infos) <= max(3, sum(info.segments for info in infos) // 1000), infos
-    assert counters(name)["dropped_packets"] == 0
+    assert counters()["dropped_packets"] == dropped
 
 
 @pytest.mark.parametrize("side", ["connects", "accepts"])
@@ -75,8 +77,8 @@ def test_connections_get_the_same(scene: Scene, connections: int) -> None:
         assert_unharmed(each)
 
 
-def test_a_pair_of_large_packets_is_paced_alike() -> None:
-    with Pair(offloads=True, mtu=9000) as pair, staged(pair) as scene:
+def test_large_packets_are_paced_alike(clean_host: limiter.Cgroups) -> None:
+    with Pair(offloads=True, mtu=9000) as pair, staged(pair, clean_host) as scene:
         cgroup = scene.limited(RATE)
         sender = pair.send_tcp(connections=4, cgroup=cgroup)
         with borrowed(sender.pid) as connections:
@@ -96,11 +98,90 @@ def _assert_acknowledged_at_the_limit(connections: list[Connection]) -> None:
     def sent() -> int:
         return sum(connection.wire_bytes for connection in connections)
 
-    time.sleep(0.5)
+    time.sleep(0.7)
+    # TCP does not pace its first ten segments, which are 640 KiB here: some of them may have had to wait.
+    dropped = counters()["dropped_packets"]
     begin, since = sent(), time.monotonic()
-    time.sleep(1.5)
+    time.sleep(1.0)
     share = (sent() - begin) / (time.monotonic() - since) / RATE
     print(f"{share:.4f} of the limit")
     assert len(connections) == 4
     assert 0.9 <= share <= 1.05
-    assert_unharmed(connections)
+    assert_unharmed(connections, dropped)
+
+
+def test_the_tightest_of_nested_rules_holds(scene: Scene) -> None:
+    scene.limited(200 * MBIT, "outer")
+    inner = scene.limited(50 * MBIT, "outer/inner")
+    sender = scene.pair.send_tcp(connections=4, cgroup=inner)
+    time.sleep(0.5)
+    assert 0.9 <= share_of(scene.pair, 50 * MBIT) <= 1.05
+    assert counters("outer")["dropped_packets"] == counters("inner")["dropped_packets"] == 0
+    with borrowed(sender.pid) as connections:
+        assert all(connection.pacing < 50 * MBIT for connection in connections)
+
+
+def test_the_outer_rule_holds_for_the_sum_of_the_inner_ones(scene: Scene) -> None:
+    scene.limited(RATE, "outer")
+    senders = [scene.pair.send_tcp(connections=2, cgroup=scene.limited(80 * MBIT, f"outer/{name}")) for name in "ab"]
+    time.sleep(0.7)
+    with borrowed(*(sender.pid for sender in senders)) as connections:
+        before = [connection.info.acknowledged for connection in connections]
+        assert 0.9 <= share_of(scene.pair, RATE, 1.2) <= 1.05
+        sent = [connection.info.acknowledged - at for connection, at in zip(connections, before)]
+    assert jain(sent) >= 0.9, sent
+
+
+def test_members_of_a_rule_share_its_rate(scene: Scene) -> None:
+    first = scene.limited(RATE, "first")
+    second = scene.cgroup("second")
+    limiter.rule(name="first", cgroup_path="/second")
+    for cgroup in (first, second):
+        scene.pair.send_tcp(connections=2, cgroup=cgroup)
+    time.sleep(0.5)
+    assert 0.9 <= share_of(scene.pair, RATE) <= 1.05
+    assert counters("first")["dropped_packets"] == 0
+
+
+@pytest.mark.parametrize("factor", [0.5, 2, 10])
+def test_tcp_holds_its_own_beside_udp(scene: Scene, factor: float) -> None:
+    rate, pair = 50 * MBIT, scene.pair
+    cgroup = scene.limited(rate, bucket=str(rate // 10))
+    cpus = sorted(os.sched_getaffinity(0))
+    timeouts = pair.tcp_timeouts()
+    before = pair.arrived()
+    tcp = pair.send_tcp(connections=4, cgroup=cgroup, cpu=cpus[0])
+    udp = pair.send_udp(int(factor * rate), cgroup=cgroup, cpu=cpus[-1])
+    time.sleep(0.7)
+    with borrowed(tcp.pid) as connections:
+        begin, sent = pair.arrived(), sum(connection.wire_bytes for connection in connections)
+        share_of(pair, rate, 1.2)
+        end, sent = pair.arrived(), sum(connection.wire_bytes for connection in connections) - sent
+        of_tcp = sent / rate / (end.seconds - begin.seconds)
+        print(f"TCP has {of_tcp:.3f} of the limit")
+    assert_bound(before, end, rate, rate // 10)
+    assert end.bytes - begin.bytes >= 0.9 * rate * (end.seconds - begin.seconds)
+    assert of_tcp >= 0.35
+    assert udp.finish().errors == {}
+    assert pair.tcp_timeouts() == timeouts
+
+
+def test_what_slow_connections_leave_the_others_get(scene: Scene) -> None:
+    cgroup = scene.limited(RATE)
+    scene.pair.traffic("trickle", Pair.address, PORT, 60, 10, MBIT // 10, cgroup=cgroup)
+    scene.pair.send_tcp(connections=2, cgroup=cgroup)
+    time.sleep(0.7)
+    assert 0.95 <= share_of(scene.pair, RATE, 1.2) <= 1.05
+    assert counters()["dropped_packets"] == 0
+
+
+def test_a_sparse_connection_is_not_held_up_by_bulk_ones(scene: Scene) -> None:
+    cgroup, pair = scene.limited(RATE), scene.pair
+    pair.send_tcp(connections=4, cgroup=cgroup)
+    time.sleep(0.5)
+    pair.traffic("echo", Pair.address, 5002, namespace=pair.receiver)
+    sparse = pair.traffic("ping", Pair.address, 5002, 1.0, cgroup=cgroup)
+    round_trips = sorted(sparse.result().round_trips)
+    print(f"{len(round_trips)} round trips, median {round_trips[len(round_trips) // 2]:.2f} ms")
+    assert round_trips[len(round_trips) // 2] < 10
+    assert counters()["dropped_packets"] == 0

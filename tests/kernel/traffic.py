@@ -2,8 +2,8 @@
 """Senders and a receiver, each a process of its own, so that it has a cgroup, a network namespace and a CPU of its own.
 
 receive ADDRESS PORT                         swallows TCP and UDP; says "ready" first
-tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION]]
-serve ADDRESS PORT SECONDS [CONGESTION]      sends all it can to each that connects
+tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING]]]    PACING: the process's own, in bytes per second
+serve ADDRESS PORT SECONDS [CONGESTION [PACING]]                sends all it can to each that connects
 fetch ADDRESS PORT SECONDS [CONNECTIONS]     swallows what a server sends
 hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them idle
 trickle ADDRESS PORT SECONDS CONNECTIONS BYTES_PER_SECOND   of each; never has more to send than that
@@ -30,6 +30,7 @@ import threading
 import time
 
 BLOCK = bytes(65536)
+SO_MAX_PACING_RATE = 47  # Python has no name for it
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -78,26 +79,36 @@ def report(sent: int, errors: collections.Counter[str], round_trips: list[float]
     print(json.dumps({"sent": sent, "errors": errors, "round_trips": round_trips or []}), flush=True)
 
 
-def connect(address: str, port: str, congestion: str = "cubic") -> socket.socket:
-    connection = socket.socket(family(address), socket.SOCK_STREAM)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+def stream(address: str, congestion: str, pacing: str) -> socket.socket:
+    """A socket of TCP; what a listener has of this, what it accepts inherits."""
+    made = socket.socket(family(address), socket.SOCK_STREAM)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     # Closing throws away what is still queued: the next measurement begins with nothing on its way.
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    if pacing:
+        made.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("@L", int(pacing)))
+    return made
+
+
+def connect(address: str, port: str, congestion: str, pacing: str) -> socket.socket:
+    connection = stream(address, congestion, pacing)
     connection.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         connection.connect((address, int(port)))
     return connection
 
 
-def send_tcp(address: str, port: str, seconds: str, connections: str = "1", congestion: str = "cubic") -> None:
-    _pump([connect(address, port, congestion) for _index in range(int(connections))], seconds)
+def send_tcp(
+    address: str, port: str, seconds: str, connections: str = "1", congestion: str = "cubic", pacing: str = ""
+) -> None:
+    _pump([connect(address, port, congestion, pacing) for _index in range(int(connections))], seconds)
 
 
-def serve(address: str, port: str, seconds: str, congestion: str = "cubic") -> None:
-    server = socket.create_server((address, int(port)), family=family(address), backlog=128)
-    # What it accepts inherits both.
-    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+def serve(address: str, port: str, seconds: str, congestion: str = "cubic", pacing: str = "") -> None:
+    server = stream(address, congestion, pacing)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((address, int(port)))
+    server.listen(128)
     _pump([], seconds, server)
 
 
