@@ -66,8 +66,10 @@ static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int
 	if (pacing->generation != generation)
 		for (int i = 1; i < LIMITER_MAX_NESTED; i++)
 			pacing->rules[i] = 0;
+	/* Of the same rule it says what the connection was counted as in this epoch, which a change does not end. */
+	if (pacing->rules[place] && pacing->rules[place] != rule)
+		pacing->marks[place] = (struct fair_share_mark){};
 	pacing->rules[place] = rule;
-	pacing->marks[place] = (struct fair_share_mark){};
 	pacing->generation = generation;
 }
 
