@@ -17,8 +17,8 @@ BUILT = (Path("/usr/lib/speed_limiter"), Path("/usr/share/speed_limiter"))
 
 
 class ActionModule(ActionBase):
-    """``hierarchy`` (cgroup -> id and processes), ``config``, ``members``, ``generation``, ``pins``, ``link``,
-    ``files`` and, from these, ``rules`` by name.
+    """``hierarchy`` (cgroup -> id and processes), ``config``, ``members``, ``generation``, ``pacing``, ``pins``,
+    ``link``, ``files`` and, from these, ``rules`` by name.
     """
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -58,6 +58,7 @@ class ActionModule(ActionBase):
             "config": config,
             "members": members,
             "generation": [entry["value"]["generation"] for entry in dump("rate_limit_control_map")],
+            "pacing": [entry["value"]["pacing"] for entry in dump("rate_limit_control_map")],
             "pins": sorted(path.name for path in PINS.iterdir()) if PINS.is_dir() else [],
             "link": bpftool("link", "show", "pinned", str(PINS / "limit_egress_link")),
             "files": {
