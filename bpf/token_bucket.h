@@ -17,7 +17,8 @@
 #define NANOSECONDS 1000000000ULL /* in a second; and parts in a token */
 /*
  * More than any packet and any threshold of verdict.h can leave behind, with a second of the rate: a debt beyond it, or
- * a refill more than a second ahead, is no history but garbage (a map that was written to, another clock's time).
+ * a refill more than a second ahead, is no history but garbage (a map that was written to, another clock's time), and is
+ * forgotten.
  */
 #define TOKEN_DEBT_MOST (1 << 20)
 
@@ -64,7 +65,7 @@ static __always_inline void token_bucket_refill(struct rate_limit_state *state, 
 		state->last_update_ns = now;
 	}
 	if (state->tokens < -(__s64)(rate + TOKEN_DEBT_MOST))
-		state->tokens = -(__s64)(rate + TOKEN_DEBT_MOST);
+		state->tokens = 0;
 	/* Also where nothing accrued: the bucket may have been made smaller, or a refund have come late. */
 	if (state->tokens >= (__s64)bucket)
 		token_bucket_fill(state, bucket);
