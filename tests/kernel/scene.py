@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import limiter
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
@@ -19,7 +19,8 @@ import bpf
 
 MBIT = 125_000  # bytes per second
 GSO_PACKET = 65536 + 45 * 52  # the largest ordinary one, in IP bytes on the wire
-DEADLINE = 20.0
+# Of the controller: the others are half as long.
+_LONG_FIELDS = layout.FAIR_SHARE.size // 4 - len(layout.FairShare._fields)
 
 
 class Scene:
@@ -104,6 +105,11 @@ def pacing(name: str = "paced") -> dict[str, Any]:
 class StateEntry:
     """A rule's entry in the pinned state map, to be spoiled."""
 
+    # Its controller's fields, and their sizes in bytes.
+    CONTROLLER: ClassVar[dict[str, int]] = {
+        f"fair.{name}": 8 if place < _LONG_FIELDS else 4 for place, name in enumerate(layout.FairShare._fields)
+    }
+
     def __init__(self, name: str = "paced") -> None:
         self._map = bpf.Map(pins.path("rate_limit_state_map"), layout.STATE.size)
         self._key = layout.ID.pack(limiter.info(name=name, gather=["rules"])["rules"][0]["cgroup_id"])
@@ -112,7 +118,7 @@ class StateEntry:
         return dict(zip(layout.STATE_FIELDS, layout.STATE.unpack(self._map[self._key])))
 
     def write(self, **fields: int) -> None:
-        """Overwrites these fields; of the controller's with the prefix ``fair.``. Its lock is never overwritten."""
+        """Overwrites these fields, the controller's by names that begin with ``fair.``."""
         values = {**self.read(), **fields}
         self._map[self._key] = layout.STATE.pack(*(values[field] for field in layout.STATE_FIELDS))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Senders and a receiver, each a process of its own, so that it has a cgroup, a network namespace and a CPU of its own.
 
-receive ADDRESS PORT                         swallows TCP and UDP; says "ready" first
-tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING]]]    PACING: the process's own, in bytes per second
+receive ADDRESS PORT [PROTOCOL]              swallows TCP (or the protocol of that number) and UDP; says "ready" first
+tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING [PROTOCOL]]]]     PACING: its own, in bytes per second
 serve ADDRESS PORT SECONDS [CONGESTION [PACING]]                sends all it can to each that connects
 fetch ADDRESS PORT SECONDS [CONNECTIONS]     swallows what a server sends
 hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them idle
@@ -37,10 +37,10 @@ def family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def receive(address: str, port: str) -> None:
+def receive(address: str, port: str, protocol: str = "6") -> None:
     udp = socket.socket(family(address), socket.SOCK_DGRAM)
     udp.bind((address, int(port)))
-    tcp = socket.socket(family(address), socket.SOCK_STREAM)
+    tcp = socket.socket(family(address), socket.SOCK_STREAM, int(protocol))
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     tcp.bind((address, int(port)))
     tcp.listen(128)
@@ -79,9 +79,9 @@ def report(sent: int, errors: collections.Counter[str], round_trips: list[float]
     print(json.dumps({"sent": sent, "errors": errors, "round_trips": round_trips or []}), flush=True)
 
 
-def stream(address: str, congestion: str, pacing: str) -> socket.socket:
+def stream(address: str, congestion: str, pacing: str, protocol: str = "6") -> socket.socket:
     """A socket of TCP; what a listener has of this, what it accepts inherits."""
-    made = socket.socket(family(address), socket.SOCK_STREAM)
+    made = socket.socket(family(address), socket.SOCK_STREAM, int(protocol))
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     # Closing throws away what is still queued: the next measurement begins with nothing on its way.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
@@ -90,8 +90,8 @@ def stream(address: str, congestion: str, pacing: str) -> socket.socket:
     return made
 
 
-def connect(address: str, port: str, congestion: str, pacing: str) -> socket.socket:
-    connection = stream(address, congestion, pacing)
+def connect(address: str, port: str, *kind: str) -> socket.socket:
+    connection = stream(address, *kind)
     connection.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         connection.connect((address, int(port)))
@@ -99,9 +99,15 @@ def connect(address: str, port: str, congestion: str, pacing: str) -> socket.soc
 
 
 def send_tcp(
-    address: str, port: str, seconds: str, connections: str = "1", congestion: str = "cubic", pacing: str = ""
+    address: str,
+    port: str,
+    seconds: str,
+    connections: str = "1",
+    congestion: str = "cubic",
+    pacing: str = "",
+    protocol: str = "6",
 ) -> None:
-    _pump([connect(address, port, congestion, pacing) for _index in range(int(connections))], seconds)
+    _pump([connect(address, port, congestion, pacing, protocol) for _index in range(int(connections))], seconds)
 
 
 def serve(address: str, port: str, seconds: str, congestion: str = "cubic", pacing: str = "") -> None:

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What pacing must survive: a state that went wrong, other people's programs for sockets, other protocols."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import limiter
+import pytest
+from connections import borrowed
+from dataplane import cgroup2
+from net import Pair, run
+from scene import MBIT, Scene, StateEntry, assert_bound, counters, pacing, share_of, wait_until
+
+import bpf
+
+RATE = 20 * MBIT
+HOURS = 36_000 * 10**9  # ten, in nanoseconds
+MPTCP, MPTCP_PORT = 262, 5003
+
+# ---- the controller's state
+
+
+def garbage(seed: int) -> Callable[[StateEntry], None]:
+    dice = random.Random(seed)
+
+    def spoil(entry: StateEntry) -> None:
+        entry.write(**{field: dice.getrandbits(8 * size) for field, size in StateEntry.CONTROLLER.items()})
+
+    return spoil
+
+
+def all_are(value: int) -> Callable[[StateEntry], None]:
+    return lambda entry: entry.write(
+        **{field: value & (1 << 8 * size) - 1 for field, size in StateEntry.CONTROLLER.items()}
+    )
+
+
+def shifted(field: str, by: int) -> Callable[[StateEntry], None]:
+    """As after the clock jumped: a virtual machine that was stopped, a process that was frozen with its container."""
+    return lambda entry: entry.write(**{field: entry.read()[field] + by})
+
+
+def set_to(field: str, value: int) -> Callable[[StateEntry], None]:
+    return lambda entry: entry.write(**{field: value})
+
+
+def made_again(entry: StateEntry) -> None:
+    entry.delete()
+    time.sleep(0.05)
+    entry.make()
+
+
+SPOILED: dict[str, Callable[[StateEntry], None]] = {
+    **{f"random-{seed}": garbage(seed) for seed in range(4)},
+    "all-zero": all_are(0),
+    "all-ones": all_are(-1),
+    "clock-ahead": shifted("fair.clock_ns", HOURS),
+    "clock-behind": shifted("fair.clock_ns", -HOURS // 10**4),
+    "epoch-ahead": shifted("fair.epoch_start_ns", HOURS),
+    "epoch-behind": shifted("fair.epoch_start_ns", -HOURS // 10**4),
+    "refill-ahead": shifted("last_update_ns", HOURS),
+    "no-share": set_to("fair.share", 1),
+    "no-paced-rate": set_to("fair.paced_rate", 1),
+    "many-holders": set_to("fair.holders_before", 1 << 31),
+    "long-epoch": set_to("fair.period_ns", 4 * 10**9),
+    "long-lag": set_to("fair.lag_ns", 10**9),
+    "debt": set_to("tokens", -(1 << 40)),
+    "riches": set_to("tokens", 1 << 60),
+    "made-again": made_again,
+}
+
+
+def test_a_state_that_went_wrong_is_right_again_within_a_second(scene: Scene) -> None:
+    """Of each kind a rule of its own, all at once."""
+    senders = {
+        name: scene.pair.send_tcp(connections=2, cgroup=scene.limited(RATE, name, bucket=str(RATE // 10)))
+        for name in SPOILED
+    }
+    time.sleep(0.5)
+    entries = {name: StateEntry(name) for name in SPOILED}
+    try:
+        for name, spoil in SPOILED.items():
+            spoil(entries[name])
+    finally:
+        for entry in entries.values():
+            entry.close()
+    time.sleep(1.0)
+    begin = {name: sent_by(sender.pid) for name, sender in senders.items()}
+    time.sleep(1.5)
+    shares = {}
+    for name, sender in senders.items():
+        (then, sent), (now, more) = begin[name], sent_by(sender.pid)
+        shares[name] = (more - sent) / (now - then) / RATE
+    print(shares)
+    assert {name: share for name, share in shares.items() if not 0.8 <= share <= 1.15} == {}
+
+
+def sent_by(pid: int) -> tuple[float, int]:
+    """When, in seconds, and how many bytes on the wire a process's peers had got by then."""
+    with borrowed(pid) as connections:
+        return time.monotonic(), sum(connection.wire_bytes for connection in connections)
+
+
+# ---- other people's programs
+
+
+# Counts what it is called back for. It asks for callbacks of its own, beside or instead of what others asked for.
+FOREIGN = """#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 64); __type(key, u32); __type(value, u64); }
+	callbacks SEC(".maps");
+SEC("sockops") int others(struct bpf_sock_ops *ops)
+{
+	u32 op = ops->op;
+	u64 *count = bpf_map_lookup_elem(&callbacks, &op);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		bpf_sock_ops_cb_flags_set(ops, KEPT | BPF_SOCK_OPS_STATE_CB_FLAG);
+	return 1;
+}
+char LICENSE[] SEC("license") = "GPL";
+"""
+STATE_CB = 10
+
+
+@pytest.fixture
+def another(compiled: Callable[[str], str]) -> Iterator[Callable[[str], bpf.Map]]:
+    """Attaches someone else's program beside ours, and gives its counts; ``kept`` is what it leaves of callbacks."""
+    with contextlib.ExitStack() as stack:
+
+        def attach_it(kept: str) -> bpf.Map:
+            place = Path(tempfile.mkdtemp(prefix="others-", dir="/sys/fs/bpf"))
+            stack.callback(shutil.rmtree, place)
+            program = compiled(FOREIGN.replace("KEPT", kept))
+            run("bpftool", "prog", "loadall", program, f"{place}/programs", "pinmaps", f"{place}/maps")
+            descriptor = bpf.open_pin(f"{place}/programs/others")
+            stack.callback(os.close, descriptor)
+            bpf.attach(str(cgroup2()), descriptor, bpf.SOCK_OPS)
+            stack.callback(bpf.detach, str(cgroup2()), descriptor, bpf.SOCK_OPS)
+            counts = bpf.Map(f"{place}/maps/callbacks", 8)
+            stack.callback(counts.close)
+            return counts
+
+        yield attach_it
+
+
+def count(counts: bpf.Map, operation: int) -> int:
+    return int(struct.unpack("=Q", counts[struct.pack("=I", operation)])[0])
+
+
+@pytest.mark.parametrize("loaded", ["before ours", "after ours"])
+def test_another_programs_callbacks_and_ours_go_together(
+    scene: Scene, another: Callable[[str], bpf.Map], loaded: str
+) -> None:
+    if loaded == "before ours":
+        limiter.program(state="absent")
+    counts = another("ops->bpf_sock_ops_cb_flags")
+    limiter.program()
+    sender = scene.pair.send_tcp(connections=4, cgroup=scene.limited(RATE))
+    time.sleep(0.7)
+    assert 0.9 <= share_of(scene.pair, RATE) <= 1.05
+    assert counters()["dropped_packets"] == 0
+    before = count(counts, STATE_CB)
+    sender.finish()
+    wait_until(lambda: count(counts, STATE_CB) >= before + 4, "four connections are closed")
+
+
+def test_a_program_that_takes_our_callbacks_takes_pacing_and_not_the_limit(
+    scene: Scene, another: Callable[[str], bpf.Map]
+) -> None:
+    counts, bucket, pair = another("0"), RATE // 10, scene.pair
+    cgroup = scene.limited(RATE, bucket=str(bucket))
+    before = pair.arrived()
+    sender = pair.send_tcp(connections=4, cgroup=cgroup)
+    time.sleep(1.5)
+    after = pair.arrived()
+    assert_bound(before, after, RATE, bucket)
+    share = (after.bytes - before.bytes) / (after.seconds - before.seconds) / RATE
+    print(f"{share:.3f} of the limit, {counters()}, {pacing()}")
+    assert share > 0.5
+    sender.finish()
+    wait_until(lambda: count(counts, STATE_CB) >= 4, "four connections are closed")
+
+
+# ---- other protocols
+
+
+def test_multipath_tcp_is_limited(scene: Scene) -> None:
+    bucket, pair = RATE // 10, scene.pair
+    cgroup = scene.limited(RATE, bucket=str(bucket))
+    pair.traffic("receive", Pair.address, MPTCP_PORT, MPTCP, namespace=pair.receiver)
+    before = pair.arrived()
+    pair.traffic("tcp", Pair.address, MPTCP_PORT, 60, 2, "cubic", "", MPTCP, cgroup=cgroup)
+    time.sleep(0.7)
+    assert 0.7 <= share_of(pair, RATE) <= 1.05
+    assert_bound(before, pair.arrived(), RATE, bucket)
+    print(counters(), pacing())
