@@ -75,8 +75,8 @@ def _grid_goals(ours: list[Stored], results: Stored) -> list[Goal | None]:
     sent = [
         (
             cell,
-            cell["retransmits"] <= max(1, cell["segments"] / 10_000) and not cell["timeouts"],
-            f"{cell['retransmits']} of {cell['segments']}, {cell['timeouts']} timeouts",
+            cell["retransmits"] <= max(1, cell["segments"] / 10_000) and not cell["timeouts"] and not cell["broken"],
+            f"{cell['retransmits']} of {cell['segments']}, {cell['timeouts']} timeouts, {cell['broken']} given up",
         )
         for cell in ours
     ]
@@ -100,7 +100,8 @@ def _grid_goals(ours: list[Stored], results: Stored) -> list[Goal | None]:
             "retransmits",
             "retransmits at most max(1, 1 in 10,000 segments); no timeouts",
             f"{_share(sent)}; {sum(cell['retransmits'] for cell in ours)} retransmits and "
-            f"{sum(cell['timeouts'] for cell in ours)} timeouts in all",
+            f"{sum(cell['timeouts'] for cell in ours)} timeouts in all; "
+            f"{sum(cell['broken'] for cell in ours)} connections given up by the kernel",
             sent,
         ),
         _worst("jain", "Jain's index at 10 Mbit/s and above: 0.99 (64 connections: 0.97)", "lowest", fair, min),

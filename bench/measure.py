@@ -53,6 +53,7 @@ class Figures:
     segments: int
     retransmits: int
     timeouts: int
+    broken: int  # connections that the kernel gave up
     rtt: float  # median over connections and time, each by what was sent then
     bins: tuple[float, ...]  # from the first connection on
 
@@ -167,6 +168,7 @@ def figures(
         segments=sum(last.segments - first.segments for first, last in pairs),
         retransmits=sum(last.retransmits - first.retransmits for first, last in pairs),
         timeouts=timeouts,
+        broken=max(sample.broken for sample in samples),
         rtt=median_rtt(samples, begin, end),
         bins=tuple(round(rate) for rate in bins),
     )
@@ -183,6 +185,8 @@ def line(cell: Cell, figures: Figures) -> str:
     much = f"{figures.rate / 1e6:.2f} Mbit/s"
     if cell.shaper != NONE:
         much = f"{100 * figures.rate / cell.rate:6.2f} %"
+    if figures.broken:
+        much += f", {figures.broken} CONNECTIONS GIVEN UP"
     return (
         f"{much}, {figures.retransmits} retransmits, {figures.timeouts} timeouts, Jain {figures.jain:.3f}, "
         f"RTT {figures.rtt:.2f} ms, variation {100 * figures.variation:.1f} %"

@@ -2,7 +2,8 @@
 /*
  *   tcp ADDRESS PORT CONNECTIONS CONGESTION [RATE]
  *                           as fast as it goes, or RATE bytes per second in all; lines, one a connection every 100 ms:
- *                           time connection rtt_us acked_bytes segments retransmits segment_bytes
+ *                           time connection rtt_us acked_bytes segments retransmits segment_bytes, and how
+ *                           many connections the kernel has given up
  *   ping ADDRESS PORT PAUSE one byte to and fro, PAUSE microseconds between an answer and the next (0: as a program like
  *                           any other, else before all others); lines: time nanoseconds
  *   udp ADDRESS PORT RATE   datagrams of 1400 bytes, RATE counted in IP bytes per second; no lines
@@ -28,7 +29,7 @@ static int tcp_to(struct sockaddr_in where, const char *congestion)
 	return socket_fd;
 }
 
-static void sample_connections(const int *connections, int count)
+static void sample_connections(const int *connections, int count, int broken)
 {
 	for (int index = 0; index < count; index++) {
 		struct tcp_info info = {};
@@ -43,13 +44,14 @@ static void sample_connections(const int *connections, int count)
 		sample[4] = info.tcpi_data_segs_out;
 		sample[5] = info.tcpi_total_retrans;
 		sample[6] = info.tcpi_snd_mss;
+		sample[7] = broken;
 	}
 }
 
 static void send_tcp(char **arguments)
 {
 	static int connections[MAX_DESCRIPTORS];
-	int count = atoi(arguments[2]), poll = check(epoll_create1(0), "epoll_create1");
+	int broken = 0, count = atoi(arguments[2]), poll = check(epoll_create1(0), "epoll_create1");
 	uint64_t rate = arguments[4] ? strtoull(arguments[4], NULL, 10) : 0, ticks = 0, tick = rate ? 10 : 100, expired;
 	int timer = check(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK), "timerfd_create");
 	struct itimerspec every = { { 0, tick * MILLISECOND }, { 0, tick * MILLISECOND } };
@@ -69,8 +71,11 @@ static void send_tcp(char **arguments)
 		for (int event = 0; event < found; event++) {
 			if (events[event].data.fd != timer) {
 				if (send(events[event].data.fd, block, BLOCK, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 &&
-				    errno != EAGAIN)
-					fail("send");
+				    errno != EAGAIN) {
+					/* The kernel gave it up; the others go on. */
+					broken++;
+					check(epoll_ctl(poll, EPOLL_CTL_DEL, events[event].data.fd, NULL), "epoll_ctl");
+				}
 				continue;
 			}
 			if (read(timer, &expired, sizeof(expired)) != sizeof(expired))
@@ -85,11 +90,11 @@ static void send_tcp(char **arguments)
 							break;
 					}
 			if (!rate || ticks % 10 < expired)
-				sample_connections(connections, count);
+				sample_connections(connections, count, broken);
 		}
 	}
-	sample_connections(connections, count);
-	print_kept(7);
+	sample_connections(connections, count, broken);
+	print_kept(8);
 }
 
 static void ping(char **arguments)

@@ -33,6 +33,11 @@ def _columns(cells: list[Stored]) -> list[str]:
     return list(dict.fromkeys(_name(cell) for cell in ordered))
 
 
+def _lost(cell: Stored) -> str:
+    timeouts = f" + {cell['timeouts']}" if cell["timeouts"] else ""
+    return f"{cell['retransmits']}{timeouts}" + (f" ({cell['broken']})" if cell["broken"] else "")
+
+
 _GRID: tuple[tuple[str, str, Callable[[Stored], str]], ...] = (
     (
         "Rate",
@@ -46,8 +51,8 @@ _GRID: tuple[tuple[str, str, Callable[[Stored], str]], ...] = (
     ),
     (
         "Retransmits",
-        "And, after a plus sign, retransmission timeouts.",
-        lambda cell: f"{cell['retransmits']}" + (f" + {cell['timeouts']}" if cell["timeouts"] else ""),
+        "After a plus sign: retransmission timeouts; in brackets: connections that the kernel gave up (ETIMEDOUT).",
+        _lost,
     ),
     ("Fairness", "Jain's index of what each connection got.", lambda cell: f"{cell['jain']:.3f}"),
     (

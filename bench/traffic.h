@@ -83,7 +83,7 @@ static void ready(uint64_t since)
 
 /* What is printed at the end: lines kept in memory. */
 static struct {
-	uint64_t (*line)[7];
+	uint64_t (*line)[8];
 	size_t count, room;
 } kept;
 

@@ -41,6 +41,7 @@ class Sample(NamedTuple):
     segments: int
     retransmits: int
     segment_bytes: int
+    broken: int  # connections that the kernel has given up so far
 
 
 class Ping(NamedTuple):
