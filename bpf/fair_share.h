@@ -39,6 +39,9 @@
 #define SHARE_LEAST (BURST_SMALLEST / 4)
 /* What TCP may make up for later, besides its lag. */
 #define CREDIT_MOST (100 * MILLISECONDS)
+/* What the bucket should hold beside, and how much of what is missing slows TCP down at once. */
+#define RESERVE (100 * MILLISECONDS)
+#define MISSING_MOST (25 * MILLISECONDS)
 /* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
 #define GUARD_DEBT (100 * MILLISECONDS)
 /* What does not pace itself may have as much as TCP, if both want all. */
@@ -46,12 +49,13 @@
 
 /* fair_share_mark.flags: in this epoch the connection */
 #define FAIR_SHARE_ACTIVE 1 /* sent data */
-#define FAIR_SHARE_HELD 2   /* was held back by pacing alone, once at least */
+#define FAIR_SHARE_HELD 2   /* was held back by pacing alone, when its last packet left */
+#define FAIR_SHARE_KNOWN 4  /* sent in the epoch before, too */
 
 /* A new epoch is long enough for each connection to send a burst in it. */
 static __always_inline __u64 fair_share_period(const struct fair_share *fair, __u64 rate)
 {
-	__u64 connections = fair->holders_before;
+	__u64 connections = fair->active_before;
 	__u64 period;
 
 	if (connections > CONNECTIONS_MOST)
@@ -116,8 +120,46 @@ static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rat
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
-static __always_inline void fair_share_next_epoch(struct fair_share *fair, __u64 rate, __u64 elapsed, __u64 now)
+/* How long the rate takes for so many bytes, a second at most. BPF divides unsigned numbers only. */
+static __always_inline __s64 fair_share_time(__u64 rate, __s64 bytes)
 {
+	__u64 size = bytes, time;
+
+	if (bytes < 0)
+		size = -size;
+	time = (size < rate ? size : rate) * NANOSECONDS / rate;
+	return bytes < 0 ? -(__s64)time : (__s64)time;
+}
+
+/*
+ * Keeps the clock in line with the bucket. Time in which nothing was sent is not saved up for a burst; what an epoch and
+ * a lag left unused is, as far as the bucket can pay for it. And what the bucket lost (to datagrams, to connections that
+ * started, to a change of the rate) is saved again: at exactly the rate it would stay empty, and packets be dropped.
+ */
+static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
+{
+	struct fair_share *fair = &state->fair;
+	__s64 most = fair_share_time(state->rate, state->bucket) / 2, missing;
+	__s64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);
+
+	if (credit > most)
+		credit = most;
+	if (fair_share_debt(fair, now) < -credit)
+		fair->clock_ns = now - credit;
+	/* Datagrams beyond their part take every token that there is. */
+	if (fair->paced_rate <= state->rate - state->rate / FOREIGN_SHARE)
+		return;
+	missing = (most < (__s64)RESERVE ? most : (__s64)RESERVE) - fair_share_time(state->rate, state->tokens);
+	if (missing > (__s64)MISSING_MOST)
+		missing = MISSING_MOST;
+	if (missing > fair_share_debt(fair, now))
+		fair->clock_ns = now + missing;
+}
+
+static __always_inline void fair_share_next_epoch(struct rate_limit_state *state, __u64 elapsed, __u64 now)
+{
+	struct fair_share *fair = &state->fair;
+	__u64 rate = state->rate;
 	__u64 foreign = fair->foreign_bytes * NANOSECONDS / elapsed;
 
 	if (foreign > rate / FOREIGN_SHARE)
@@ -126,6 +168,7 @@ static __always_inline void fair_share_next_epoch(struct fair_share *fair, __u64
 	fair->active_before = fair->active;
 	fair->unpaced_before = fair->unpaced;
 	fair->holders_before = fair->holders + fair->newcomers;
+	fair_share_settle_clock(state, now);
 	fair_share_fill(fair, elapsed, now);
 	fair->active = 0;
 	fair->unpaced = 0;
@@ -142,10 +185,11 @@ static __always_inline void fair_share_next_epoch(struct fair_share *fair, __u64
 }
 
 /* To be called for every packet, before anything else: ends the epoch when it is over. */
-static __always_inline void fair_share_advance(struct fair_share *fair, __u64 rate, __u64 now)
+static __always_inline void fair_share_advance(struct rate_limit_state *state, __u64 now)
 {
+	struct fair_share *fair = &state->fair;
 	__s64 elapsed = now - fair->epoch_start_ns, debt = fair_share_debt(fair, now);
-	__u64 credit;
+	__u64 rate = state->rate;
 
 	/*
 	 * `now` was read before the lock was taken and may be a little older than what another CPU wrote. A second
@@ -157,13 +201,8 @@ static __always_inline void fair_share_advance(struct fair_share *fair, __u64 ra
 		fair_share_forget(fair, rate, now);
 		return;
 	}
-	/* Time in which nothing was sent is not saved up for a burst, but what an epoch and a lag left unused is. */
-	credit = fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST;
-	credit += fair->lag_ns;
-	if (debt < -(__s64)credit)
-		fair->clock_ns = now - credit;
 	if (elapsed >= (__s64)fair->period_ns)
-		fair_share_next_epoch(fair, rate, elapsed, now);
+		fair_share_next_epoch(state, elapsed, now);
 }
 
 /* The rate was changed: what is known of the connections is not lost, and they hear of it with their next packet. */
@@ -187,7 +226,10 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 		return;
 	}
 	if (mark->epoch != fair->epoch)
-		*mark = (struct fair_share_mark){ .epoch = fair->epoch };
+		*mark = (struct fair_share_mark){
+			.epoch = fair->epoch,
+			.flags = mark->epoch + 1 == fair->epoch ? FAIR_SHARE_KNOWN : 0,
+		};
 	if (packet->bytes > CONTROL_PACKET_BYTES && !(mark->flags & FAIR_SHARE_ACTIVE)) {
 		mark->flags |= FAIR_SHARE_ACTIVE;
 		fair->active++;
@@ -200,16 +242,20 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 		mark->flags |= FAIR_SHARE_HELD;
 		fair->modest_bytes -= mark->bytes < fair->modest_bytes ? mark->bytes : fair->modest_bytes;
 		fair->holders++;
-		/* More than in the last epoch: they would have too much until this one ends. */
-		if (fair->holders > fair->holders_before) {
+		/* One that was not there in the last epoch: all would have too much until this one ends. */
+		if (!(mark->flags & FAIR_SHARE_KNOWN) && fair->holders > fair->holders_before) {
 			fair->holders_before = fair->holders;
 			fair_share_fill(fair, fair->period_ns, now);
 		}
+	} else if (!packet->held && mark->flags & FAIR_SHARE_HELD) {
+		/* It has all that it wanted, and that is what it sent in this epoch. */
+		mark->flags &= ~FAIR_SHARE_HELD;
+		fair->modest_bytes += mark->bytes;
+		fair->holders -= fair->holders > 0;
 	}
-	if (!(mark->flags & FAIR_SHARE_HELD)) {
+	if (!(mark->flags & FAIR_SHARE_HELD))
 		fair->modest_bytes += packet->bytes;
-		mark->bytes += packet->bytes;
-	}
+	mark->bytes += packet->bytes;
 }
 
 /* Another rule dropped a packet that passed here. What it tells of its connection's wishes stays true. */
@@ -225,11 +271,13 @@ static __always_inline void fair_share_foreign(struct fair_share *fair, const st
 }
 
 /* A connection was established: what it may send. It takes its part from what the others may, at once. */
-static __always_inline __u64 fair_share_join(struct fair_share *fair, __u64 rate, __u64 now)
+static __always_inline __u64 fair_share_join(struct rate_limit_state *state, __u64 now)
 {
+	struct fair_share *fair = &state->fair;
 	__u64 most;
 
-	fair_share_advance(fair, rate, now);
+	token_bucket_refill(state, state->rate, state->bucket, now);
+	fair_share_advance(state, now);
 	fair->newcomers++;
 	most = fair->paced_rate / ((__u64)fair->holders_before + fair->newcomers);
 	if (!fair->share || fair->share > most)
