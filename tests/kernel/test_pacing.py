@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import limiter
 import pytest
@@ -34,11 +35,32 @@ def send(scene: Scene, cgroup: Path, side: str, way: str, congestion: str, conne
     return server
 
 
-def assert_unharmed(connections: list[Connection], dropped: int = 0) -> None:
+class Harm(NamedTuple):
+    """What befell some connections up to now."""
+
+    segments: int
+    retransmits: int
+    dropped: int
+
+    @classmethod
+    def of(cls, connections: list[Connection]) -> Harm:
+        infos = [connection.info for connection in connections]
+        return cls(
+            sum(info.segments for info in infos),
+            sum(info.retransmits for info in infos),
+            counters()["dropped_packets"],
+        )
+
+
+UNHARMED = Harm(0, 0, 0)
+
+
+def assert_unharmed(connections: list[Connection], before: Harm = UNHARMED) -> None:
     """Next to nothing was sent twice, and nothing was dropped: who drops cannot be said to pace."""
-    infos = [connection.info for connection in connections]
-    assert sum(info.retransmits for info in infos) <= max(3, sum(info.segments for info in infos) // 1000), infos
-    assert counters()["dropped_packets"] == dropped
+    now = Harm.of(connections)
+    assert now.dropped == before.dropped
+    # The bench counts them; here a busy machine may answer so late that TCP sends something again.
+    assert now.retransmits - before.retransmits <= max(10, (now.segments - before.segments) // 1000)
 
 
 @pytest.mark.parametrize("side", ["connects", "accepts"])
@@ -99,15 +121,15 @@ def _assert_acknowledged_at_the_limit(connections: list[Connection]) -> None:
         return sum(connection.wire_bytes for connection in connections)
 
     time.sleep(0.7)
-    # TCP does not pace its first ten segments, which are 640 KiB here: some of them may have had to wait.
-    dropped = counters()["dropped_packets"]
+    # TCP does not pace its first ten segments. Over loopback they are 640 KiB: some of them may have had to wait.
+    before = Harm.of(connections)
     begin, since = sent(), time.monotonic()
     time.sleep(1.0)
     share = (sent() - begin) / (time.monotonic() - since) / RATE
     print(f"{share:.4f} of the limit")
     assert len(connections) == 4
     assert 0.9 <= share <= 1.05
-    assert_unharmed(connections, dropped)
+    assert_unharmed(connections, before)
 
 
 def test_the_tightest_of_nested_rules_holds(scene: Scene) -> None:

@@ -27,19 +27,22 @@ SERVER_PORT = 5001
 # ---- rates
 
 
-@pytest.mark.parametrize("connections", [1, 8])
-def test_the_lowest_rate_holds_and_starves_nobody(scene: Scene, connections: int) -> None:
-    cgroup = scene.limited(LOWEST, bucket="3000")
-    before = scene.pair.arrived()
-    sender = scene.pair.send_tcp(connections=connections, cgroup=cgroup)
+def test_the_lowest_rate_holds_and_starves_nobody(scene: Scene) -> None:
+    """Two rules, one with a connection, one with eight of them: it is five packets a second."""
+    bucket, pair = 3000, scene.pair
+    rules = {connections: scene.limited(LOWEST, f"of-{connections}", bucket=str(bucket)) for connections in (1, 8)}
+    before = pair.arrived()
+    senders = {connections: pair.send_tcp(connections=connections, cgroup=rules[connections]) for connections in rules}
     time.sleep(5.0)
-    after = scene.pair.arrived()
-    # Rounded up to packets: it is no more than five seconds' worth of 5 packets a second.
-    passed = after.bytes - before.bytes
-    print(f"{passed} bytes, {passed / LOWEST / 5:.3f} of the limit")
-    assert_bound(before, after, LOWEST, 3000)
-    with borrowed(sender.pid) as each:
-        assert [connection.info.acknowledged > 0 for connection in each] == [True] * connections
+    after = pair.arrived()
+    share = (after.bytes - before.bytes) / LOWEST / 2 / (after.seconds - before.seconds)
+    print(f"{share:.3f} of the limits")
+    assert_bound(before, after, 2 * LOWEST, 2 * bucket)
+    for connections, sender in senders.items():
+        with borrowed(sender.pid) as each:
+            assert [connection.info.acknowledged > 0 for connection in each] == [True] * connections
+    # They begin with their buckets, and with what may wait for its time at the end.
+    assert share > 0.5
 
 
 @pytest.mark.parametrize("rate", [MBIT, 10 * MBIT])
@@ -148,22 +151,25 @@ def test_a_process_that_sets_its_own_rate_meanwhile_gets_no_more_than_its_share(
 # ---- changes
 
 
-@pytest.mark.parametrize(("rate", "changed"), [(RATE, RATE // 5), (RATE // 5, RATE)], ids=["down", "up"])
-def test_a_changed_rate_reaches_live_connections(scene: Scene, rate: int, changed: int) -> None:
-    sender = scene.pair.send_tcp(connections=4, cgroup=scene.limited(rate))
+def test_a_changed_rate_reaches_live_connections(scene: Scene) -> None:
+    sender = scene.pair.send_tcp(connections=4, cgroup=scene.limited(RATE))
     time.sleep(0.5)
     with borrowed(sender.pid) as connections:
-        assert 0.5 * rate < sum(connection.pacing for connection in connections) < 1.5 * rate
-        limiter.rule(name="paced", rate=str(changed))
-        elapsed = wait_until(
-            lambda: 0.5 * changed < sum(connection.pacing for connection in connections) < 1.5 * changed,
-            "the new rate is told to all",
-        )
-        # 200 ms are promised; the rest is for a machine that is busy with something else.
-        assert elapsed < 1.0
-        time.sleep(0.3)
-        assert 0.9 <= share_of(scene.pair, changed) <= 1.05
-    assert counters()["dropped_packets"] == 0
+        for rate in (RATE // 5, RATE):
+            limiter.rule(name="paced", rate=str(rate))
+            elapsed = wait_until(lambda rate=rate: told(connections, rate), f"{rate} bytes/s are told to all")
+            # 200 ms are promised; the rest is for a machine that is busy with something else.
+            assert elapsed < 1.0
+            time.sleep(0.3)
+            # What was sent before a lower rate was heard of may have been dropped.
+            dropped = counters()["dropped_packets"]
+            assert 0.9 <= share_of(scene.pair, rate) <= 1.05
+            assert counters()["dropped_packets"] == dropped
+
+
+def told(connections: list[Connection], rate: int) -> bool:
+    """Whether together they may send about that much."""
+    return 0.5 * rate < sum(connection.pacing for connection in connections) < 1.5 * rate
 
 
 class Busy(NamedTuple):
