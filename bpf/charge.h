@@ -21,7 +21,7 @@ static __always_inline enum verdict charge_state_locked(struct rate_limit_state 
 	token_bucket_refill(state, state->rate, state->bucket, now);
 	if (!paces)
 		return verdict_take(state, &thresholds, packet);
-	fair_share_advance(&state->fair, state->rate, now);
+	fair_share_advance(state, now);
 	fair_share_hear(&state->fair, packet->round_trip_ns);
 	fair_share_guard(&state->fair, packet, now, &thresholds);
 	verdict = verdict_take(state, &thresholds, packet);

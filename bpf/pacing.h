@@ -45,7 +45,8 @@ static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock 
 	unsent = tcp->write_seq - tcp->snd_nxt - packet->bytes;
 	window = tcp->snd_una + tcp->snd_wnd - tcp->snd_nxt - packet->bytes;
 	packet->paced = pacing->set && pacing->set != LIMITER_UNPACED;
-	packet->held = packet->paced && unsent > 0 && window > 0 &&
+	/* What is left of a window and smaller than a segment is not sent. */
+	packet->held = packet->paced && unsent > 0 && window >= (__s32)tcp->mss_cache &&
 		       tcp->packets_out + packet->segments < tcp->snd_cwnd &&
 		       /* It would go faster: neither its process nor its congestion control wants less. */
 		       pacing->set != pacing->own &&
@@ -138,7 +139,7 @@ static __always_inline void pacing_join(struct rate_limit_pacing *pacing, __u32 
 		if (!state)
 			continue;
 		bpf_spin_lock(&state->lock);
-		share = fair_share_join(&state->fair, state->rate, now);
+		share = fair_share_join(state, now);
 		bpf_spin_unlock(&state->lock);
 		if (share < least) {
 			least = share;
