@@ -219,7 +219,7 @@ def test_a_task_settles_once_and_one_that_changes_nothing_not_at_all(
 
 def test_so_many_rules_that_all_processes_are_looked_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[object] = []
-    monkeypatch.setattr(pacing, "_MOST_CGROUPS", 3)
+    monkeypatch.setattr(pacing, "_MOST_RULES", 3)
     limiter.program()
     monkeypatch.setattr(settle, "settle", lambda pids=None: looked_at.append(pids) or [])
     limiter.rules(*({"name": f"rule-{number}", "rate": "1m"} for number in range(4)))

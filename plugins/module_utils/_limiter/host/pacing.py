@@ -14,8 +14,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.h
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 
-# With more cgroups than that it is cheaper to look at all processes.
-_MOST_CGROUPS = 64
+# With more rules than that it is cheaper to look at all processes.
+_MOST_RULES = 64
 
 
 def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:
@@ -57,6 +57,9 @@ class Concerned:
         self._cgroups: set[str] = set()
         self._pids = set(leaving)
         names = {action.name for action in actions if not isinstance(action, do.LoadProgram)}
+        self._too_many = len(names) > _MOST_RULES
+        if self._too_many:
+            return
         in_place = self._in_place()
         for name in names:
             cgroup = host.cgroups.rule_cgroup(name)
@@ -79,6 +82,6 @@ class Concerned:
 
     def pids(self) -> set[int] | None:
         """As they are now; None: look at all there are."""
-        if len(self._cgroups) > _MOST_CGROUPS:
+        if self._too_many:
             return None
         return self._pids.union(*(self._host.cgroups.pids(cgroup) for cgroup in self._cgroups))
