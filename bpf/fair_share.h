@@ -189,15 +189,18 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 {
 	struct fair_share *fair = &state->fair;
 	__s64 elapsed = now - fair->epoch_start_ns, debt = fair_share_debt(fair, now);
+	__u64 connections = 1ULL + fair->active_before + fair->holders_before + fair->newcomers;
 	__u64 rate = state->rate;
 
 	/*
 	 * `now` was read before the lock was taken and may be a little older than what another CPU wrote. A second
-	 * is no little while: the map was tampered with, or comes from another time namespace.
+	 * is no little while: the map was tampered with, or comes from another time namespace. Nor does an honest share
+	 * leave out half of the rate: who was told next to nothing would be deaf to anything better.
 	 */
 	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
 	    debt > (__s64)CLOCK_FARTHEST || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
-	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > rate || fair->paced_rate < rate / FOREIGN_SHARE) {
+	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > rate || fair->paced_rate < rate / FOREIGN_SHARE ||
+	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
 		fair_share_forget(fair, rate, now);
 		return;
 	}
