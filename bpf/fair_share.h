@@ -139,7 +139,7 @@ static __always_inline __s64 fair_share_time(__u64 rate, __s64 bytes)
 static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
-	__s64 most = fair_share_time(state->rate, state->bucket) / 2, missing;
+	__s64 most = (__u64)fair_share_time(state->rate, state->bucket) / 2, missing;
 	__s64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);
 
 	if (credit > most)

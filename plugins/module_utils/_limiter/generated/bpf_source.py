@@ -501,7 +501,7 @@ SOURCES = {
         "static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)\n"
         "{\n"
         "\tstruct fair_share *fair = &state->fair;\n"
-        "\t__s64 most = fair_share_time(state->rate, state->bucket) / 2, missing;\n"
+        "\t__s64 most = (__u64)fair_share_time(state->rate, state->bucket) / 2, missing;\n"
         "\t__s64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);\n"
         "\n"
         "\tif (credit > most)\n"
