@@ -16,6 +16,7 @@ static __always_inline enum verdict charge_state_locked(struct rate_limit_state 
 							const struct packet *packet, __u64 now, bool paces)
 {
 	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
+	struct fair_share_mark *mark = pacing ? &pacing->marks[place] : NULL;
 	enum verdict verdict;
 
 	token_bucket_refill(state, state->rate, state->bucket, now);
@@ -27,8 +28,10 @@ static __always_inline enum verdict charge_state_locked(struct rate_limit_state 
 	verdict = verdict_take(state, &thresholds, packet);
 	if (!packet->tcp)
 		fair_share_foreign(&state->fair, packet);
-	else if (verdict != VERDICT_DROP)
-		fair_share_sent(&state->fair, pacing ? &pacing->marks[place] : NULL, packet, now);
+	else if (verdict == VERDICT_DROP)
+		fair_share_refused(&state->fair, mark, packet, now);
+	else
+		fair_share_sent(&state->fair, mark, packet, now);
 	return verdict;
 }
 

@@ -217,17 +217,10 @@ static __always_inline void fair_share_change_rate(struct fair_share *fair, __u6
 		fair_share_fill(fair, fair->period_ns, now);
 }
 
-/* A packet of TCP passed. `mark` is what is known of its connection; NULL: nothing, it counts as modest. */
-static __always_inline void fair_share_sent(struct fair_share *fair, struct fair_share_mark *mark,
-					    const struct packet *packet, __u64 now)
+/* What a packet of TCP tells of its connection: that it is there, and whether it wants more than it gets. */
+static __always_inline void fair_share_observe(struct fair_share *fair, struct fair_share_mark *mark,
+					       const struct packet *packet, bool held, __u64 now)
 {
-	fair->clock_ns += packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
-	if (packet->bytes > fair->burst)
-		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
-	if (!mark) {
-		fair->modest_bytes += packet->bytes;
-		return;
-	}
 	if (mark->epoch != fair->epoch)
 		*mark = (struct fair_share_mark){
 			.epoch = fair->epoch,
@@ -241,7 +234,7 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 		if (fair->active > fair->active_before)
 			fair->active_before = fair->active;
 	}
-	if (packet->held && !(mark->flags & FAIR_SHARE_HELD)) {
+	if (held && !(mark->flags & FAIR_SHARE_HELD)) {
 		mark->flags |= FAIR_SHARE_HELD;
 		fair->modest_bytes -= mark->bytes < fair->modest_bytes ? mark->bytes : fair->modest_bytes;
 		fair->holders++;
@@ -250,15 +243,38 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 			fair->holders_before = fair->holders;
 			fair_share_fill(fair, fair->period_ns, now);
 		}
-	} else if (!packet->held && mark->flags & FAIR_SHARE_HELD) {
+	} else if (!held && mark->flags & FAIR_SHARE_HELD) {
 		/* It has all that it wanted, and that is what it sent in this epoch. */
 		mark->flags &= ~FAIR_SHARE_HELD;
 		fair->modest_bytes += mark->bytes;
 		fair->holders -= fair->holders > 0;
 	}
-	if (!(mark->flags & FAIR_SHARE_HELD))
+}
+
+/* A packet of TCP passed. `mark` is what is known of its connection; NULL: nothing, it counts as modest. */
+static __always_inline void fair_share_sent(struct fair_share *fair, struct fair_share_mark *mark,
+					    const struct packet *packet, __u64 now)
+{
+	fair->clock_ns += packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
+	if (packet->bytes > fair->burst)
+		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
+	if (mark) {
+		fair_share_observe(fair, mark, packet, packet->held, now);
+		mark->bytes += packet->bytes;
+	}
+	if (!mark || !(mark->flags & FAIR_SHARE_HELD))
 		fair->modest_bytes += packet->bytes;
-	mark->bytes += packet->bytes;
+}
+
+/*
+ * A packet of TCP was dropped here. Its connection wants its share, or the others would fill the rate without it, and
+ * the guard would drop whatever it tries, until it is given up.
+ */
+static __always_inline void fair_share_refused(struct fair_share *fair, struct fair_share_mark *mark,
+					       const struct packet *packet, __u64 now)
+{
+	if (mark && packet->bytes > CONTROL_PACKET_BYTES)
+		fair_share_observe(fair, mark, packet, true, now);
 }
 
 /* Another rule dropped a packet that passed here. What it tells of its connection's wishes stays true. */
