@@ -27,7 +27,6 @@
 #define CORRECTION_SLOWNESS 4
 /* What any honest state stays within; anything else is garbage, and is forgotten. */
 #define LAG_LONGEST NANOSECONDS
-#define CLOCK_FARTHEST NANOSECONDS
 #define CONNECTIONS_MOST 65535
 /* TCP sends two segments at once at least, however slow it is paced. */
 #define BURST_SMALLEST 3000
@@ -39,9 +38,9 @@
 #define SHARE_LEAST (BURST_SMALLEST / 4)
 /* What TCP may make up for later, besides its lag. */
 #define CREDIT_MOST (100 * MILLISECONDS)
-/* What the bucket should hold beside, and how much of what is missing slows TCP down at once. */
-#define RESERVE (100 * MILLISECONDS)
-#define MISSING_MOST (25 * MILLISECONDS)
+/* What the bucket should hold beside (a tenth of a second), and how much of what is missing slows TCP down at once. */
+#define RESERVE_SHARE 10
+#define MISSING_SHARE 40
 /* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
 #define GUARD_DEBT (100 * MILLISECONDS)
 /* What does not pace itself may have as much as TCP, if both want all. */
@@ -104,7 +103,8 @@ static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rat
 	fair->share = 0;
 	fair->paced_rate = rate;
 	fair->clock_ns = now;
-	fair->epoch++;
+	/* By two: no connection is known from the last one. */
+	fair->epoch += 2;
 	fair->epoch_start_ns = now;
 	fair->lag_ns = 0;
 	fair->modest_bytes = 0;
@@ -120,39 +120,34 @@ static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rat
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
-/* How long the rate takes for so many bytes, a second at most. BPF divides unsigned numbers only. */
-static __always_inline __s64 fair_share_time(__u64 rate, __s64 bytes)
-{
-	__u64 size = bytes, time;
-
-	if (bytes < 0)
-		size = -size;
-	time = (size < rate ? size : rate) * NANOSECONDS / rate;
-	return bytes < 0 ? -(__s64)time : (__s64)time;
-}
-
 /*
  * Keeps the clock in line with the bucket. Time in which nothing was sent is not saved up for a burst; what an epoch and
- * a lag left unused is, as far as the bucket can pay for it. And what the bucket lost (to datagrams, to connections that
- * started, to a change of the rate) is saved again: at exactly the rate it would stay empty, and packets be dropped.
+ * a lag left unused is, as far as half of the bucket can pay for it. And what the bucket lost (to datagrams, to
+ * connections that started, to a change of the rate) is saved again: at exactly the rate it would stay empty, and packets
+ * be dropped.
  */
 static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
-	__s64 most = (__u64)fair_share_time(state->rate, state->bucket) / 2, missing;
-	__s64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);
+	__u64 rate = state->rate, half = state->bucket / 2, reserve = rate / RESERVE_SHARE, missing;
+	__u64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);
 
-	if (credit > most)
-		credit = most;
-	if (fair_share_debt(fair, now) < -credit)
+	if (half > rate)
+		half = rate;
+	if (credit > half * NANOSECONDS / rate)
+		credit = half * NANOSECONDS / rate;
+	if (fair_share_debt(fair, now) < -(__s64)credit)
 		fair->clock_ns = now - credit;
+	if (reserve > half)
+		reserve = half;
 	/* Datagrams beyond their part take every token that there is. */
-	if (fair->paced_rate <= state->rate - state->rate / FOREIGN_SHARE)
+	if (fair->paced_rate <= rate - rate / FOREIGN_SHARE || state->tokens >= (__s64)reserve)
 		return;
-	missing = (most < (__s64)RESERVE ? most : (__s64)RESERVE) - fair_share_time(state->rate, state->tokens);
-	if (missing > (__s64)MISSING_MOST)
-		missing = MISSING_MOST;
-	if (missing > fair_share_debt(fair, now))
+	missing = reserve - state->tokens;
+	if (missing > rate / MISSING_SHARE)
+		missing = rate / MISSING_SHARE;
+	missing = missing * NANOSECONDS / rate;
+	if ((__s64)missing > fair_share_debt(fair, now))
 		fair->clock_ns = now + missing;
 }
 
@@ -184,6 +179,12 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
+/* A debt that no packet can have left: a large one at a low rate is seconds. */
+static __always_inline bool fair_share_beyond(__s64 debt, __u64 rate)
+{
+	return debt > (__s64)NANOSECONDS && debt > (__s64)(NANOSECONDS + TOKEN_DEBT_MOST * NANOSECONDS / rate);
+}
+
 /* To be called for every packet, before anything else: ends the epoch when it is over. */
 static __always_inline void fair_share_advance(struct rate_limit_state *state, __u64 now)
 {
@@ -198,7 +199,7 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	 * leave out half of the rate: who was told next to nothing would be deaf to anything better.
 	 */
 	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
-	    debt > (__s64)CLOCK_FARTHEST || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
+	    fair_share_beyond(debt, rate) || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
 	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > rate || fair->paced_rate < rate / FOREIGN_SHARE ||
 	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
 		fair_share_forget(fair, rate, now);
@@ -255,9 +256,13 @@ static __always_inline void fair_share_observe(struct fair_share *fair, struct f
 static __always_inline void fair_share_sent(struct fair_share *fair, struct fair_share_mark *mark,
 					    const struct packet *packet, __u64 now)
 {
-	fair->clock_ns += packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
-	if (packet->bytes > fair->burst)
+	__u64 rate = fair->paced_rate ? fair->paced_rate : 1;
+
+	fair->clock_ns += packet->bytes * NANOSECONDS / rate;
+	if (packet->bytes > fair->burst && fair->burst < BURST_LARGEST) {
 		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
+		fair->period_ns = fair_share_period(fair, rate);
+	}
 	if (mark) {
 		fair_share_observe(fair, mark, packet, packet->held, now);
 		mark->bytes += packet->bytes;
@@ -323,7 +328,7 @@ static __always_inline void fair_share_guard(const struct fair_share *fair, cons
 	if (!packet->paced || packet->bytes <= CONTROL_PACKET_BYTES)
 		return;
 	thresholds->notice = 2 * debt > allowed ? TOKENS_HIGHEST : TOKENS_LOWEST;
-	if (debt > allowed)
+	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
 #endif
