@@ -162,6 +162,44 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, bool release
 			break;
 }
 
+/* What is known of a cgroup in this generation; false where nothing is. */
+static __always_inline bool attribution_cached(__u64 cgroup, __u32 generation, struct attribution *found)
+{
+	__u32 index = attribution_index(cgroup);
+	struct attribution_slot *slot = bpf_map_lookup_elem(&attribution_cache, &index);
+
+	if (!slot)
+		return false;
+	*found = slot->found;
+	/* What is checked must be what is used, not a second read of the slot. */
+	barrier();
+	return attribution_check(cgroup, generation, found) == slot->check;
+}
+
+static __always_inline void attribution_remember(__u64 cgroup, __u32 generation, const struct attribution *found)
+{
+	__u32 index = attribution_index(cgroup);
+	struct attribution_slot *slot = bpf_map_lookup_elem(&attribution_cache, &index);
+
+	if (!slot)
+		return;
+	slot->found = *found;
+	slot->check = attribution_check(cgroup, generation, found);
+}
+
+/* As vmlinux.h has it from 5.15 on; the program may be built on an older kernel. */
+struct sock_cgroup_data___pointer {
+	struct cgroup *cgroup;
+} __attribute__((preserve_access_index));
+
+/* A socket's cgroup where no helper tells it; NULL before 5.15. */
+static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *tcp)
+{
+	const struct sock_cgroup_data___pointer *data = (const void *)&tcp->inet_conn.icsk_inet.sk.sk_cgrp_data;
+
+	return bpf_core_field_exists(data->cgroup) ? data->cgroup : NULL;
+}
+
 /*
  * Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. `generation`
  * was read before: members that change during the walk make the answer stale, not wrong for ever.
@@ -169,30 +207,20 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, bool release
 static __always_inline bool attribution_find(struct __sk_buff *skb, __u32 bound_sockets, __u32 generation,
 					     struct attribution *found)
 {
-	struct attribution_slot *slot;
 	bool released = false;
 	__u64 cgroup;
-	__u32 index;
 
 	if (bound_sockets && attribution_bound(skb, bound_sockets > 1, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
-	index = attribution_index(cgroup);
-	slot = bpf_map_lookup_elem(&attribution_cache, &index);
-	if (!slot)
-		return false;
-	*found = slot->found;
-	/* What is checked must be what is used, not a second read of the slot. */
-	barrier();
-	if (released || attribution_check(cgroup, generation, found) != slot->check) {
-		attribution_walk(skb, released, found);
+	if (released) {
 		/* The cache is for the cgroup's other sockets. */
-		if (released)
-			return found->rules[0];
-		slot->found = *found;
-		slot->check = attribution_check(cgroup, generation, found);
+		attribution_walk(skb, released, found);
+	} else if (!attribution_cached(cgroup, generation, found)) {
+		attribution_walk(skb, released, found);
+		attribution_remember(cgroup, generation, found);
 	}
 	return found->rules[0];
 }

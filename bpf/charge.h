@@ -35,10 +35,15 @@ static __always_inline enum verdict charge_state_locked(struct rate_limit_state 
 	return verdict;
 }
 
-/* Charges the rule that is the `place`th of its socket: a verdict, or 0 where it limits nothing. */
-static __always_inline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u32 generation,
-				       bool paces)
+/*
+ * Charges the rule that is the `place`th of its socket: a verdict, or 0 where it limits nothing. This and the others that
+ * are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of what
+ * they do, for minutes (5.10). There such functions take and give only numbers, and the context; five at most.
+ */
+__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u64 generation_paces)
 {
+	__u32 generation = generation_paces >> 1;
+	bool paces = generation_paces & 1;
 	struct rate_limit_state *state = rule_state(&rule, generation);
 	struct packet packet = wire_packet(measured);
 	struct rate_limit_pacing *pacing = NULL;
@@ -48,38 +53,33 @@ static __always_inline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 
 
 	if (!state)
 		return 0;
+	place %= LIMITER_MAX_NESTED;
 	if (paces && packet.tcp && sk)
 		pacing = pacing_measure(sk, &packet, &now);
+	/* Read before the lock is taken: no helper may be called under it. */
+	if (!now)
+		now = bpf_ktime_get_ns();
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
 		/* Another rule holds it back: of this one it wants no more. */
 		if (pacing->tightest != place)
 			packet.held = false;
+		packet.starved = pacing_starved(pacing, now);
 	}
-	/* Read before the lock is taken: no helper may be called under it. */
-	if (!now)
-		now = bpf_ktime_get_ns();
 	bpf_spin_lock(&state->lock);
 	verdict = charge_state_locked(state, pacing, place, &packet, now, paces);
 	share = state->fair.share;
 	bpf_spin_unlock(&state->lock);
+	if (!pacing)
+		return verdict;
+	if (verdict != VERDICT_DROP)
+		pacing->passed = pacing_time(now);
 	/* The smallest of its rules' shares; one that is not known yet leaves it what it had. */
-	if (pacing && share && (!place || share < pacing->share)) {
+	if (share && (!place || share < pacing->share)) {
 		pacing->share = share;
 		pacing->tightest = place;
 	}
 	return verdict;
-}
-
-/*
- * The same for all rules but the first. This and the others that are not inlined are verified once, each for itself: if
- * all were inlined, the verifier would follow every combination of what they do, for minutes. On 5.10 such functions
- * take and give only numbers, and the context. The first is inlined, for a call costs as much as its arithmetic.
- */
-__noinline int charge_outer_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u64 generation_paces)
-{
-	return charge_rule(skb, rule, measured, place % LIMITER_MAX_NESTED, generation_paces >> 1,
-			   generation_paces & 1);
 }
 
 /* Another rule dropped the packet, after this one had given its verdict. */
@@ -110,8 +110,7 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		if (!rules[i])
 			break;
-		verdicts[i] = i ? charge_outer_rule(skb, rules[i], measured, i, generation_paces)
-				: charge_rule(skb, rules[i], measured, i, generation, paces);
+		verdicts[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
 		if (verdicts[i] == VERDICT_PASS_WITH_NOTICE)
 			notice = true;
 		if (verdicts[i] == VERDICT_DROP) {

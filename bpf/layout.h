@@ -96,7 +96,7 @@ struct rate_limit_pacing {
 	__u32 generation;
 	__u32 suspected; /* the generation in which a round trip passed without a packet under a rule */
 	__u32 tightest;  /* place of the rule whose share it is */
-	__u32 reserved;
+	__u32 passed;    /* when its last packet passed: CLOCK_MONOTONIC in 2^20 ns, a millisecond or so */
 	struct fair_share_mark marks[LIMITER_MAX_NESTED];
 };
 #define LIMITER_UNPACED (~0ULL)

@@ -45,6 +45,28 @@ int limit_egress(struct __sk_buff *skb)
 	return charge_rules(skb, found.rules, generation, ctl->pacing == LIMITER_PACING_ON);
 }
 
+/*
+ * What a connection's first packet, its SYN or SYN-ACK, left for it (a listener's SYN-ACK for what it accepts). There is
+ * none where a SYN cookie was answered, and with TCP Fast Open: then the cgroup's other connections know the rules.
+ */
+static __always_inline struct rate_limit_pacing *established(struct bpf_sock *sk, const struct tcp_sock *tcp,
+							     __u32 generation)
+{
+	struct rate_limit_pacing *pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0), fresh = {};
+	struct attribution found = {};
+	struct cgroup *cgroup;
+
+	if (pacing)
+		return pacing;
+	cgroup = attribution_cgroup(tcp);
+	if (!cgroup || !attribution_cached(cgroup->kn->id, generation, &found) || !found.rules[0])
+		return NULL;
+#pragma unroll
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
+		fresh.rules[i] = found.rules[i];
+	return bpf_sk_storage_get(&rate_limit_pacing_map, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
 SEC("sockops")
 int pace_sockets(struct bpf_sock_ops *ops)
 {
@@ -52,22 +74,33 @@ int pace_sockets(struct bpf_sock_ops *ops)
 	struct rate_limit_pacing *pacing;
 	struct bpf_sock *sk = ops->sk;
 	struct tcp_sock *tcp;
-	bool established;
+	__u32 generation;
+	bool on;
 
-	established = ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB || ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB;
-	if (!established && ops->op != BPF_SOCK_OPS_RTT_CB)
-		return 1;
 	if (!sk)
 		return 1;
-	/* Made by the first packet, its SYN or SYN-ACK: without it no rule holds. */
-	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
-	tcp = pacing ? bpf_skc_to_tcp_sock(sk) : NULL;
-	ctl = tcp ? control() : NULL;
-	if (!ctl)
+	switch (ops->op) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_RTT_CB:
+		break;
+	default:
 		return 1;
-	if (established)
-		pacing_begin(ops, tcp, pacing, generation_of(ctl));
-	else if (!pacing_follow(ops, tcp, pacing, generation_of(ctl), ctl->pacing == LIMITER_PACING_ON))
+	}
+	tcp = bpf_skc_to_tcp_sock(sk);
+	ctl = control();
+	if (!tcp || !ctl)
+		return 1;
+	generation = generation_of(ctl);
+	on = ctl->pacing == LIMITER_PACING_ON;
+	if (ops->op != BPF_SOCK_OPS_RTT_CB) {
+		pacing = on ? established(sk, tcp, generation) : NULL;
+		if (pacing)
+			pacing_begin(ops, tcp, pacing, generation);
+		return 1;
+	}
+	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
+	if (pacing && !pacing_follow(ops, tcp, pacing, generation, on))
 		bpf_sk_storage_delete(&rate_limit_pacing_map, sk);
 	return 1;
 }

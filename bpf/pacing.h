@@ -52,10 +52,26 @@ static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock 
 		       pacing->set != pacing->own &&
 		       tcp->inet_conn.icsk_inet.sk.sk_pacing_rate >= pacing->set - pacing->set / NEARLY;
 	packet->round_trip_ns = (__u64)(tcp->srtt_us >> 3) * 1000;
-	/* TCP reads the clock whenever it begins to send, for all that leaves then. A listener, which answers a SYN, does not. */
-	if (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == TCP_ESTABLISHED)
+	/* TCP reads the clock whenever it begins to send data, for all that leaves then; not always to acknowledge some. */
+	if (packet->bytes > CONTROL_PACKET_BYTES &&
+	    tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == TCP_ESTABLISHED)
 		*now = tcp->tcp_clock_cache;
 	return pacing;
+}
+
+/* In 2^20 ns: it comes round after 52 days. */
+static __always_inline __u32 pacing_time(__u64 now)
+{
+	return now >> 20;
+}
+
+/*
+ * Every half second TCP tries again to send what was dropped, and the fifteenth time gives its connection up. The guard
+ * lets everyone through in time, with the least share that there is (fair_share.h).
+ */
+static __always_inline bool pacing_starved(const struct rate_limit_pacing *pacing, __u64 now)
+{
+	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(EPOCH_LONGEST);
 }
 
 /* The rule holds for the connection now, and is the `place`th that does. */
@@ -93,14 +109,18 @@ static __always_inline __u64 pacing_payload(const struct tcp_sock *tcp, __u64 sh
 	return rate ? rate : 1;
 }
 
-/* `target`: what the program type's setsockopt wants. */
-static __always_inline void pacing_set(void *target, struct rate_limit_pacing *pacing, __u64 actual, __u64 rate)
+/* `target`: what the program type's setsockopt wants. False where the kernel refuses. */
+static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
+				       __u64 rate)
 {
-	__u64 settable = pacing_settable(rate);
-	__u32 value = settable; /* all bits: none */
+	__u32 value = pacing_settable(rate); /* all bits: none */
 
-	if (settable == actual || !bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value)))
-		pacing->set = settable;
+	if (pacing_settable(rate) != tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&
+	    bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value)))
+		return false;
+	/* Read back: 5.10 takes the number as signed, so from 17 Gbit/s on it is none. */
+	pacing->set = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
+	return true;
 }
 
 /* Tells a socket its share. What it has that it was not given, its process has set: the lower of both holds. */
@@ -111,42 +131,37 @@ static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp
 
 	if (!pacing->set || actual != pacing->set)
 		pacing->own = actual;
-	pacing_set(target, pacing, actual, rate < pacing->own ? rate : pacing->own);
+	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
 }
 
-/* Gives a socket back what its process wants. TCP goes on pacing itself, to its own idea of the path. */
-static __always_inline void pacing_release(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
+/*
+ * Gives a socket back what its process wants (beyond 34 Gbit/s: none), and says whether it could. TCP goes on pacing
+ * itself, to its own idea of the path; a packet that already waits for its time leaves only then.
+ */
+static __always_inline bool pacing_release(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
 {
-	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
-
-	if (pacing->set && actual == pacing->set)
-		pacing_set(target, pacing, actual, pacing->own);
+	if (pacing->set && pacing->set == tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&
+	    !pacing_set(target, tcp, pacing, pacing->own))
+		return false;
 	pacing->set = 0;
+	return true;
 }
 
 /* A connection comes under its rules: the share that they leave it. */
 static __always_inline void pacing_join(struct rate_limit_pacing *pacing, __u32 generation)
 {
-	__u64 now = bpf_ktime_get_ns(), least = LIMITER_UNPACED, share;
-	struct rate_limit_state *state;
+	__u64 least = LIMITER_UNPACED, share;
 
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		pacing->marks[i] = (struct fair_share_mark){};
-		if (!pacing->rules[i])
-			continue;
-		/* A rule that was just made has not seen a packet yet. */
-		state = rule_state(&pacing->rules[i], generation);
-		if (!state)
-			continue;
-		bpf_spin_lock(&state->lock);
-		share = fair_share_join(state, now);
-		bpf_spin_unlock(&state->lock);
+		share = pacing->rules[i] ? rule_join(pacing->rules[i], generation) : LIMITER_UNPACED;
 		if (share < least) {
 			least = share;
 			pacing->tightest = i;
 		}
 	}
 	pacing->share = least;
+	pacing->passed = pacing_time(bpf_ktime_get_ns());
 }
 
 static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
@@ -179,7 +194,6 @@ static __always_inline bool pacing_follow(struct bpf_sock_ops *ops, const struct
 		pacing->suspected = generation;
 		return true;
 	}
-	pacing_release(ops, tcp, pacing);
-	return false;
+	return !pacing_release(ops, tcp, pacing);
 }
 #endif

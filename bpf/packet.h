@@ -10,6 +10,7 @@ struct packet {
 	/* Of TCP, from its socket (pacing.h): */
 	bool held;           /* only pacing holds the connection back */
 	bool paced;          /* the connection paces itself as it was told */
+	bool starved;        /* nothing of the connection has passed for seconds */
 	__u64 round_trip_ns; /* 0: not known yet */
 };
 #endif

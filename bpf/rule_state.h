@@ -36,4 +36,19 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 	bpf_spin_unlock(&state->lock);
 	return state;
 }
+
+/* A connection comes under a rule: its share there; LIMITER_UNPACED where the rule limits nothing. Not inlined: charge.h. */
+__noinline __u64 rule_join(__u64 rule, __u32 generation)
+{
+	/* A rule that was just made has not seen a packet yet. */
+	struct rate_limit_state *state = rule_state(&rule, generation);
+	__u64 now = bpf_ktime_get_ns(), share;
+
+	if (!state)
+		return LIMITER_UNPACED;
+	bpf_spin_lock(&state->lock);
+	share = fair_share_join(state, now);
+	bpf_spin_unlock(&state->lock);
+	return share;
+}
 #endif

@@ -15,17 +15,11 @@
 /* More levels than anyone has. */
 #define SETTLE_MAX_DEPTH 32
 
-/* As vmlinux.h has it from 5.15 on; the program may be built on an older kernel. */
-struct sock_cgroup_data___pointer {
-	struct cgroup *cgroup;
-} __attribute__((preserve_access_index));
-
 /* The rules of a socket, in any order; as attribution.h does for a packet, without helpers that only know packets. */
 static __always_inline void settle_find(struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
 {
-	struct sock_cgroup_data___pointer *data = (void *)&tcp->inet_conn.icsk_inet.sk.sk_cgrp_data;
 	struct rate_limit_socket *bound = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
-	struct cgroup *cgroup = BPF_CORE_READ(data, cgroup);
+	struct cgroup *cgroup = attribution_cgroup(tcp);
 	bool released = bound && bound->rule == LIMITER_RELEASED;
 	struct attribution found = {};
 	__u64 id, *rule;
@@ -60,8 +54,8 @@ static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool 
 	if (!found.rules[0]) {
 		if (!pacing)
 			return;
-		pacing_release(tcp, tcp, pacing);
-		bpf_sk_storage_delete(&rate_limit_pacing_map, tcp);
+		if (pacing_release(tcp, tcp, pacing))
+			bpf_sk_storage_delete(&rate_limit_pacing_map, tcp);
 		return;
 	}
 	/*

@@ -36,6 +36,8 @@ enum verdict {
  * connections could not be made, closed or acknowledged beside busy ones.
  */
 #define CONTROL_PACKET_BYTES 128
+/* Of paced TCP: two segments, however low the rate. */
+#define PACED_DEBT_LEAST 3000
 /*
  * Tokens under which TCP is told to slow down, before it runs into drops: a
  * sixteenth of a second of the rate, and at most half of the bucket.
@@ -64,7 +66,7 @@ static __always_inline struct thresholds verdict_thresholds(__u64 rate, __u64 bu
 		debt /= 2;
 	/* Paced, it has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. */
 	if (packet->paced && packet->bytes > CONTROL_PACKET_BYTES) {
-		thresholds.drop = -debt;
+		thresholds.drop = debt > PACED_DEBT_LEAST ? -debt : -PACED_DEBT_LEAST;
 		return thresholds;
 	}
 	/* One byte less than what would leave just that debt. */

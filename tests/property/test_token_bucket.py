@@ -24,7 +24,6 @@ SHIM = """
 #include <linux/bpf.h>
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
-struct packet { __u32 bytes, segments; bool tcp; };
 #include "verdict.h"
 
 void refill(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)

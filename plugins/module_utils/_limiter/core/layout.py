@@ -99,7 +99,7 @@ PACING_FIELDS = (
     "generation",
     "suspected",
     "tightest",
-    "reserved",
+    "passed",
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields
