@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* What bench/cost compares with: the least that a program on this hook can do. */
+/* What bench/cost.py compares with: the least that a program on this hook can do. */
 #include "vmlinux.h"
 
 #include <bpf/bpf_helpers.h>
