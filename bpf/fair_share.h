@@ -45,6 +45,7 @@
 #define GUARD_DEBT (100 * MILLISECONDS)
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
+#define FOREIGN_AVERAGE_MS 100
 
 /* fair_share_mark.flags: in this epoch the connection */
 #define FAIR_SHARE_ACTIVE 1 /* sent data */
@@ -109,6 +110,7 @@ static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rat
 	fair->lag_ns = 0;
 	fair->modest_bytes = 0;
 	fair->foreign_bytes = 0;
+	fair->foreign_rate = 0;
 	fair->active = 0;
 	fair->active_before = 0;
 	fair->unpaced = 0;
@@ -151,12 +153,30 @@ static __always_inline void fair_share_settle_clock(struct rate_limit_state *sta
 		fair->clock_ns = now + missing;
 }
 
+/*
+ * Datagrams come in clumps. Of what a clump has beyond FOREIGN_SHARE nothing is taken from TCP, so without the average TCP
+ * would get the gaps between them as well, and both together more than the rate.
+ */
+static __always_inline void fair_share_average_foreign(struct fair_share *fair, __u64 rate, __u64 elapsed)
+{
+	__u64 latest = fair->foreign_bytes * NANOSECONDS / elapsed, weight = elapsed / MILLISECONDS;
+
+	if (fair->foreign_rate > rate)
+		fair->foreign_rate = rate;
+	if (latest > rate)
+		latest = rate;
+	weight = weight * 1024 / (weight + FOREIGN_AVERAGE_MS);
+	fair->foreign_rate = (fair->foreign_rate * (1024 - weight) + latest * weight) / 1024;
+}
+
 static __always_inline void fair_share_next_epoch(struct rate_limit_state *state, __u64 elapsed, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
 	__u64 rate = state->rate;
-	__u64 foreign = fair->foreign_bytes * NANOSECONDS / elapsed;
+	__u64 foreign;
 
+	fair_share_average_foreign(fair, rate, elapsed);
+	foreign = fair->foreign_rate;
 	if (foreign > rate / FOREIGN_SHARE)
 		foreign = rate / FOREIGN_SHARE;
 	fair->paced_rate = rate - foreign;

@@ -42,6 +42,7 @@ struct fair_share {
 	__u64 lag_ns;         /* longest round trip lately: how long a share takes to be heard */
 	__u64 modest_bytes;   /* this epoch: sent by connections that want no more than they get */
 	__u64 foreign_bytes;  /* this epoch: offered by all but TCP, dropped or not */
+	__u64 foreign_rate;   /* the same per second, averaged; no more than the rule's rate */
 	__u32 active;         /* connections that sent data in this epoch */
 	__u32 active_before;  /* ... in the last one */
 	__u32 unpaced;        /* of the active, those that do not pace themselves */

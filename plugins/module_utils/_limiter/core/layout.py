@@ -27,7 +27,7 @@ FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=QQ")
-FAIR_SHARE = struct.Struct("=9Q8I")
+FAIR_SHARE = struct.Struct("=10Q8I")
 STATE = struct.Struct("=qQIIQQQQQQQII" + FAIR_SHARE.format[1:])
 PACING = struct.Struct("=4QQQQIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
@@ -45,6 +45,7 @@ class FairShare(t.NamedTuple):
     lag_ns: int = 0
     modest_bytes: int = 0
     foreign_bytes: int = 0
+    foreign_rate: int = 0
     active: int = 0
     active_before: int = 0
     unpaced: int = 0
