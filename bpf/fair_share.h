@@ -347,7 +347,8 @@ static __always_inline void fair_share_guard(const struct fair_share *fair, cons
 
 	if (!packet->paced || packet->bytes <= CONTROL_PACKET_BYTES)
 		return;
-	thresholds->notice = 2 * debt > allowed ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
+	thresholds->notice = 2 * debt > allowed && !packet->held ? TOKENS_HIGHEST : TOKENS_LOWEST;
 	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
