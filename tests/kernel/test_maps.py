@@ -122,6 +122,17 @@ def test_the_generation_goes_up_by_one_and_round_at_32_bits_but_never_back_to_th
     assert maps.control() == before._replace(generation=1)
 
 
+def test_pacing_is_announced_like_any_change_but_makes_no_host_look_like_one_with_rules(maps: Maps) -> None:
+    assert (maps.control().pacing, maps.control().generation) == (layout.PACING_ON, 0)
+    maps.set_pacing(layout.PACING_OFF)
+    assert (maps.control().pacing, maps.control().generation) == (layout.PACING_OFF, 0)
+    maps.bump_generation()
+    maps.set_pacing(layout.PACING_OFF)
+    assert maps.control().generation == 1
+    maps.set_pacing(layout.PACING_REFUSED)
+    assert (maps.control().pacing, maps.control().generation) == (layout.PACING_REFUSED, 2)
+
+
 def test_nothing_pinned_is_none(libbpf: Libbpf, programs: Programs) -> None:
     assert Maps.open(libbpf) is None
     pins.ensure()

@@ -263,7 +263,9 @@ class Maps:
         """Says to the programs whether sockets are paced: layout.PACING_OFF and so on. Nothing where they know it."""
         control = self.control()
         if control.pacing != pacing:
-            self.write_control(_following(control._replace(pacing=pacing)))
+            control = control._replace(pacing=pacing)
+            # Where there never was a rule nothing is cached, and the programs shall go on passing everything at once.
+            self.write_control(_following(control) if control.generation else control)
 
     def control(self) -> Control:
         data = self._control.lookup(layout.INDEX.pack(0))
