@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The controller's arithmetic, compiled for user space: nothing overflows, and shares can be lived with."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+BPF = Path(__file__).resolve().parents[2] / "bpf"
+SECOND = 10**9
+LEAST_SHARE = 750  # a packet of two segments in four seconds
+
+SHIM = """
+#include <stdbool.h>
+#include <linux/bpf.h>
+#undef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#include "fair_share.h"
+
+unsigned long size(void)
+{
+    return sizeof(struct rate_limit_state);
+}
+
+__u64 period(const struct rate_limit_state *state)
+{
+    return state->fair.period_ns;
+}
+
+__u64 paced_rate(const struct rate_limit_state *state)
+{
+    return state->fair.paced_rate;
+}
+
+/* As after an epoch with so many connections, all held back, and now also over. */
+void crowd(struct rate_limit_state *state, __u32 connections, __u32 burst, __u64 lag, __u64 modest, __s64 debt,
+           __u64 now)
+{
+    struct fair_share *fair = &state->fair;
+
+    fair->active = fair->active_before = fair->holders = fair->holders_before = connections;
+    fair->burst = burst;
+    fair->lag_ns = lag;
+    fair->modest_bytes = modest;
+    fair->share = 0;
+    fair->epoch_start_ns = now - fair->period_ns;
+    fair->clock_ns = now + debt;
+}
+
+void spoil(struct rate_limit_state *state, const unsigned char *garbage, __u32 bytes)
+{
+    for (__u32 i = 0; i < sizeof(state->fair); i++)
+        ((unsigned char *)&state->fair)[i] = garbage[i % bytes];
+}
+
+void start(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
+{
+    state->rate = rate;
+    state->bucket = bucket;
+    token_bucket_fill(state, bucket);
+    state->last_update_ns = now;
+    fair_share_change_rate(&state->fair, rate, now);
+}
+
+__u64 join(struct rate_limit_state *state, __u64 now)
+{
+    return fair_share_join(state, now);
+}
+
+__u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64 now, __u32 bytes, bool tcp, bool held,
+             __u64 round_trip)
+{
+    struct packet packet = { .bytes = bytes, .segments = 1, .tcp = tcp, .held = held, .paced = tcp };
+    struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, &packet);
+
+    token_bucket_refill(state, state->rate, state->bucket, now);
+    fair_share_advance(state, now);
+    fair_share_hear(&state->fair, round_trip);
+    fair_share_guard(&state->fair, &packet, now, &thresholds);
+    if (!tcp)
+        fair_share_foreign(&state->fair, &packet);
+    if (verdict_take(state, &thresholds, &packet) == VERDICT_DROP) {
+        if (tcp)
+            fair_share_refused(&state->fair, mark, &packet, now);
+    } else if (tcp) {
+        fair_share_sent(&state->fair, mark, &packet, now);
+    }
+    return state->fair.share;
+}
+
+__u64 change(struct rate_limit_state *state, __u64 rate, __u64 now)
+{
+    state->rate = rate;
+    fair_share_change_rate(&state->fair, rate, now);
+    return state->fair.share;
+}
+"""
+
+
+class Event(NamedTuple):
+    """A packet, or a new connection (0 bytes), `gap` after the one before."""
+
+    gap: int
+    connection: int
+    size: int
+    tcp: bool
+    held: bool
+    round_trip: int
+
+
+class Rule:
+    """A state with connections."""
+
+    def __init__(self, header: ctypes.CDLL, rate: int, bucket: int) -> None:
+        self._header = header
+        self.rate, self.now = rate, 1000 * SECOND
+        self._state = ctypes.create_string_buffer(header.size())
+        self._marks = (ctypes.c_char * 16 * 8)()
+        header.start(self._state, rate, bucket, self.now)
+
+    @property
+    def period(self) -> int:
+        return int(self._header.period(self._state))
+
+    @property
+    def paced_rate(self) -> int:
+        return int(self._header.paced_rate(self._state))
+
+    def crowd(self, connections: int, burst: int, lag: int, modest: int, debt: int) -> None:
+        self._header.crowd(self._state, connections, burst, lag, modest, debt, self.now)
+
+    def spoil(self, garbage: bytes) -> None:
+        self._header.spoil(self._state, garbage, len(garbage))
+
+    def happens(self, event: Event) -> int:
+        """The share after it."""
+        self.now += event.gap
+        if not event.size:
+            return int(self._header.join(self._state, self.now))
+        mark = ctypes.byref(self._marks, 16 * event.connection)
+        arguments = event.size, event.tcp, event.held, event.round_trip
+        return int(self._header.charge(self._state, mark, self.now, *arguments))
+
+    def change(self, rate: int) -> int:
+        self.rate = rate
+        return int(self._header.change(self._state, rate, self.now))
+
+
+@pytest.fixture(scope="session")
+def header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    directory = tmp_path_factory.mktemp("fair_share")
+    (directory / "shim.c").write_text(SHIM, encoding="ascii")
+    # A signed overflow, or a division by zero, ends the process instead of giving some number.
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror"]
+    command += ["-fsanitize=signed-integer-overflow,integer-divide-by-zero,shift", "-fsanitize-undefined-trap-on-error"]
+    command += ["-I", str(BPF), "-o", str(directory / "shim.so"), str(directory / "shim.c")]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(directory / "shim.so"))
+    number, state = ctypes.c_uint64, ctypes.c_void_p
+    library.size.restype = ctypes.c_ulong
+    size = ctypes.c_uint32
+    library.period.argtypes, library.period.restype = [state], number
+    library.paced_rate.argtypes, library.paced_rate.restype = [state], number
+    library.crowd.argtypes = [state, size, size, number, number, ctypes.c_int64, number]
+    library.spoil.argtypes = [state, ctypes.c_char_p, size]
+    library.start.argtypes = [state, number, number, number]
+    library.join.argtypes, library.join.restype = [state, number], number
+    library.charge.argtypes = [state, state, number, size, ctypes.c_bool, ctypes.c_bool, number]
+    library.charge.restype = number
+    library.change.argtypes, library.change.restype = [state, number, number], number
+    return library
+
+
+rates = st.one_of(st.integers(8_000, 12_500_000_000), st.sampled_from([8_000, 125_000, 10**9, 12_500_000_000]))
+buckets = st.one_of(st.integers(2_048, 2**40), st.integers(2_048, 3_000_000))
+gaps = st.one_of(
+    st.just(0), st.integers(0, 10**6), st.integers(0, 10**8), st.integers(0, 10 * SECOND), st.integers(0, 2**62)
+)
+events = st.lists(
+    st.builds(
+        Event,
+        gaps,
+        st.integers(0, 7),
+        st.one_of(st.just(0), st.integers(40, 1500), st.integers(1500, 68_000)),
+        st.booleans(),
+        st.booleans(),
+        st.one_of(st.integers(0, SECOND), st.integers(0, 2**63)),
+    ),
+    max_size=80,
+)
+
+
+def livable(share: int, rate: int) -> bool:
+    """Or not known yet."""
+    return not share or LEAST_SHARE <= share <= max(LEAST_SHARE, rate * 5 // 4)
+
+
+@given(rate=rates, bucket=buckets, events=events)
+def test_a_share_is_never_more_than_a_quarter_above_the_rate_nor_next_to_nothing(
+    header: ctypes.CDLL, rate: int, bucket: int, events: list[Event]
+) -> None:
+    rule = Rule(header, rate, bucket)
+    for event in events:
+        share = rule.happens(event)
+        assert livable(share, rate)
+        assert event.size or share
+        assert 10_000_000 <= rule.period <= 4 * SECOND
+        assert rate // 2 <= rule.paced_rate <= rate
+
+
+@given(rate=rates, bucket=buckets, events=events, other=rates)
+def test_so_it_is_after_a_change_of_the_rate(
+    header: ctypes.CDLL, rate: int, bucket: int, events: list[Event], other: int
+) -> None:
+    rule = Rule(header, rate, bucket)
+    for event in events[: len(events) // 2]:
+        rule.happens(event)
+    assert livable(rule.change(other), other)
+    for event in events[len(events) // 2 :]:
+        assert livable(rule.happens(event), other)
+
+
+@given(
+    rate=rates,
+    connections=st.integers(1, 65_535),
+    burst=st.integers(0, 2**32 - 1),
+    lag=st.integers(0, SECOND),
+    modest=st.integers(0, 2**40),
+    debt=st.integers(-10 * SECOND, 10 * SECOND),
+)
+def test_no_number_of_connections_overflows(
+    header: ctypes.CDLL, rate: int, connections: int, burst: int, lag: int, modest: int, debt: int
+) -> None:
+    rule = Rule(header, rate, rate)
+    rule.happens(Event(0, 0, 60, True, False, 0))
+    rule.crowd(connections, burst, lag, modest, debt)
+    assert livable(rule.happens(Event(0, 0, 1500, True, True, lag)), rate)
+
+
+@given(rate=rates, connections=st.integers(1, 65_535), debt=st.integers(-SECOND, SECOND // 20))
+def test_a_share_is_at_least_half_of_the_equal_one(header: ctypes.CDLL, rate: int, connections: int, debt: int) -> None:
+    rule = Rule(header, rate, rate)
+    rule.happens(Event(0, 0, 60, True, False, 0))
+    rule.crowd(connections, 3000, 0, 0, debt)
+    share = rule.happens(Event(0, 0, 60, True, False, 0))
+    assert share >= max(LEAST_SHARE, rate // connections // 2)
+
+
+@given(rate=rates, garbage=st.binary(min_size=1, max_size=200), events=events)
+def test_garbage_neither_overflows_nor_lasts(
+    header: ctypes.CDLL, rate: int, garbage: bytes, events: list[Event]
+) -> None:
+    rule = Rule(header, rate, rate)
+    rule.spoil(garbage)
+    for event in events:
+        rule.happens(event)
+    # Nobody sends for a while: that is the end of anything that was believed.
+    rule.happens(Event(20 * SECOND, 0, 1500, True, True, 0))
+    assert livable(rule.happens(Event(10_000_000, 1, 1500, True, True, 0)), rate)

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A connection, or a source of datagrams, as far as its sending depends on it. Bytes are of data, without headers. */
+#ifndef SIMULATION_FLOW_H
+#define SIMULATION_FLOW_H
+
+#include "limiter.h"
+#include "timers.h"
+
+#define UNLIMITED UINT64_MAX
+#define MICROSECONDS 1000ULL
+#define WINDOW_INITIAL 10
+#define GSO_LARGEST 65536
+
+/* Each flow has one of each. */
+enum timer {
+	TIMER_START,
+	TIMER_STOP,
+	TIMER_PACING,
+	TIMER_ACK,   /* the next acknowledgement arrives */
+	TIMER_WRITE, /* the application writes */
+	TIMER_RETRY, /* nothing is in flight that could be acknowledged */
+	TIMERS,
+};
+
+struct in_flight {
+	uint64_t acked_at;
+	uint64_t end; /* of its data in the connection */
+	uint32_t segments;
+	bool app_limited;
+	/* What bbr measures the delivery rate with. */
+	uint64_t sent_at, first_sent_at, delivered, delivered_at;
+};
+
+enum bbr_mode { BBR_STARTUP, BBR_DRAIN, BBR_PROBE_BANDWIDTH, BBR_PROBE_ROUND_TRIP };
+
+#define BBR_ROUNDS 10
+
+struct bbr {
+	enum bbr_mode mode;
+	uint64_t rounds, round_end; /* in bytes delivered */
+	uint64_t bandwidth;         /* most in the last rounds that tell, bytes per second */
+	struct {
+		uint64_t round, most;
+	} seen[BBR_ROUNDS];
+	uint64_t full_bandwidth;
+	uint32_t full_count, phase, window_before;
+	uint64_t phase_start, probe_end, round_trip_stamp;
+};
+
+struct flow {
+	const struct flow_spec *spec;
+	uint32_t number;
+	bool open;
+	/* As in the program: socket storage. */
+	struct fair_share_mark mark;
+	uint64_t share; /* left by its last packet */
+	uint64_t set;   /* payload bytes per second that it may send at most */
+
+	uint64_t pacing_rate, next_departure, last_sent;
+	uint64_t written, sent, acked, chunk_left; /* chunk_left: of the buffer that the next packet is cut from */
+	uint64_t segments_out;                     /* ever */
+	uint64_t usage_end, round_end, reduction_end;
+	uint64_t smoothed_round_trip, least_round_trip;
+	uint32_t window, threshold, out, most_out; /* segments */
+	uint32_t reduction_from, reduction_delivered, reduction_sent;
+	bool reducing, window_limited, odd_segment;
+	double growth, cubic_most;
+	uint64_t cubic_start;
+
+	uint64_t delivered, delivered_at, first_sent_at, app_limited_until;
+	struct bbr bbr;
+
+	struct in_flight *ring;
+	uint32_t ring_size, ring_first, ring_count;
+};
+
+struct simulation {
+	const struct scenario *scenario;
+	struct result *result;
+	struct limiter limiter;
+	struct timers timers;
+	struct random random;
+	struct flow *flow;
+	uint64_t now;
+	uint32_t bin;
+	int failed; /* out of memory */
+};
+
+static void flow_arm(struct simulation *sim, const struct flow *flow, enum timer timer, uint64_t at)
+{
+	timers_arm(&sim->timers, flow->number * TIMERS + timer, at);
+}
+
+static void flow_disarm(struct simulation *sim, const struct flow *flow, enum timer timer)
+{
+	timers_stop(&sim->timers, flow->number * TIMERS + timer);
+}
+
+static bool flow_armed(const struct simulation *sim, const struct flow *flow, enum timer timer)
+{
+	return sim->timers.position[flow->number * TIMERS + timer] != TIMER_IDLE;
+}
+
+static bool flow_greedy(const struct flow *flow)
+{
+	return !flow->spec->rate;
+}
+
+static void flow_count(struct simulation *sim, const struct flow *flow, const struct packet *packet)
+{
+	struct flow_result *result = &sim->result->flow[(uint64_t)sim->bin * sim->scenario->flows + flow->number];
+
+	result->bytes += packet->bytes;
+	result->packets++;
+	result->held += packet->held;
+}
+
+static struct in_flight *flow_push(struct simulation *sim, struct flow *flow)
+{
+	if (flow->ring_count == flow->ring_size) {
+		uint32_t size = flow->ring_size ? flow->ring_size * 2 : 16;
+		struct in_flight *ring = malloc(size * sizeof(*ring));
+
+		if (!ring) {
+			sim->failed = 1;
+			return NULL;
+		}
+		for (uint32_t i = 0; i < flow->ring_count; i++)
+			ring[i] = flow->ring[(flow->ring_first + i) % flow->ring_size];
+		free(flow->ring);
+		flow->ring = ring;
+		flow->ring_size = size;
+		flow->ring_first = 0;
+	}
+	return &flow->ring[(flow->ring_first + flow->ring_count++) % flow->ring_size];
+}
+#endif

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One rule: the program's own headers in the order in which bpf/charge.h and
+ * bpf/pacing.h use them, and a meter of what passes, that knows nothing of them.
+ */
+#ifndef SIMULATION_LIMITER_H
+#define SIMULATION_LIMITER_H
+
+#include <stdbool.h>
+#include <string.h>
+#include <linux/bpf.h>
+#undef __always_inline
+#define __always_inline inline __attribute__((always_inline, unused))
+#include "fair_share.h"
+#include "random.h"
+#include "scenario.h"
+
+struct limiter {
+	struct rate_limit_state state;
+	uint64_t rate;
+	uint64_t skew;
+	struct random random;
+	/* The meter, in bytes * 1e-9: how much more passed than the rate allows, since the time for which that is most. */
+	__int128 excess, worst;
+	uint64_t metered, most_bucket;
+	struct bin_result *bin;
+};
+
+static void limiter_meter(struct limiter *limiter, uint64_t now)
+{
+	limiter->excess -= (__int128)(now - limiter->metered) * limiter->rate;
+	if (limiter->excess < 0)
+		limiter->excess = 0;
+	limiter->metered = now;
+}
+
+/* Read before the lock was taken, perhaps on another CPU. */
+static uint64_t limiter_clock(struct limiter *limiter, uint64_t now)
+{
+	return limiter->skew && random_next(&limiter->random) % 8 == 0
+		       ? now - random_to(&limiter->random, limiter->skew)
+		       : now;
+}
+
+static void limiter_change(struct limiter *limiter, const struct change *change, uint64_t now)
+{
+	limiter_meter(limiter, now);
+	limiter->rate = change->rate;
+	limiter->state.rate = change->rate;
+	limiter->state.bucket = change->bucket;
+	if (change->bucket > limiter->most_bucket)
+		limiter->most_bucket = change->bucket;
+	fair_share_change_rate(&limiter->state.fair, change->rate, now);
+}
+
+static void limiter_start(struct limiter *limiter, const struct change *change, uint64_t now)
+{
+	memset(&limiter->state, 0, sizeof(limiter->state));
+	limiter->metered = now;
+	limiter->rate = limiter->most_bucket = 0;
+	limiter->excess = limiter->worst = 0;
+	limiter->state.tokens = change->bucket;
+	limiter->state.last_update_ns = now;
+	limiter_change(limiter, change, now);
+}
+
+static enum verdict limiter_charge(struct limiter *limiter, struct fair_share_mark *mark, const struct packet *packet,
+				   uint64_t time)
+{
+	struct rate_limit_state *state = &limiter->state;
+	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
+	uint64_t now = limiter_clock(limiter, time);
+	enum verdict verdict;
+
+	token_bucket_refill(state, state->rate, state->bucket, now);
+	fair_share_advance(state, now);
+	fair_share_hear(&state->fair, packet->round_trip_ns);
+	fair_share_guard(&state->fair, packet, now, &thresholds);
+	verdict = verdict_take(state, &thresholds, packet);
+	if (!packet->tcp)
+		fair_share_foreign(&state->fair, packet);
+	else if (verdict == VERDICT_DROP)
+		fair_share_refused(&state->fair, mark, packet, now);
+	else
+		fair_share_sent(&state->fair, mark, packet, now);
+	if (verdict == VERDICT_DROP) {
+		limiter->bin->drops += packet->tcp;
+		return verdict;
+	}
+	limiter->bin->notices += verdict == VERDICT_PASS_WITH_NOTICE;
+	limiter->bin->bytes += packet->bytes;
+	limiter_meter(limiter, time);
+	limiter->excess += (__int128)packet->bytes * NANOSECONDS;
+	if (limiter->excess - (__int128)limiter->most_bucket * NANOSECONDS > limiter->worst)
+		limiter->worst = limiter->excess - (__int128)limiter->most_bucket * NANOSECONDS;
+	return verdict;
+}
+#endif

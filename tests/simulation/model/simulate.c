@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Discrete events: flows, one rule that they pass, and nothing behind it but distance. */
+#include "tcp.h"
+
+/* The clock does not begin at 0, which stands for "never" here and there. */
+#define EPOCH (1000 * NANOSECONDS)
+#define DATAGRAM_HEADERS 28
+#define ACKNOWLEDGEMENT 52
+
+/* Times between the writes of an application, or between datagrams, vary by a fifth of their mean. */
+static uint64_t pause_of(struct simulation *sim, uint64_t bytes, uint64_t rate)
+{
+	uint64_t mean = bytes * NANOSECONDS / rate;
+
+	return mean - mean / 10 + random_to(&sim->random, mean / 5);
+}
+
+static void datagram(struct simulation *sim, struct flow *flow)
+{
+	bool tcp = flow->spec->kind == KIND_ACKS;
+	struct packet packet = { .segments = 1, .tcp = tcp, .paced = tcp };
+
+	packet.round_trip_ns = tcp ? flow->spec->round_trip : 0;
+	packet.bytes = tcp ? ACKNOWLEDGEMENT : flow->spec->chunk + DATAGRAM_HEADERS;
+	if (limiter_charge(&sim->limiter, tcp ? &flow->mark : NULL, &packet, sim->now) != VERDICT_DROP)
+		flow_count(sim, flow, &packet);
+}
+
+static void write_some(struct simulation *sim, struct flow *flow)
+{
+	const struct flow_spec *spec = flow->spec;
+
+	if (!flow->open)
+		return;
+	flow_arm(sim, flow, TIMER_WRITE, sim->now + pause_of(sim, spec->chunk, spec->rate));
+	if (spec->kind >= KIND_UDP) {
+		datagram(sim, flow);
+		return;
+	}
+	/* A program waits when its buffer is full. */
+	if (flow->written - flow->sent < 4 * spec->chunk + (1 << 20))
+		tcp_written(sim, flow, spec->chunk);
+}
+
+static void start(struct simulation *sim, struct flow *flow)
+{
+	const struct flow_spec *spec = flow->spec;
+
+	flow->open = true;
+	if (spec->kind < KIND_UDP)
+		tcp_start(sim, flow);
+	if (spec->stop)
+		flow_arm(sim, flow, TIMER_STOP, EPOCH + spec->stop);
+	if (spec->rate)
+		flow_arm(sim, flow, TIMER_WRITE,
+			 sim->now + random_to(&sim->random, spec->chunk * NANOSECONDS / spec->rate));
+	else
+		tcp_send(sim, flow);
+}
+
+static void fire(struct simulation *sim, uint32_t timer)
+{
+	struct flow *flow = &sim->flow[timer / TIMERS];
+
+	switch (timer % TIMERS) {
+	case TIMER_START:
+		start(sim, flow);
+		break;
+	case TIMER_STOP:
+		flow->open = false;
+		break;
+	case TIMER_PACING:
+	case TIMER_RETRY:
+		tcp_send(sim, flow);
+		break;
+	case TIMER_ACK:
+		tcp_acked(sim, flow);
+		break;
+	case TIMER_WRITE:
+		write_some(sim, flow);
+		break;
+	}
+}
+
+/* What a map that was tampered with, or a clock that jumped, may hold. */
+static void spoil(struct simulation *sim)
+{
+	struct fair_share *fair = &sim->limiter.state.fair;
+	const uint64_t hours = 5 * 3600 * NANOSECONDS;
+
+	switch (sim->scenario->garbage_kind) {
+	case 0:
+		for (size_t i = 0; i < sizeof(*fair); i++)
+			((unsigned char *)fair)[i] = random_next(&sim->random);
+		break;
+	case 1:
+		memset(fair, 0xff, sizeof(*fair));
+		break;
+	case 2:
+		memset(fair, 0, sizeof(*fair));
+		break;
+	case 3:
+		fair->clock_ns += hours;
+		break;
+	case 4:
+		fair->clock_ns -= hours;
+		fair->epoch_start_ns -= hours;
+		break;
+	case 5:
+		fair->epoch_start_ns += hours;
+		break;
+	case 6: /* nothing that could not be */
+		fair->share = fair->share / 4 + random_to(&sim->random, fair->share);
+		fair->paced_rate = sim->limiter.rate - random_to(&sim->random, sim->limiter.rate / FOREIGN_SHARE);
+		fair->period_ns = EPOCH_SHORTEST + random_to(&sim->random, 3 * fair->period_ns);
+		fair->epoch_start_ns = sim->now - random_to(&sim->random, fair->period_ns);
+		fair->clock_ns = sim->now + random_to(&sim->random, NANOSECONDS) - NANOSECONDS / 2;
+		fair->lag_ns = random_to(&sim->random, LAG_LONGEST);
+		fair->modest_bytes = random_to(&sim->random, sim->limiter.rate);
+		fair->foreign_bytes = random_to(&sim->random, sim->limiter.rate);
+		fair->active = random_to(&sim->random, 2 * fair->active + 1);
+		fair->active_before = random_to(&sim->random, 2 * fair->active_before + 1);
+		fair->holders = random_to(&sim->random, 2 * fair->holders + 1);
+		fair->holders_before = random_to(&sim->random, 2 * fair->holders_before + 1);
+		fair->newcomers = random_to(&sim->random, 2 * fair->newcomers + 1);
+		fair->burst = random_to(&sim->random, BURST_LARGEST);
+		break;
+	}
+}
+
+static int prepare(struct simulation *sim, const struct scenario *scenario)
+{
+	sim->flow = calloc(scenario->flows, sizeof(*sim->flow));
+	if (timers_make(&sim->timers, scenario->flows * TIMERS) || !sim->flow)
+		return -1;
+	for (uint32_t i = 0; i < scenario->flows; i++) {
+		sim->flow[i].spec = &scenario->flow[i];
+		sim->flow[i].number = i;
+		flow_arm(sim, &sim->flow[i], TIMER_START, sim->now + scenario->flow[i].start);
+	}
+	return 0;
+}
+
+static void run(struct simulation *sim)
+{
+	const struct scenario *scenario = sim->scenario;
+	uint32_t change = 1;
+	bool spoiled = !scenario->garbage_at;
+
+	while (sim->timers.count && !sim->failed) {
+		uint32_t timer = sim->timers.heap[0];
+		uint64_t at = sim->timers.at[timer];
+
+		/* What happens to the rule comes before the flows' next event. */
+		if (change < scenario->changes && scenario->change[change].at + EPOCH <= at) {
+			sim->now = scenario->change[change].at + EPOCH;
+			limiter_change(&sim->limiter, &scenario->change[change++], sim->now);
+			continue;
+		}
+		if (!spoiled && scenario->garbage_at + EPOCH <= at) {
+			sim->now = scenario->garbage_at + EPOCH;
+			spoiled = true;
+			spoil(sim);
+			continue;
+		}
+		if (at - EPOCH >= scenario->duration)
+			break;
+		sim->now = at;
+		while (sim->bin < scenario->bins - 1 && scenario->bin[sim->bin] + EPOCH <= at)
+			sim->bin++;
+		sim->limiter.bin = &sim->result->bin[sim->bin];
+		timers_stop(&sim->timers, timer);
+		fire(sim, timer);
+		sim->result->events++;
+	}
+}
+
+/* 0, or -1 without memory. */
+int simulate(const struct scenario *scenario, struct result *result)
+{
+	struct simulation sim = { .scenario = scenario, .result = result, .now = EPOCH, .random = { scenario->seed } };
+	int failed;
+
+	sim.limiter.skew = scenario->clock_skew;
+	sim.limiter.random.state = ~scenario->seed;
+	limiter_start(&sim.limiter, &scenario->change[0], sim.now);
+	failed = prepare(&sim, scenario);
+	if (!failed) {
+		run(&sim);
+		failed = sim.failed;
+		result->worst_excess = sim.limiter.worst / (int64_t)NANOSECONDS + 1;
+		result->share = sim.limiter.state.fair.share;
+	}
+	for (uint32_t i = 0; sim.flow && i < scenario->flows; i++)
+		free(sim.flow[i].ring);
+	free(sim.flow);
+	timers_free(&sim.timers);
+	return failed ? -1 : 0;
+}

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How TCP sends: a model of Linux's tcp_output.c with its internal pacing, and of the callback of each round trip. */
+#ifndef SIMULATION_TCP_H
+#define SIMULATION_TCP_H
+
+#include "congestion.h"
+
+#define UNPACED_SEGMENTS 10 /* TCP does not pace its first ones */
+#define RETRY_AFTER (200 * MILLISECONDS)
+#define DELAYED_ACK (40 * MILLISECONDS)
+/* bpf/pacing.h. */
+#define SLOW_START_SLOWLY 2500000
+#define SLOW_INITIAL_WINDOW 2
+#define NEARLY 16
+#define PACING_MOST 0xffffffffULL
+
+/* Pacing counts data only, the share headers too. */
+static void tcp_take_share(struct flow *flow)
+{
+	uint64_t set;
+
+	if (flow->spec->unpaced || !flow->share)
+		return;
+	set = (unsigned __int128)flow->share * flow->spec->mss / (flow->spec->mss + flow->spec->headers);
+	if (flow->spec->own_pacing && flow->spec->own_pacing < set)
+		set = flow->spec->own_pacing;
+	flow->set = !set ? 1 : set < PACING_MOST ? set : UNLIMITED;
+	if (flow->pacing_rate > flow->set)
+		flow->pacing_rate = flow->set;
+}
+
+static uint64_t tcp_unsent(const struct flow *flow)
+{
+	return flow_greedy(flow) ? flow->open ? 1ULL << 40 : 0 : flow->written - flow->sent;
+}
+
+/* Segments of a packet: about a millisecond, two at least. */
+static uint64_t tcp_burst(const struct simulation *sim, const struct flow *flow)
+{
+	uint64_t bytes = flow->pacing_rate >> 10, nearness = flow->least_round_trip / MICROSECONDS >> 9;
+	uint32_t least = 2;
+
+	if (sim->scenario->large_bursts && nearness < 32)
+		bytes += GSO_LARGEST >> nearness;
+	if (bytes > GSO_LARGEST - 1 - 320)
+		bytes = GSO_LARGEST - 1 - 320;
+	if (flow->spec->kind == KIND_BBR && flow->pacing_rate < 1200000 / 8)
+		least = 1;
+	return bytes / flow->spec->mss > least ? bytes / flow->spec->mss : least;
+}
+
+/* When the packet's acknowledgement arrives. A segment alone waits for the next packet, for 40 ms at most. */
+static uint64_t tcp_ack_time(struct simulation *sim, struct flow *flow, uint32_t segments)
+{
+	uint64_t at = sim->now + flow->spec->round_trip + random_to(&sim->random, 20 * MICROSECONDS);
+
+	if (flow->ring_count) {
+		struct in_flight *last = &flow->ring[(flow->ring_first + flow->ring_count - 1) % flow->ring_size];
+
+		if (flow->odd_segment && last->acked_at > at) {
+			last->acked_at = at;
+			if (flow->ring_count == 1)
+				flow_arm(sim, flow, TIMER_ACK, at);
+		}
+		if (last->acked_at > at)
+			at = last->acked_at;
+	}
+	flow->odd_segment = segments == 1 && !flow->odd_segment;
+	return flow->odd_segment ? at + DELAYED_ACK : at;
+}
+
+static void tcp_sent(struct simulation *sim, struct flow *flow, const struct packet *packet, uint64_t bytes)
+{
+	uint64_t acked_at = tcp_ack_time(sim, flow, packet->segments), late = 0;
+	struct in_flight *entry;
+
+	if (!flow->out)
+		flow->first_sent_at = flow->delivered_at = sim->now;
+	flow->sent += bytes;
+	entry = flow_push(sim, flow);
+	if (!entry)
+		return;
+	*entry = (struct in_flight){ acked_at, flow->sent,          packet->segments, flow->app_limited_until > 0,
+				     sim->now, flow->first_sent_at, flow->delivered,  flow->delivered_at };
+	if (!flow_armed(sim, flow, TIMER_ACK))
+		flow_arm(sim, flow, TIMER_ACK, acked_at);
+	flow->out += packet->segments;
+	flow->reduction_sent += packet->segments;
+	flow->segments_out += packet->segments;
+	/* The next departure: a timer that fired late is made up for, by half a packet at most. */
+	if (sim->now > flow->next_departure) {
+		late = sim->now - flow->next_departure;
+		flow->next_departure = sim->now;
+	}
+	if (flow->pacing_rate != UNLIMITED && flow->segments_out >= UNPACED_SEGMENTS && !flow->spec->unpaced) {
+		uint64_t lasts = bytes * NANOSECONDS / flow->pacing_rate;
+
+		flow->next_departure += lasts - (late < lasts / 2 ? late : lasts / 2);
+	}
+	flow->last_sent = sim->now;
+	flow_disarm(sim, flow, TIMER_RETRY);
+	flow_count(sim, flow, packet);
+}
+
+static void tcp_note_window(struct flow *flow)
+{
+	bool limited = flow->out >= flow->window;
+
+	if (flow->acked >= flow->usage_end || limited || (!flow->window_limited && flow->out > flow->most_out)) {
+		flow->window_limited = limited;
+		flow->most_out = flow->out;
+		flow->usage_end = flow->sent;
+	}
+}
+
+/* One packet, if TCP may send one. */
+static bool tcp_send_packet(struct simulation *sim, struct flow *flow)
+{
+	uint64_t unsent = tcp_unsent(flow), room = flow->spec->window - (flow->sent - flow->acked), bytes, segments;
+	uint32_t mss = flow->spec->mss, quota;
+	struct packet packet = { .tcp = true, .paced = !flow->spec->unpaced && flow->set != UNLIMITED };
+	enum verdict verdict;
+
+	if (!unsent || flow->out >= flow->window || room < (unsent < mss ? unsent : mss))
+		return false;
+	if (flow->next_departure > sim->now) {
+		if (!flow_armed(sim, flow, TIMER_PACING))
+			flow_arm(sim, flow, TIMER_PACING,
+				 flow->next_departure + random_to(&sim->random, sim->scenario->timer_delay));
+		return false;
+	}
+	quota = flow->window - flow->out;
+	if (quota > (flow->window > 1 ? flow->window / 2 : 1))
+		quota = flow->window > 1 ? flow->window / 2 : 1;
+	segments = tcp_burst(sim, flow);
+	if (segments > quota)
+		segments = quota;
+	bytes = segments * mss;
+	if (!flow->chunk_left)
+		flow->chunk_left = flow_greedy(flow) ? (GSO_LARGEST - 1 - 320) / mss * mss : unsent;
+	if (!flow->chunk_left)
+		flow->chunk_left = mss;
+	bytes = bytes < flow->chunk_left ? bytes : flow->chunk_left;
+	bytes = bytes < unsent ? bytes : unsent;
+	if (bytes > room)
+		bytes = room < mss ? room : room / mss * mss;
+	packet.segments = (bytes + mss - 1) / mss;
+	packet.bytes = bytes + packet.segments * flow->spec->headers;
+	packet.round_trip_ns = flow->smoothed_round_trip;
+	packet.starved = sim->now - flow->last_sent > EPOCH_LONGEST;
+	packet.held = packet.paced && unsent > packet.bytes && room >= packet.bytes + mss &&
+		      flow->out + packet.segments < flow->window && flow->set != flow->spec->own_pacing &&
+		      flow->pacing_rate >= flow->set - flow->set / NEARLY;
+	verdict = limiter_charge(&sim->limiter, &flow->mark, &packet, sim->now);
+	flow->share = sim->limiter.state.fair.share;
+	if (verdict != VERDICT_PASS)
+		congestion_enter_reduction(flow);
+	if (verdict == VERDICT_DROP) {
+		if (!flow->out)
+			flow_arm(sim, flow, TIMER_RETRY, sim->now + RETRY_AFTER);
+		return false;
+	}
+	flow->chunk_left -= bytes;
+	if (unsent <= bytes)
+		flow->app_limited_until = flow->delivered + flow->sent - flow->acked + bytes;
+	tcp_sent(sim, flow, &packet, bytes);
+	tcp_note_window(flow);
+	return true;
+}
+
+static void tcp_send(struct simulation *sim, struct flow *flow)
+{
+	while (tcp_send_packet(sim, flow))
+		;
+}
+
+/* The SYN's round trip is over, and the program's callback ran. */
+static void tcp_start(struct simulation *sim, struct flow *flow)
+{
+	const struct flow_spec *spec = flow->spec;
+
+	flow->open = true;
+	flow->set = UNLIMITED;
+	flow->window = WINDOW_INITIAL;
+	flow->threshold = INT32_MAX;
+	flow->smoothed_round_trip = flow->least_round_trip = spec->round_trip;
+	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
+	flow->delivered_at = flow->last_sent = sim->now;
+	if (!spec->unpaced) {
+		flow->share = fair_share_join(&sim->limiter.state, limiter_clock(&sim->limiter, sim->now));
+		if (flow->share < SLOW_START_SLOWLY)
+			flow->window = SLOW_INITIAL_WINDOW;
+		tcp_take_share(flow);
+	}
+	if (spec->kind == KIND_BBR)
+		bbr_start(sim, flow);
+	if (flow->pacing_rate > flow->set)
+		flow->pacing_rate = flow->set;
+}
+
+static void tcp_measure_round_trip(struct flow *flow, uint64_t measured)
+{
+	flow->smoothed_round_trip += ((int64_t)measured - (int64_t)flow->smoothed_round_trip) / 8;
+	if (measured < flow->least_round_trip)
+		flow->least_round_trip = measured;
+	if (flow->acked > flow->round_end) {
+		flow->round_end = flow->sent;
+		tcp_take_share(flow);
+	}
+}
+
+static void tcp_acked(struct simulation *sim, struct flow *flow)
+{
+	struct in_flight packet = flow->ring[flow->ring_first];
+
+	flow->ring_first = (flow->ring_first + 1) % flow->ring_size;
+	if (--flow->ring_count)
+		flow_arm(sim, flow, TIMER_ACK, flow->ring[flow->ring_first].acked_at);
+	flow->out -= packet.segments;
+	flow->delivered += packet.end - flow->acked;
+	flow->delivered_at = sim->now;
+	flow->first_sent_at = packet.sent_at;
+	flow->acked = packet.end;
+	if (flow->app_limited_until && flow->delivered > flow->app_limited_until)
+		flow->app_limited_until = 0;
+	tcp_measure_round_trip(flow, sim->now - packet.sent_at);
+	congestion_acked(sim, flow, &packet);
+	tcp_send(sim, flow);
+}
+
+/* After a pause the window is that of a new connection. */
+static void tcp_written(struct simulation *sim, struct flow *flow, uint64_t bytes)
+{
+	if (!flow->out && sim->now - flow->last_sent > RETRY_AFTER + flow->smoothed_round_trip &&
+	    flow->window > WINDOW_INITIAL && flow->spec->kind != KIND_BBR)
+		flow->window = WINDOW_INITIAL;
+	flow->written += bytes;
+	tcp_send(sim, flow);
+}
+#endif
