@@ -28,9 +28,12 @@ SO_MAX_PACING_RATE = 47
 # sender's SO_MAX_PACING_RATE.
 CONNECTION = """
 import ctypes, socket, struct, subprocess, sys
+home = open("/proc/self/ns/net")
 print("ready", flush=True)
 for line in sys.stdin:
     word, *rest = line.split()
+    if word == "home":
+        assert ctypes.CDLL(None).setns(home.fileno(), 0x40000000) == 0
     if word == "namespace":
         assert ctypes.CDLL(None).unshare(0x40000000) == 0
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -171,6 +174,19 @@ def test_pacing_that_is_switched_on_again_paces_what_is_open(connection: Connect
     assert connection.rate("send") == NONE
     limiter.program()
     until(connection.is_paced)
+
+
+@pytest.mark.parametrize("end", [ENDS[name] for name in WITHOUT_THE_KERNEL], ids=WITHOUT_THE_KERNEL)
+def test_a_connection_in_a_network_namespace_that_nothing_leads_to_is_released(
+    connection: Connection, end: Callable[[], object]
+) -> None:
+    in_place()
+    assert connection.ask("namespace") == "ready"
+    connection.rate("open")
+    until(connection.is_paced)
+    connection.ask("home")
+    end()
+    assert connection.rate() == NONE
 
 
 def test_a_network_namespace_without_a_process_is_found_by_its_name(place: str) -> None:

@@ -35,10 +35,14 @@ def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:
 
 
 def _release(maps: Maps) -> list[str]:
+    """In one pass of the kernel where it can; and what no namespace leads to (its process went on to another one, or it
+    is closed and will connect again) by its descriptor.
+    """
     problems = settle.settle() if settle.can_settle() else [""]
-    if problems:
-        problems = settle.release_one_by_one(maps)
-    return [f"connections may stay as slow as they were when they were paced: {text}" for text in problems]
+    left = settle.release_one_by_one(maps)
+    if not problems:  # where the kernel lends no sockets, there is most likely none left to borrow
+        return []
+    return [f"connections may stay as slow as they were when they were paced: {text}" for text in left]
 
 
 def follow(pids: t.Iterable[int] | None) -> list[str]:

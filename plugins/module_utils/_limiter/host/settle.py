@@ -92,8 +92,12 @@ def _settle_each(paths: t.Iterable[str], problems: dict[str, None]) -> None:
 
 def _run() -> None:
     with closing_fd(os.open(pins.path(pins.SETTLE_LINK), os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        while os.read(fd, 65536):
-            pass
+        while True:
+            try:
+                if not os.read(fd, 65536):
+                    return
+            except BlockingIOError:  # after a million sockets: there is more
+                continue
 
 
 def release_one_by_one(maps: Maps) -> list[str]:
