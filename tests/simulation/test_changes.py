@@ -88,7 +88,7 @@ def first_second(runner: Runner, seed: int, kinds: list[int]) -> float:
 def test_the_first_second_is_close_to_the_limit(runner: Runner) -> None:
     parts = runner.each(300, lambda seed: first_second(runner, seed, [CUBIC, RENO, BBR]))
     # What is sent before the guard acts: 100 ms, two round trips, and packets that may be large where the rate is low.
-    runner.within("of the limit", parts, 0, 1.3)
+    runner.within("of the limit", parts, 0, 1.5)
     assert not runner.sampled or sorted(parts)[len(parts) * 9 // 10] <= 1.1
 
 
