@@ -33,7 +33,7 @@ def test_the_lowest_rate_holds_and_starves_nobody(scene: Scene) -> None:
     rules = {connections: scene.limited(LOWEST, f"of-{connections}", bucket=str(bucket)) for connections in (1, 8)}
     before = pair.arrived()
     senders = {connections: pair.send_tcp(connections=connections, cgroup=rules[connections]) for connections in rules}
-    time.sleep(5.0)
+    time.sleep(4.0)
     after = pair.arrived()
     share = (after.bytes - before.bytes) / LOWEST / 2 / (after.seconds - before.seconds)
     print(f"{share:.3f} of the limits")
@@ -82,7 +82,7 @@ def acknowledged(sender: Process, seconds: float) -> float:
 
 
 def test_one_connection_over_loopback_is_not_slowed_down_by_a_rate_that_it_does_not_reach(scene: Scene) -> None:
-    """To be slow is not to be limited: half of what the machine does without a rule is enough here."""
+    """Pacing has its price in timers, but a third of what the machine does without a rule is more than any share."""
     rate, pair = 20 * GBIT, scene.pair
     cgroup = scene.cgroup("paced")
     pair.traffic("receive", "127.0.0.1", PORT)
@@ -95,7 +95,7 @@ def test_one_connection_over_loopback_is_not_slowed_down_by_a_rate_that_it_does_
     time.sleep(0.5)
     reached = acknowledged(limited, 0.7)
     print(f"{without / GBIT:.2f} Gbit/s without, {reached / GBIT:.2f} with a rule")
-    assert min(without, rate) / 2 <= reached <= 1.05 * rate
+    assert min(without, rate) / 3 <= reached <= 1.05 * rate
 
 
 def test_a_share_that_cannot_be_set_is_none(scene: Scene) -> None:
