@@ -47,10 +47,11 @@ int limit_egress(struct __sk_buff *skb)
 
 /*
  * What a connection's first packet, its SYN or SYN-ACK, left for it (a listener's SYN-ACK for what it accepts). There is
- * none where a SYN cookie was answered, and with TCP Fast Open: then the cgroup's other connections know the rules.
+ * none where a SYN cookie was answered, and with TCP Fast Open: then the cgroup's other connections know the rules. If
+ * there are none either, the connection is called back in a round trip, when its own packets will have told.
  */
-static __always_inline struct rate_limit_pacing *established(struct bpf_sock *sk, const struct tcp_sock *tcp,
-							     __u32 generation)
+static __always_inline struct rate_limit_pacing *established(struct bpf_sock_ops *ops, struct bpf_sock *sk,
+							     const struct tcp_sock *tcp, __u32 generation)
 {
 	struct rate_limit_pacing *pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0), fresh = {};
 	struct attribution found = {};
@@ -59,7 +60,13 @@ static __always_inline struct rate_limit_pacing *established(struct bpf_sock *sk
 	if (pacing)
 		return pacing;
 	cgroup = attribution_cgroup(tcp);
-	if (!cgroup || !attribution_cached(cgroup->kn->id, generation, &found) || !found.rules[0])
+	if (!cgroup || !attribution_cached(cgroup->kn->id, generation, &found)) {
+		/* Without a rule on the host nothing is ever known. */
+		if (generation)
+			pacing_call_back(ops);
+		return NULL;
+	}
+	if (!found.rules[0])
 		return NULL;
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
@@ -94,7 +101,7 @@ int pace_sockets(struct bpf_sock_ops *ops)
 	generation = generation_of(ctl);
 	on = ctl->pacing == LIMITER_PACING_ON;
 	if (ops->op != BPF_SOCK_OPS_RTT_CB) {
-		pacing = on ? established(sk, tcp, generation) : NULL;
+		pacing = on ? established(ops, sk, tcp, generation) : NULL;
 		if (pacing)
 			pacing_begin(ops, tcp, pacing, generation);
 		return 1;

@@ -164,13 +164,18 @@ static __always_inline void pacing_join(struct rate_limit_pacing *pacing, __u32 
 	pacing->passed = pacing_time(bpf_ktime_get_ns());
 }
 
+/* Asks to be called once a round trip. It replaces what other programs want, so that is kept. */
+static __always_inline void pacing_call_back(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
 static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
 					 struct rate_limit_pacing *pacing, __u32 generation)
 {
 	__u32 window = SLOW_INITIAL_WINDOW;
 
-	/* Replaces what other programs want, so that is kept. */
-	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
+	pacing_call_back(ops);
 	pacing_join(pacing, generation);
 	if (pacing->share < SLOW_START_SLOWLY && ops->snd_cwnd > window)
 		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
