@@ -17,7 +17,7 @@ import limiter
 import pytest
 from connections import borrowed
 from dataplane import cgroup2
-from net import Pair, run
+from net import Pair, Process, run
 from scene import MBIT, Scene, StateEntry, assert_bound, counters, pacing, share_of, wait_until
 
 import bpf
@@ -194,6 +194,48 @@ def test_a_program_that_takes_our_callbacks_takes_pacing_and_not_the_limit(
 
 
 # ---- other protocols
+
+
+@contextlib.contextmanager
+def setting(pair: Pair, name: str, value: str) -> Iterator[None]:
+    """One of net.ipv4's, in both namespaces."""
+    inside = [("nsenter", f"--net=/run/netns/{namespace}", "sysctl") for namespace in (pair.sender, pair.receiver)]
+    before = run(*inside[0], "-n", f"net.ipv4.{name}").strip()
+    for where in inside:
+        run(*where, "-w", f"net.ipv4.{name}={value}")
+    try:
+        yield
+    finally:
+        for where in inside:
+            run(*where, "-w", f"net.ipv4.{name}={before}")
+
+
+def assert_paced(pair: Pair, sender: Process, connections: int) -> None:
+    time.sleep(1.5)  # what left before TCP was told is made up for
+    assert 0.9 <= share_of(pair, RATE) <= 1.05
+    with borrowed(sender.pid) as each:
+        assert len(each) == connections
+        assert all(connection.pacing <= RATE for connection in each)
+
+
+def test_what_is_accepted_by_a_cookie_is_paced(scene: Scene) -> None:
+    """A listener under attack forgets whom it answered: what it knows of its rules cannot come from its answer."""
+    pair = scene.pair
+    with setting(pair, "tcp_syncookies", "2"):  # always
+        server = pair.traffic("serve", Pair.sender_address, 5001, 60, cgroup=scene.limited(RATE))
+        pair.traffic("fetch", Pair.sender_address, 5001, 60, 4, namespace=pair.receiver)
+        assert_paced(pair, server, 4)
+
+
+def test_a_connection_whose_first_packet_carries_data_is_paced(scene: Scene) -> None:
+    pair = scene.pair
+    with setting(pair, "tcp_fastopen", str(0x1 | 0x2 | 0x4 | 0x200 | 0x400)):  # both ends, without cookies, everywhere
+        pair.traffic("receive", Pair.address, 5004, namespace=pair.receiver)
+        cgroup = scene.limited(RATE)
+        sender = pair.traffic("tcp", Pair.address, 5004, 60, 4, "cubic", "", "fastopen", cgroup=cgroup)
+        assert_paced(pair, sender, 4)
+        sent_in_syn = run("nsenter", f"--net=/run/netns/{pair.sender}", "nstat", "-asz", "TcpExtTCPFastOpenActive")
+        assert int(sent_in_syn.split()[-2]) >= 4, "the machine's TCP did not open them fast"
 
 
 def test_multipath_tcp_is_limited(scene: Scene) -> None:

@@ -2,7 +2,8 @@
 """Senders and a receiver, each a process of its own, so that it has a cgroup, a network namespace and a CPU of its own.
 
 receive ADDRESS PORT [PROTOCOL]              swallows TCP (or the protocol of that number) and UDP; says "ready" first
-tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING [PROTOCOL]]]]     PACING: its own, in bytes per second
+tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING [PROTOCOL]]]]     PACING: its own, in bytes per second;
+                                             PROTOCOL: its number, or fastopen: TCP whose SYN carries data
 serve ADDRESS PORT SECONDS [CONGESTION [PACING]]                sends all it can to each that connects
 fetch ADDRESS PORT SECONDS [CONNECTIONS]     swallows what a server sends
 hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them idle
@@ -30,7 +31,7 @@ import threading
 import time
 
 BLOCK = bytes(65536)
-SO_MAX_PACING_RATE = 47  # Python has no name for it
+SO_MAX_PACING_RATE, TCP_FASTOPEN_CONNECT = 47, 30  # Python has no names for them
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -81,7 +82,10 @@ def report(sent: int, errors: collections.Counter[str], round_trips: list[float]
 
 def stream(address: str, congestion: str, pacing: str, protocol: str = "6") -> socket.socket:
     """A socket of TCP; what a listener has of this, what it accepts inherits."""
-    made = socket.socket(family(address), socket.SOCK_STREAM, int(protocol))
+    fast_open = protocol == "fastopen"
+    made = socket.socket(family(address), socket.SOCK_STREAM, socket.IPPROTO_TCP if fast_open else int(protocol))
+    if fast_open:
+        made.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     # Closing throws away what is still queued: the next measurement begins with nothing on its way.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
