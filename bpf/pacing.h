@@ -18,6 +18,13 @@
 /* A share below this lets no more than two segments go before the first round trip: TCP does not pace its first ten. */
 #define SLOW_START_SLOWLY 2500000 /* bytes per second */
 #define SLOW_INITIAL_WINDOW 2
+/*
+ * However slow, a socket so near makes packets as large as half its congestion window (since 5.18): of minutes, at the
+ * lowest rates. So the window is clamped to packets that last this long, and some round trips.
+ */
+#define SLOW_PACKET_US 50000
+#define SLOW_WINDOW_LEAST 4
+#define WINDOW_UNCLAMPED 0x7fffffff
 /* From this on (34 Gbit/s) a rate does not fit into what a program can set, on every kernel so far. */
 #define PACING_MOST 0xffffffffULL
 /* Of a segment: IP and TCP header, with time stamps. */
@@ -123,6 +130,23 @@ static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp,
 	return true;
 }
 
+/* The congestion window that a share needs, in segments, where it is a low one. Setting it sets ssthresh, too. */
+static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tcp, __u64 share)
+{
+	__u32 clamp = WINDOW_UNCLAMPED, now = tcp->snd_cwnd_clamp;
+	__u64 segment = tcp->mss_cache;
+
+	if (now > WINDOW_UNCLAMPED)
+		now = WINDOW_UNCLAMPED;
+	if (share < SLOW_START_SLOWLY && segment) {
+		clamp = 2 * share * (SLOW_PACKET_US + (tcp->srtt_us >> 3)) / 1000000 / segment;
+		if (clamp < SLOW_WINDOW_LEAST)
+			clamp = SLOW_WINDOW_LEAST;
+	}
+	if (clamp > now || clamp < now - now / 4)
+		bpf_setsockopt(target, SOL_TCP, TCP_BPF_SNDCWND_CLAMP, &clamp, sizeof(clamp));
+}
+
 /* Tells a socket its share. What it has that it was not given, its process has set: the lower of both holds. */
 static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
 {
@@ -132,6 +156,7 @@ static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp
 	if (!pacing->set || actual != pacing->set)
 		pacing->own = actual;
 	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
+	pacing_clamp(target, tcp, pacing->share);
 }
 
 /*
@@ -143,6 +168,7 @@ static __always_inline bool pacing_release(void *target, const struct tcp_sock *
 	if (pacing->set && pacing->set == tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&
 	    !pacing_set(target, tcp, pacing, pacing->own))
 		return false;
+	pacing_clamp(target, tcp, LIMITER_UNPACED);
 	pacing->set = 0;
 	return true;
 }
