@@ -98,6 +98,8 @@ struct rate_limit_pacing {
 	__u32 suspected; /* the generation in which a round trip passed without a packet under a rule */
 	__u32 tightest;  /* place of the rule whose share it is */
 	__u32 passed;    /* when its last packet passed: CLOCK_MONOTONIC in 2^20 ns, a millisecond or so */
+	__u32 clamp;     /* the greatest congestion window that it was given, in segments; 0: none */
+	__u32 reserved;
 	struct fair_share_mark marks[LIMITER_MAX_NESTED];
 };
 #define LIMITER_UNPACED (~0ULL)

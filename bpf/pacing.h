@@ -34,6 +34,9 @@
 /* bbr stays a hundredth below what it may, and says so. */
 #define NEARLY 16
 
+/* As vmlinux.h has it from 6.1 on; the program may be built on an older kernel. */
+enum bpf_func_id___settle { BPF_FUNC_user_ringbuf_drain___settle };
+
 /*
  * Looks at the connection of a TCP packet while it leaves: snd_nxt is still where the packet begins. Its headers are
  * counted as if they were data, which errs by a few bytes on the side of "not held". NULL where there is no memory for
@@ -130,21 +133,35 @@ static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp,
 	return true;
 }
 
-/* The congestion window that a share needs, in segments, where it is a low one. Setting it sets ssthresh, too. */
-static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tcp, __u64 share)
+/* The congestion window that a share needs, in segments, where it is a low one; else 0. */
+static __always_inline __u32 pacing_window(const struct tcp_sock *tcp, __u64 share)
 {
-	__u32 clamp = WINDOW_UNCLAMPED, now = tcp->snd_cwnd_clamp;
-	__u64 segment = tcp->mss_cache;
+	__u64 segment = tcp->mss_cache, window;
 
-	if (now > WINDOW_UNCLAMPED)
-		now = WINDOW_UNCLAMPED;
-	if (share < SLOW_START_SLOWLY && segment) {
-		clamp = 2 * share * (SLOW_PACKET_US + (tcp->srtt_us >> 3)) / 1000000 / segment;
-		if (clamp < SLOW_WINDOW_LEAST)
-			clamp = SLOW_WINDOW_LEAST;
-	}
-	if (clamp > now || clamp < now - now / 4)
-		bpf_setsockopt(target, SOL_TCP, TCP_BPF_SNDCWND_CLAMP, &clamp, sizeof(clamp));
+	if (share >= SLOW_START_SLOWLY || !segment)
+		return 0;
+	window = 2 * share * (SLOW_PACKET_US + (tcp->srtt_us >> 3)) / 1000000 / segment;
+	return window > SLOW_WINDOW_LEAST ? window : SLOW_WINDOW_LEAST;
+}
+
+/*
+ * Only where settle_sockets can undo it (6.1): user space could not. What else clamps the window (a route) more tightly
+ * stays. Setting it sets ssthresh, too: without a clamp, slow start begins again.
+ */
+static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
+					 __u32 window)
+{
+	__u32 value = window ? window : WINDOW_UNCLAMPED;
+
+	if (!bpf_core_enum_value_exists(enum bpf_func_id___settle, BPF_FUNC_user_ringbuf_drain___settle))
+		return;
+	if (window == pacing->clamp || (!pacing->clamp && window >= tcp->snd_cwnd_clamp))
+		return;
+	/* A little less is near enough. */
+	if (window && window < pacing->clamp && window > pacing->clamp - pacing->clamp / 4)
+		return;
+	if (!bpf_setsockopt(target, SOL_TCP, TCP_BPF_SNDCWND_CLAMP, &value, sizeof(value)))
+		pacing->clamp = window;
 }
 
 /* Tells a socket its share. What it has that it was not given, its process has set: the lower of both holds. */
@@ -156,7 +173,7 @@ static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp
 	if (!pacing->set || actual != pacing->set)
 		pacing->own = actual;
 	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
-	pacing_clamp(target, tcp, pacing->share);
+	pacing_clamp(target, tcp, pacing, pacing_window(tcp, pacing->share));
 }
 
 /*
@@ -168,7 +185,7 @@ static __always_inline bool pacing_release(void *target, const struct tcp_sock *
 	if (pacing->set && pacing->set == tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&
 	    !pacing_set(target, tcp, pacing, pacing->own))
 		return false;
-	pacing_clamp(target, tcp, LIMITER_UNPACED);
+	pacing_clamp(target, tcp, pacing, 0);
 	pacing->set = 0;
 	return true;
 }

@@ -29,7 +29,7 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 CONFIG = struct.Struct("=QQ")
 FAIR_SHARE = struct.Struct("=10Q8I")
 STATE = struct.Struct("=qQIIQQQQQQQII" + FAIR_SHARE.format[1:])
-PACING = struct.Struct("=4QQQQIIII" + MAX_NESTED * "QII")
+PACING = struct.Struct("=4QQQQIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 
 
@@ -101,6 +101,8 @@ PACING_FIELDS = (
     "suspected",
     "tightest",
     "passed",
+    "clamp",
+    "reserved",
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields
