@@ -23,6 +23,7 @@ from children import Child, child, until
 RATE = 1 << 20
 NONE = (1 << 64) - 1  # no SO_MAX_PACING_RATE
 SO_MAX_PACING_RATE = 47
+UNCLAMPED = (1 << 31) - 1  # segments
 
 # Begins in no cgroup of interest; opens a connection to itself when it is told to, and always answers with its
 # sender's SO_MAX_PACING_RATE.
@@ -49,6 +50,9 @@ for line in sys.stdin:
     if word == "send":
         sender.sendall(bytes(2000))
         receiver.recv(2000, socket.MSG_WAITALL)
+    if word == "window":  # struct tcp_info: tcpi_snd_ssthresh, which follows what the window is clamped to
+        print(struct.unpack_from("@I", sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 76)[0], flush=True)
+        continue
     print(*struct.unpack("@L", sender.getsockopt(socket.SOL_SOCKET, 47, 8)), flush=True)
 """
 
@@ -112,8 +116,10 @@ def test_an_open_connection_is_paced_and_released_at_once(connection: Connection
     assert connection.rate("open") == NONE
     in_place()
     until(connection.is_paced)
+    assert connection.rate("window") < UNCLAMPED
     end()
     assert connection.rate() == NONE
+    assert connection.rate("window") == UNCLAMPED
 
 
 @pytest.mark.parametrize("own", [RATE // 2, 100 * RATE])
@@ -187,6 +193,7 @@ def test_a_connection_in_a_network_namespace_that_nothing_leads_to_is_released(
     connection.ask("home")
     end()
     assert connection.rate() == NONE
+    assert connection.rate("window") == UNCLAMPED
 
 
 def test_a_network_namespace_without_a_process_is_found_by_its_name(place: str) -> None:

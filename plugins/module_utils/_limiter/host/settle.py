@@ -10,6 +10,7 @@ Where a kernel has no such iterator (before 6.1), sockets are released one by on
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import os
 import socket
@@ -29,6 +30,7 @@ _OWN = "/proc/self/ns/net"
 # Of namespaces without a process: `ip netns` and Docker keep them here.
 _NAMED = ("/run/netns/*", "/run/docker/netns/*")
 
+_SIOCGSKNS = 0x894C  # linux/sockios.h: a descriptor of the network namespace that a socket is in
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
 _LONG = struct.Struct("@L")
 _LONG_MOST = (1 << 8 * _LONG.size) - 1
@@ -51,6 +53,10 @@ def settle(pids: t.Iterable[int] | None = None) -> list[str]:
         paths += [f"/proc/{pid}/ns/net" for pid in processes.all_pids()]
     else:
         paths = [f"/proc/{pid}/ns/net" for pid in pids]
+    return _settle_in(paths)
+
+
+def _settle_in(paths: t.Iterable[str]) -> list[str]:
     problems: dict[str, None] = {}
     # Only a thread enters a namespace, and the thread ends: the task itself never can be left in a foreign one.
     thread = threading.Thread(target=_settle_each, args=(paths, problems), daemon=True)
@@ -106,6 +112,7 @@ def release_one_by_one(maps: Maps) -> list[str]:
     Returns why it failed somewhere. Not reached: what waits to be accepted.
     """
     problems: dict[str, None] = {}
+    settled: set[int] = set()
     refusal: LimiterError | None = None
     lends = False
     for pid in processes.all_pids():
@@ -120,7 +127,7 @@ def release_one_by_one(maps: Maps) -> list[str]:
                 break
             lends = True
             try:
-                _release(maps, fd)
+                _release(maps, fd, settled)
             except (OSError, LimiterError) as error:
                 problems[f"a socket of process {pid}: {error}"] = None
     if refusal is not None and not lends:  # else it is one process that is not ours to look at
@@ -128,10 +135,18 @@ def release_one_by_one(maps: Maps) -> list[str]:
     return list(problems)
 
 
-def _release(maps: Maps, fd: int) -> None:
+def _release(maps: Maps, fd: int, settled: set[int]) -> None:
     pacing = maps.pacing(fd)
     if pacing is None or not pacing.set:
         return
+    if can_settle():  # that gives everything back, its congestion window, too
+        with closing_fd(fcntl.ioctl(fd, _SIOCGSKNS)) as namespace:
+            inode = os.fstat(namespace).st_ino
+            if inode not in settled:
+                settled.add(inode)
+                _settle_in([f"/proc/self/fd/{namespace}"])
+        if maps.pacing(fd) is None:
+            return
     with contextlib.closing(socket.socket(fileno=os.dup(fd))) as copy:
         actual = copy.getsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _LONG.size)
         if actual == _LONG.pack(min(pacing.set, _LONG_MOST)):  # else its process has set another since
