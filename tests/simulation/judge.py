@@ -37,11 +37,6 @@ class Judgement:
         """Two packets in 100 ms, or more."""
         return self.packets >= 2
 
-    @property
-    def beyond(self) -> bool:
-        """Less than a packet in four seconds, the longest epoch: such a connection is not promised anything."""
-        return self.packets < 1 / 40
-
     def __str__(self) -> str:
         return (
             f"seed {self.seed}: {self.total:.2%} of the limit, least share {self.worst_share:.2f}, "

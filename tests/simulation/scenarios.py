@@ -11,6 +11,7 @@ from simulator import ACKS, BBR, CUBIC, RENO, UDP, Change, Flow, Scenario
 
 MBIT = 125_000
 GSO = 65_536
+SLOW, SLOW_PACKET = 2_500_000, 0.05
 LOWEST, HIGHEST = 8_000, 2_500_000_000  # 64 kbit/s, 20 Gbit/s
 
 
@@ -43,10 +44,12 @@ def active(flow: Flow, at: float) -> bool:
 
 
 def packet(flow: Flow, level: float, large_bursts: bool) -> float:
-    """IP bytes that TCP sends at once."""
+    """IP bytes that TCP sends at once; slow connections are kept from what would last long (bpf/pacing.h)."""
     size = level / 1000
     if large_bursts and flow.round_trip < 0.016:
         size += GSO / 2 ** (flow.round_trip * 1e6 // 512)
+    if level < SLOW:
+        size = min(size, level * (SLOW_PACKET + flow.round_trip))
     return max(2 * (flow.mss + flow.headers), min(size, GSO))
 
 

@@ -122,5 +122,5 @@ def spoiled(kind: int) -> Callable[[Runner, int], tuple[float, float]]:
 def test_a_spoiled_state_recovers_within_a_second_and_some_packets(runner: Runner, kind: int) -> None:
     examine = spoiled(kind)
     found = runner.each(40, lambda seed: examine(runner, seed))
-    runner.within("of the limit", [total for total, _fairness in found], 0.9, 1.1)
-    runner.within("Jain", [fairness for _total, fairness in found], 0.5)
+    runner.within("of the limit", [total for total, _fairness in found], 0.9, 1.05)
+    runner.within("Jain", [fairness for _total, fairness in found], 0.97)

@@ -24,10 +24,10 @@ def part_of_tcp(runner: Runner, seed: int) -> float:
 
 
 def test_datagrams_have_up_to_half_and_tcp_the_rest(runner: Runner) -> None:
-    parts = runner.each(300, lambda seed: part_of_tcp(runner, seed))
+    parts = runner.each(200, lambda seed: part_of_tcp(runner, seed))
     # In small buckets large packets of several connections meet too few tokens, and each waits 200 ms for the next try.
-    runner.within("of TCP's part", parts, 0.3)
-    assert not runner.sampled or sorted(parts)[len(parts) // 10] >= 0.9
+    runner.within("of TCP's part", parts, 0.5)
+    assert not runner.sampled or sorted(parts)[len(parts) // 10] >= 0.95
 
 
 def flood(runner: Runner, seed: int) -> float:
@@ -43,7 +43,7 @@ def flood(runner: Runner, seed: int) -> float:
 
 
 def test_a_flood_from_two_cpus_passes_no_more_than_the_limit(runner: Runner) -> None:
-    runner.within("of the limit", runner.each(60, lambda seed: flood(runner, seed)), 0.98, 1.02)
+    runner.within("of the limit", runner.each(40, lambda seed: flood(runner, seed)), 0.98, 1.02)
 
 
 def modest_and_greedy(runner: Runner, seed: int) -> tuple[float, float, float]:

@@ -222,6 +222,8 @@ static void congestion_acked(struct simulation *sim, struct flow *flow, const st
 		flow->pacing_rate = (flow->window < flow->threshold / 2 ? 2.0 : 1.2) * most * flow->spec->mss * 1e9 /
 				    flow->smoothed_round_trip;
 	}
+	if (flow->window > flow->clamp)
+		flow->window = flow->clamp;
 	if (flow->pacing_rate > flow->set)
 		flow->pacing_rate = flow->set;
 }

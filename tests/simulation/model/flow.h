@@ -54,6 +54,7 @@ struct flow {
 	/* As in the program: socket storage. */
 	struct fair_share_mark mark;
 	uint64_t share; /* left by its last packet */
+	uint32_t clamp; /* of the window, segments; INT32_MAX: none */
 	uint64_t set;   /* payload bytes per second that it may send at most */
 
 	uint64_t pacing_rate, next_departure, last_sent;

@@ -12,7 +12,23 @@
 #define SLOW_START_SLOWLY 2500000
 #define SLOW_INITIAL_WINDOW 2
 #define NEARLY 16
+#define SLOW_PACKET (50 * MILLISECONDS)
+#define SLOW_WINDOW_LEAST 4
 #define PACING_MOST 0xffffffffULL
+
+/* A slow socket's window, or its packets would last for seconds. Setting it sets the threshold, too. */
+static void tcp_clamp(struct flow *flow)
+{
+	uint32_t clamp = INT32_MAX;
+
+	if (flow->share < SLOW_START_SLOWLY) {
+		clamp = 2 * flow->share * (SLOW_PACKET + flow->smoothed_round_trip) / NANOSECONDS / flow->spec->mss;
+		if (clamp < SLOW_WINDOW_LEAST)
+			clamp = SLOW_WINDOW_LEAST;
+	}
+	if (clamp > flow->clamp || clamp < flow->clamp - flow->clamp / 4)
+		flow->clamp = flow->threshold = clamp;
+}
 
 /* Pacing counts data only, the share headers too. */
 static void tcp_take_share(struct flow *flow)
@@ -25,6 +41,7 @@ static void tcp_take_share(struct flow *flow)
 	if (flow->spec->own_pacing && flow->spec->own_pacing < set)
 		set = flow->spec->own_pacing;
 	flow->set = !set ? 1 : set < PACING_MOST ? set : UNLIMITED;
+	tcp_clamp(flow);
 	if (flow->pacing_rate > flow->set)
 		flow->pacing_rate = flow->set;
 }
@@ -182,7 +199,7 @@ static void tcp_start(struct simulation *sim, struct flow *flow)
 	flow->open = true;
 	flow->set = UNLIMITED;
 	flow->window = WINDOW_INITIAL;
-	flow->threshold = INT32_MAX;
+	flow->threshold = flow->clamp = INT32_MAX;
 	flow->smoothed_round_trip = flow->least_round_trip = spec->round_trip;
 	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
 	flow->delivered_at = flow->last_sent = sim->now;
