@@ -39,6 +39,8 @@ def _document(results: Stored, found: list[goals.Goal], pictures: list[str]) -> 
     yield "<!-- Written by bench/run and bench/report; reasons are kept in bench/reasons.toml. -->"
     yield "# Benchmarks\n"
     yield f"`{machine['command']}`, {machine['date']}, commit {machine['commit']}, took {machine['took']} minutes.\n"
+    for again in results.get("again", []):
+        yield f"Measured again, at commit {again['commit']}: what matches `{again['only']}`.\n"
     virtual = ", virtual" if machine["virtual"] else ""
     yield f"{machine['kernel']}; {machine['cpu']}{virtual}, {machine['memory']}; load before: {machine['load']}.\n"
     for missing in results["missing"]:
