@@ -119,7 +119,7 @@ def random_scenario(seed: int) -> Scenario:
     rng = random.Random(seed)
     rate, count = random_rate_and_count(rng)
     round_trip = round_trips(rng)
-    flows = [random_flow(rng, rate, count, round_trip()) for _ in range(count)]
+    flows = [random_flow(rng, rate, count, round_trip()) for _i in range(count)]
     draft = Scenario(seed, flows, [Change(0, rate, rate)], 0, large_bursts=rng.random() < 0.7)
     busy = settling(draft) / 2
     changes = [Change(0, rate, max(2048, int(rate * between(rng, 0.01, 1))))]
@@ -152,7 +152,7 @@ def greedy_scenario(seed: int) -> Scenario:
     kinds = rng.choice([[RENO], [CUBIC], [BBR], [RENO, CUBIC, BBR]])
     flows = [
         Flow(kind=rng.choice(kinds), round_trip=round_trip, window=1 << 30, start=rng.uniform(0, 0.1))
-        for _ in range(count)
+        for _i in range(count)
     ]
     scenario = Scenario(seed, flows, [Change(0, rate, rate)], 0, large_bursts=rng.random() < 0.7)
     return with_bins(scenario, 0.1)
@@ -171,7 +171,7 @@ def mixed_scenario(seed: int) -> Scenario:
     round_trip = round_trips(rng)
     flows = [
         Flow(kind=rng.choice([CUBIC, RENO, BBR]), round_trip=round_trip(), window=1 << 28, start=rng.uniform(0, 0.1))
-        for _ in range(count)
+        for _i in range(count)
     ]
     flows.append(datagrams(rng, rate, rng.choice([0.1, 0.3, 0.5, 1, 2, 10])))
     if rng.random() < 0.3:

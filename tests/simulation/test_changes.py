@@ -28,7 +28,7 @@ def nearby(rng: random.Random) -> tuple[int, list[Flow]]:
     """A rate of 100 Mbit/s and more, and connections that each may send two packets in 100 ms, of whatever size."""
     rate = int(between(rng, 100 * MBIT, 10_000 * MBIT))
     count = int(between(rng, 1, min(64, rate / (10 * MBIT))))
-    return rate, [near(rng, start=rng.uniform(0, 0.01)) for _ in range(count)]
+    return rate, [near(rng, start=rng.uniform(0, 0.01)) for _i in range(count)]
 
 
 def after_event(runner: Runner, seed: int, flows: list[Flow], changes: list[Change]) -> list[float]:
@@ -56,7 +56,7 @@ def test_a_new_connection_has_its_share_within_200_ms(runner: Runner) -> None:
 def departure(runner: Runner, seed: int) -> float:
     rng = random.Random(seed)
     rate, flows = nearby(rng)
-    flows += [near(rng, stop=EVENT) for _ in range(rng.randint(1, len(flows)))]
+    flows += [near(rng, stop=EVENT) for _i in range(rng.randint(1, len(flows)))]
     return after_event(runner, seed, flows, [Change(0, rate, rate)])[-1]
 
 
@@ -80,7 +80,7 @@ def first_second(runner: Runner, seed: int, kinds: list[int]) -> float:
     rate = int(between(rng, MBIT, 10_000 * MBIT))
     count = int(between(rng, 1, min(64, rate / (MBIT // 8))))
     flows = [
-        Flow(rng.choice(kinds), round_trip=between(rng, 50e-6, 0.02), start=rng.uniform(0, 0.1)) for _ in range(count)
+        Flow(rng.choice(kinds), round_trip=between(rng, 50e-6, 0.02), start=rng.uniform(0, 0.1)) for _i in range(count)
     ]
     return runner.run(Scenario(seed, flows, [Change(0, rate, rate)], 1)).bins[0].bytes / rate
 

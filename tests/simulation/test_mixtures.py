@@ -33,7 +33,7 @@ def test_datagrams_have_up_to_half_and_tcp_the_rest(runner: Runner) -> None:
 def flood(runner: Runner, seed: int) -> float:
     rng = random.Random(seed)
     rate = int(between(rng, 10 * MBIT, 1000 * MBIT))
-    flows = [Flow(rng.choice([CUBIC, RENO]), round_trip=0.0003) for _ in range(4)]
+    flows = [Flow(rng.choice([CUBIC, RENO]), round_trip=0.0003) for _i in range(4)]
     times = rng.choice([1, 2, 10])
     flows += [datagrams(rng, rate, times / 2) for _cpu in range(2)]
     begin = 2 + 2 * BUCKET
@@ -55,7 +55,7 @@ def modest_and_greedy(runner: Runner, seed: int) -> tuple[float, float, float]:
         chunk = int(between(rng, 100, 4_000))
         return Flow(rng.choice(kinds), round_trip=between(rng, 1e-4, 0.02), rate=wants, chunk=chunk)
 
-    modest = [flow(MBIT // 10) for _ in range(10)]
+    modest = [flow(MBIT // 10) for _i in range(10)]
     flows = [*modest, flow(0), flow(0), Flow(ACKS, rate=50_000, chunk=52)]
     span = runner.run(Scenario(seed, flows, [Change(0, rate, rate)], 2 + seconds, [2, 2 + seconds])).bins[-1]
     least = min(sent / one.wire(one.rate * seconds) for sent, one in zip(span.flows, modest))
