@@ -117,17 +117,17 @@ def sent_by(pid: int) -> tuple[float, int]:
 FOREIGN = """#include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 64); __type(key, u32); __type(value, u64); }
-	callbacks SEC(".maps");
+    callbacks SEC(".maps");
 SEC("sockops") int others(struct bpf_sock_ops *ops)
 {
-	u32 op = ops->op;
-	u64 *count = bpf_map_lookup_elem(&callbacks, &op);
+    u32 op = ops->op;
+    u64 *count = bpf_map_lookup_elem(&callbacks, &op);
 
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
-		bpf_sock_ops_cb_flags_set(ops, KEPT | BPF_SOCK_OPS_STATE_CB_FLAG);
-	return 1;
+    if (count)
+        __sync_fetch_and_add(count, 1);
+    if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+        bpf_sock_ops_cb_flags_set(ops, KEPT | BPF_SOCK_OPS_STATE_CB_FLAG);
+    return 1;
 }
 char LICENSE[] SEC("license") = "GPL";
 """
