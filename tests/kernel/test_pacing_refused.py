@@ -9,7 +9,7 @@ from pathlib import Path
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
 from children import child, until
 from foreign import LIMIT_EGRESS, PACE_SOCKETS, REFUSED_PACE, REFUSED_SETTLE, SETTLE_SOCKETS, an_object
 
@@ -142,6 +142,16 @@ def test_an_iterator_that_the_kernel_refuses_is_left_out_and_sockets_are_paced(b
         "reason": None,
         "open_connections": False,
     }
+
+
+def test_a_kernel_that_is_too_old_for_the_iterator_is_not_asked_and_paces_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernel, "version", lambda: (5, 10))
+    made = limiter.program()
+    assert (made["program"]["pacing"], made["warnings"]) == ("on", [])
+    assert pinned() == sorted([*NOT_PACED, pins.PACE_LINK])
+    assert limiter.info(gather=["program"])["program"]["pacing"]["open_connections"] is False
 
 
 def test_an_upgrade_that_is_refused_pacing_ends_what_paced(built: t.Callable[..., str]) -> None:

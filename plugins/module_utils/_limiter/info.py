@@ -19,7 +19,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Program, Rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import Facts, facts
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes, settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins, processes, settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
@@ -54,9 +54,9 @@ class Info:
 
     def describe_host(self) -> Facts:
         """The kernel and what a limit needs of it. ``missing`` is empty where all is there."""
-        kernel = os.uname().release
-        if kernel_version(kernel) < _OLDEST_KERNEL:
-            self.missing.append(f"the kernel is {kernel}: 5.10 or newer is needed.")
+        release = os.uname().release
+        if kernel.version() < _OLDEST_KERNEL:
+            self.missing.append(f"the kernel is {release}: 5.10 or newer is needed.")
         if not os.path.exists(_BTF):
             self.missing.append(f"{_BTF} does not exist: the kernel was built without CONFIG_DEBUG_INFO_BTF.")
         if not pins.is_mounted():
@@ -71,7 +71,7 @@ class Info:
                 "clang is not installed: only building the program needs it; an object built elsewhere does as well."
             )
         return {
-            "kernel": kernel,
+            "kernel": release,
             "architecture": os.uname().machine,
             "cgroup2": self.cgroups.mount if self.cgroups else None,
             "btf": os.path.exists(_BTF),
@@ -101,7 +101,7 @@ class Info:
         return {**current._asdict(), "pacing": about}
 
     def _ability(self, current: Program | None) -> pacing.Ability:
-        adopts = kernel_version(os.uname().release) >= _ADOPTS_CONNECTIONS
+        adopts = kernel.version() >= _ADOPTS_CONNECTIONS
         if self.host is None or current is None:
             return pacing.Ability(None, None, adopts)
         refused = current.pacing == "refused"
@@ -188,13 +188,6 @@ class Info:
                 )
             return process.cgroup
         return None
-
-
-def kernel_version(release: str) -> tuple[int, int]:
-    """``6.1.0-28-amd64`` as (6, 1)."""
-    major, _dot, rest = release.partition(".")
-    minor = "".join(digit for digit in rest.split(".")[0].split("-")[0] if digit.isdigit())
-    return int(major), int(minor or 0)
 
 
 def _covers(above: str, cgroup: str) -> bool:

@@ -15,7 +15,7 @@ import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
     KernelError,
     Libbpf,
@@ -31,6 +31,8 @@ _KINDS = {
     PACE: ((13, 3), "sockops"),
     SETTLE: ((26, 28), "iter"),
 }
+
+_SETTLES = (6, 1)  # bpf_setsockopt in iter/tcp
 
 # What libbpf and the verifier say in every case.
 _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load object)|-- END|processed \d+ insns")
@@ -56,7 +58,10 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
     Raises LimiterError: ``bad_object``, ``load_failed`` with the verifier's words, ``not_permitted``.
     """
     refused: dict[str, str] = {}
-    for left_out in ((), (SETTLE,), (SETTLE, PACE)) if pacing else ((SETTLE, PACE),):
+    attempts: list[tuple[str, ...]] = [(), (SETTLE,), (SETTLE, PACE)] if pacing else [(SETTLE, PACE)]
+    if not attempts[0] and kernel.version() < _SETTLES:
+        attempts.remove(())  # each attempt costs a kernel as old as that seconds
+    for left_out in attempts:
         opened, programs, maps = _open(bpf, stack, path)
         for name in left_out:
             bpf.call("bpf_program__set_autoload", programs[name], False)
