@@ -71,7 +71,7 @@ class Datagrams:
 
 
 class Segments:
-    """Segments of data on a TCP connection, each sent at once. Those below 128 bytes cost a reading of the clock more."""
+    """Segments of data on a TCP connection, each sent at once. Those below 128 bytes read the clock once more."""
 
     def __init__(self) -> None:
         with in_cgroup(dataplane.cgroup2()):
