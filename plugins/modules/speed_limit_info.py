@@ -176,8 +176,8 @@ rules:
       sample: {packets: 1200, bytes: 1750000, dropped_packets: 3, dropped_bytes: 4500, congestion_marks: 12}
     pacing:
       description:
-        - How the rule limits, and what its connections do. The figures are of the last completed epoch, some tens of
-          milliseconds, and 0 or null where no TCP connection has sent for about a second.
+        - How the rule limits, and what its connections do. The figures are of the last epoch, 10 milliseconds or
+          up to 4 seconds at low rates, and 0 or null where no TCP connection has sent for four epochs and a second.
       type: dict
       returned: success
       sample:

@@ -53,7 +53,8 @@ options:
         Without it, and for all that is not TCP, the token bucket alone limits.
       - Where the kernel refuses it, a warning says why, and the token bucket alone limits. It is tried again when
         something differs, and with O(state=reloaded).
-      - When it is switched off, connections get back the rate that they had of their own.
+      - When it is switched off, connections get back the rate that they had of their own. A rule that finds no program,
+        after a reboot say, loads it with the defaults, so run this module first where they are not wanted.
     type: bool
     default: true
 """

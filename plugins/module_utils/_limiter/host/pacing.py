@@ -8,11 +8,14 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import PACING_ON
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+
+_MAY_STAY_SLOW = "connections may stay as slow as they were when they were paced"
 
 # With more rules than that it is cheaper to look at all processes.
 _MOST_RULES = 64
@@ -24,6 +27,8 @@ def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:
     Who is killed in it leaves a pin behind, by which the next one sees that there is more to do.
     """
     warnings: list[str] = []
+    if maps is None and programs.has_pacing_links():
+        warnings = [f"{_MAY_STAY_SLOW}: the pinned maps, which know them, are not all there"]
     if maps is not None:
         begun = programs.has_pacing_links() or maps.control().pacing == PACING_ON
         maps.set_pacing(pacing)
@@ -38,17 +43,20 @@ def _release(maps: Maps) -> list[str]:
     """In one pass of the kernel where it can; and what no namespace leads to (its process went on to another one, or it
     is closed and will connect again) by its descriptor.
     """
-    problems = settle.settle() if settle.can_settle() else [""]
-    left = settle.release_one_by_one(maps)
-    if not problems:  # where the kernel lends no sockets, there is most likely none left to borrow
-        return []
-    return [f"connections may stay as slow as they were when they were paced: {text}" for text in left]
+    settles = settle.can_settle()
+    problems = settle.settle() if settles else []
+    try:
+        problems += settle.release_one_by_one(maps)
+    except LimiterError as refusal:
+        if not settles:  # else there is most likely none left to borrow
+            problems.append(str(refusal))
+    return [f"{_MAY_STAY_SLOW}: {text}" for text in problems]
 
 
 def follow(pids: t.Iterable[int] | None) -> list[str]:
     """After a change of rules, members or processes: their open connections follow at once. Returns warnings."""
     return [
-        f"open connections follow this change within two round trips of their own instead of at once: {text}"
+        f"open connections may follow this change only with their next packets, or stay with the token bucket: {text}"
         for text in settle.settle(pids)
     ]
 

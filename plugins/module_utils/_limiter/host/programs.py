@@ -104,7 +104,9 @@ class Programs:
                 paced = pacing and objects.PACE not in refused
                 if paced:
                     maps.set_pacing(layout.PACING_ON)
-                elif before.pacing != layout.PACING_ON and not self.has_pacing_links():
+                elif before.pacing == layout.PACING_ON:
+                    maps.set_pacing(layout.PACING_OFF)  # who is killed now leaves links by which the next one sees it
+                elif not self.has_pacing_links():
                     maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
                 self._attach(program_fd, cgroup_fd, cgroup)
             except BaseException:

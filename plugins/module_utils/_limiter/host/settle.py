@@ -109,7 +109,8 @@ def _run() -> None:
 def release_one_by_one(maps: Maps) -> list[str]:
     """Gives every socket of every process that was told how fast to send the rate back that its process wants.
 
-    Returns why it failed somewhere. Not reached: what waits to be accepted.
+    Returns why it failed somewhere. Not reached: what waits to be accepted. LimiterError ``no_pidfd`` where the kernel
+    lends no socket at all.
     """
     problems: dict[str, None] = {}
     settled: set[int] = set()
@@ -131,7 +132,7 @@ def release_one_by_one(maps: Maps) -> list[str]:
             except (OSError, LimiterError) as error:
                 problems[f"a socket of process {pid}: {error}"] = None
     if refusal is not None and not lends:  # else it is one process that is not ours to look at
-        problems[str(refusal)] = None
+        raise refusal
     return list(problems)
 
 
