@@ -29,7 +29,6 @@ import bpf
 HERE = Path(__file__).resolve().parent
 EVICT_BYTES = 8 << 20
 BATCH = 100  # packets a system call, so that what is hot is the kernel and not this program
-SEGMENT = 1000  # bytes
 LIMIT = 125_000_000  # bytes per second, never reached: what is measured is the way of a packet that passes
 RULES = (1, 10_000)
 Stored = dict[str, Any]
@@ -71,7 +70,7 @@ class Datagrams:
 
 
 class Segments:
-    """Segments of data on a TCP connection, each sent at once. Those below 128 bytes read the clock once more."""
+    """Segments of one byte on a TCP connection, each sent at once."""
 
     def __init__(self) -> None:
         with in_cgroup(dataplane.cgroup2()):
@@ -83,8 +82,8 @@ class Segments:
 
     def send(self, packets: int) -> None:
         for _packet in range(packets):
-            self.sender.send(bytes(SEGMENT))
-        self.receiver.recv(packets * SEGMENT, socket.MSG_WAITALL)
+            self.sender.send(b"x")
+        self.receiver.recv(BATCH)
 
     close = Datagrams.close
 
