@@ -10,31 +10,6 @@
 #include "pacing.h"
 #include "wire.h"
 
-/* One rule's answer. `pacing`: its connection's, NULL where it has none; `place`: of the rule among the connection's. */
-static __always_inline enum verdict charge_state_locked(struct rate_limit_state *state,
-							struct rate_limit_pacing *pacing, int place,
-							const struct packet *packet, __u64 now, bool paces)
-{
-	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-	struct fair_share_mark *mark = pacing ? &pacing->marks[place] : NULL;
-	enum verdict verdict;
-
-	token_bucket_refill(state, state->rate, state->bucket, now);
-	if (!paces)
-		return verdict_take(state, &thresholds, packet);
-	fair_share_advance(state, now);
-	fair_share_hear(&state->fair, packet->round_trip_ns);
-	fair_share_guard(&state->fair, packet, now, &thresholds);
-	verdict = verdict_take(state, &thresholds, packet);
-	if (!packet->tcp)
-		fair_share_foreign(&state->fair, packet);
-	else if (verdict == VERDICT_DROP)
-		fair_share_refused(&state->fair, mark, packet, now);
-	else
-		fair_share_sent(&state->fair, mark, packet, now);
-	return verdict;
-}
-
 /*
  * Charges the rule that is the `place`th of its socket: a verdict, or 0 where it limits nothing. This and the others that
  * are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of what
@@ -67,7 +42,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 		packet.starved = pacing_starved(pacing, now);
 	}
 	bpf_spin_lock(&state->lock);
-	verdict = charge_state_locked(state, pacing, place, &packet, now, paces);
+	verdict = fair_share_charge(state, pacing ? &pacing->marks[place] : NULL, &packet, now, paces);
 	share = state->fair.share;
 	bpf_spin_unlock(&state->lock);
 	if (!pacing)

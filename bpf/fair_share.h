@@ -352,4 +352,27 @@ static __always_inline void fair_share_guard(const struct fair_share *fair, cons
 	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
+
+/* One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told. */
+static __always_inline enum verdict fair_share_charge(struct rate_limit_state *state, struct fair_share_mark *mark,
+						      const struct packet *packet, __u64 now, bool paces)
+{
+	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
+	enum verdict verdict;
+
+	token_bucket_refill(state, state->rate, state->bucket, now);
+	if (!paces)
+		return verdict_take(state, &thresholds, packet);
+	fair_share_advance(state, now);
+	fair_share_hear(&state->fair, packet->round_trip_ns);
+	fair_share_guard(&state->fair, packet, now, &thresholds);
+	verdict = verdict_take(state, &thresholds, packet);
+	if (!packet->tcp)
+		fair_share_foreign(&state->fair, packet);
+	else if (verdict == VERDICT_DROP)
+		fair_share_refused(&state->fair, mark, packet, now);
+	else
+		fair_share_sent(&state->fair, mark, packet, now);
+	return verdict;
+}
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * One rule: the program's own headers in the order in which bpf/charge.h and
- * bpf/pacing.h use them, and a meter of what passes, that knows nothing of them.
+ * One rule: the program's own fair_share_charge() decides, and a meter of what
+ * passes knows nothing of it.
  */
 #ifndef SIMULATION_LIMITER_H
 #define SIMULATION_LIMITER_H
@@ -68,21 +68,8 @@ static enum verdict limiter_charge(struct limiter *limiter, struct fair_share_ma
 				   uint64_t time)
 {
 	struct rate_limit_state *state = &limiter->state;
-	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-	uint64_t now = limiter_clock(limiter, time);
-	enum verdict verdict;
+	enum verdict verdict = fair_share_charge(state, mark, packet, limiter_clock(limiter, time), true);
 
-	token_bucket_refill(state, state->rate, state->bucket, now);
-	fair_share_advance(state, now);
-	fair_share_hear(&state->fair, packet->round_trip_ns);
-	fair_share_guard(&state->fair, packet, now, &thresholds);
-	verdict = verdict_take(state, &thresholds, packet);
-	if (!packet->tcp)
-		fair_share_foreign(&state->fair, packet);
-	else if (verdict == VERDICT_DROP)
-		fair_share_refused(&state->fair, mark, packet, now);
-	else
-		fair_share_sent(&state->fair, mark, packet, now);
 	if (verdict == VERDICT_DROP) {
 		limiter->bin->drops += packet->tcp;
 		return verdict;
