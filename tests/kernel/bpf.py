@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bpf(2) calls that tests and benchmarks need, without a library: pinned objects, entries, run-time statistics."""
+"""What tests and benchmarks need of bpf(2): pinned objects, entries, run-time statistics; and of libbpf: objects.
+
+Both by ctypes, so that neither depends on the binding that the collection ships.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import os
 import platform
+import re
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
@@ -34,10 +42,10 @@ def open_pin(path: str) -> int:
 
 
 class Map:
-    """A pinned map, its keys and values as bytes."""
+    """A map, pinned or by a descriptor that is its own from then on; its keys and values as bytes."""
 
-    def __init__(self, path: str, value_size: int) -> None:
-        self.descriptor = open_pin(path)
+    def __init__(self, place: str | int, value_size: int) -> None:
+        self.descriptor = open_pin(place) if isinstance(place, str) else place
         self.value_size = value_size
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
@@ -100,3 +108,140 @@ def cost(program: int) -> Cost:
 def enable_statistics() -> int:
     """Kernel 5.8: programs are timed for as long as the returned descriptor is open."""
     return _call(_ENABLE_STATS, struct.pack("=I", 0))
+
+
+# ---- objects
+
+
+class Verified(NamedTuple):
+    """What a program came to on this kernel: instructions that the verifier walked, and bytes of its own and the
+    processor's code.
+    """
+
+    instructions: int
+    xlated: int
+    jited: int
+
+
+_LOG_BYTES = 1 << 20
+_STATISTICS = 4  # BPF_LOG_STATS, kernel 5.2
+_SAY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+@functools.cache
+def _libbpf() -> ctypes.CDLL:
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    for name in (
+        "bpf_object__open_file",
+        "bpf_object__next_program",
+        "bpf_object__find_program_by_name",
+        "bpf_object__find_map_by_name",
+        "bpf_program__name",
+        "libbpf_set_print",
+    ):
+        getattr(library, name).restype = ctypes.c_void_p
+    return library
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[list[str]]:
+    """What libbpf says meanwhile. Who else uses it in this process gets his own print function back."""
+    lines: list[str] = []
+    buffer = ctypes.create_string_buffer(_LOG_BYTES)
+
+    def say(level: int, form: int, arguments: int) -> int:
+        if level < 2:  # not LIBBPF_DEBUG
+            _libc.vsnprintf(buffer, ctypes.c_size_t(_LOG_BYTES), ctypes.c_void_p(form), ctypes.c_void_p(arguments))
+            lines.extend(buffer.value.decode("utf-8", "replace").splitlines())
+        return 0
+
+    ours = _SAY(say)
+    theirs = _libbpf().libbpf_set_print(ours)
+    try:
+        yield lines
+    finally:
+        _libbpf().libbpf_set_print(ctypes.c_void_p(theirs))
+
+
+class Object:
+    """A BPF object. Nothing of it is pinned. OSError, with libbpf's words, where it cannot be opened or loaded."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._log = str(path), ctypes.create_string_buffer(1)
+        with _said() as lines:
+            opened = _libbpf().bpf_object__open_file(os.fsencode(path), None)
+        if not opened:
+            raise OSError(ctypes.get_errno(), "\n".join(lines), self._path)
+        self._object = ctypes.c_void_p(opened)
+
+    @property
+    def programs(self) -> list[str]:
+        """The names of its programs, loaded or not."""
+        return [name for name, _program in self._programs()]
+
+    def load(self, *programs: str, log_level: int = 0) -> None:
+        """Loads these programs and all maps. With a log level, what the verifier says is in `log`."""
+        for name, program in self._programs():
+            if name not in programs:
+                _libbpf().bpf_program__set_autoload(program, ctypes.c_bool(False))
+            elif log_level:
+                self._log = ctypes.create_string_buffer(_LOG_BYTES)
+                _libbpf().bpf_program__set_log_buf(program, self._log, ctypes.c_size_t(_LOG_BYTES))
+                _libbpf().bpf_program__set_log_level(program, log_level)
+        with _said() as lines:
+            error = -_libbpf().bpf_object__load(self._object)
+        if error:
+            raise OSError(error, "\n".join(lines[-25:]), self._path)
+
+    @property
+    def log(self) -> str:
+        """The verifier's, where a level was asked for."""
+        return self._log.value.decode("utf-8", "replace")
+
+    def program(self, name: str) -> int:
+        """A descriptor of one of its programs, which the caller closes; it outlives the object."""
+        return self._descriptor("program", name)
+
+    def map(self, name: str, value_size: int) -> Map:
+        """One of its maps, which the caller closes; it outlives the object."""
+        return Map(self._descriptor("map", name), value_size)
+
+    def __enter__(self) -> Object:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _libbpf().bpf_object__close(self._object)
+
+    def _descriptor(self, kind: str, name: str) -> int:
+        found = getattr(_libbpf(), f"bpf_object__find_{kind}_by_name")(self._object, name.encode())
+        if not found:
+            raise KeyError(f"{self._path} has no {kind} {name}")
+        return os.dup(getattr(_libbpf(), f"bpf_{kind}__fd")(ctypes.c_void_p(found)))
+
+    def _programs(self) -> Iterator[tuple[str, ctypes.c_void_p]]:
+        program = None
+        while program := _libbpf().bpf_object__next_program(self._object, ctypes.c_void_p(program)):
+            name = ctypes.string_at(_libbpf().bpf_program__name(ctypes.c_void_p(program))).decode()
+            yield name, ctypes.c_void_p(program)
+
+
+def verified(path: str | Path) -> dict[str, Verified | None]:
+    """What each program of an object came to on this kernel; None for one that it refuses."""
+    found: dict[str, Verified | None] = {}
+    with Object(path) as opened:
+        names = opened.programs
+    for name in names:
+        with Object(path) as opened:
+            try:
+                opened.load(name, log_level=_STATISTICS)
+            except OSError:
+                found[name] = None
+                continue
+            (instructions,) = re.findall(r"processed (\d+) insns", opened.log)
+            program = opened.program(name)
+        info = ctypes.create_string_buffer(256)
+        _call(_OBJECT_INFO, struct.pack("=IIQ", program, 256, ctypes.addressof(info)))
+        os.close(program)
+        jited, xlated = struct.unpack_from("=II", info, 16)
+        found[name] = Verified(int(instructions), xlated, jited)
+    return found
