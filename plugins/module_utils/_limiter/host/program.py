@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Program
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, pacing, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Program
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, memory, pacing, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 
 
@@ -126,6 +127,7 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         )
     before = host.programs.current()
     wanted = choose_object(host, prebuilt)
+    remembered, warnings = memory.read()
     if (
         before is not None
         and (before.identity, before.cgroup) == (wanted.identity, cgroup)
@@ -134,16 +136,42 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         and not reload
         and not host.programs.unfinished()
     ):
-        return Change(before, wanted.identity, cgroup, before.pacing, (), (), ())
+        if remembered.settling and not check:
+            warnings += pacing.follow(None)
+            _settled(remembered)
+        return Change(before, wanted.identity, cgroup, before.pacing, (), (), tuple(warnings))
     if check:
         refused = paced and host.programs.refuses_pacing(cgroup)
         after = "refused" if refused else "on" if paced else "off"
-        return Change(
-            before, wanted.identity, cgroup, after, tuple(would_load(host, wanted, cgroup, paced).done), (), ()
-        )
-    loaded = load(host, wanted, cgroup, paced)
+        done = tuple(would_load(host, wanted, cgroup, paced).done)
+        return Change(before, wanted.identity, cgroup, after, done, (), tuple(warnings))
+    with _settling(remembered):
+        loaded = load(host, wanted, cgroup, paced)
     now = host.programs.current()
-    return Change(before, wanted.identity, cgroup, now and now.pacing, tuple(loaded.done), (), tuple(loaded.warnings))
+    warnings += loaded.warnings
+    return Change(before, wanted.identity, cgroup, now and now.pacing, tuple(loaded.done), (), tuple(warnings))
+
+
+@contextlib.contextmanager
+def _settling(remembered: Memory) -> t.Iterator[None]:
+    """Written down before anything is done: from the new program on, sockets that are open already have to be settled.
+    Who is killed before they are leaves that to the next run, of whatever module.
+    """
+    if not remembered.settling:
+        memory.write(remembered._replace(settling=True))
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(LimiterError, OSError):
+            pacing.follow(None)  # what was undone may have lasted long enough to be seen by some
+            _settled(remembered)
+        raise
+    _settled(remembered)
+
+
+def _settled(remembered: Memory) -> None:
+    """But for processes that a rule task was moving: the next one binds their sockets, and has to settle them again."""
+    memory.write(remembered._replace(settling=bool(remembered.unsettled)))
 
 
 def detach(host: Host, check: bool) -> Change:

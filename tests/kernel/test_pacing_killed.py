@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A task that is killed while sockets begin or cease to be paced: the next one that changes something, whatever it is,
+completes it, and until then speed_limit_info says it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Callable
+from unittest import mock
+
+import limiter
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, settle
+from children import until
+from faults import End, Fault, run_with
+from limiter import Sender, rule
+
+NO_STEP = -1  # of run_with's own faults
+
+
+@pytest.fixture(autouse=True)
+def a_clean_host() -> Iterator[None]:
+    with limiter.clean_host():
+        yield
+
+
+@contextlib.contextmanager
+def unpaced_sender() -> Iterator[Sender]:
+    """A process in the rule `web` on a host that does not pace, with a connection that never was paced."""
+    limiter.program(pacing=False)
+    with limiter.senders("/home") as (one,):
+        rule(name="web", pid=one.pid, rate="1m")
+        yield one
+        rule(name="web", state="absent")
+
+
+def killed_in(module: ModuleType, function: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Runs a module's work in a child process that is killed where this function is called."""
+    with mock.patch.object(module, function, lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)):
+        assert run_with(Fault.KILLED, NO_STEP, work)[0] is End.KILLED
+
+
+def the_same_rule() -> dict[str, Any]:
+    return rule(name="web", rate="1m")
+
+
+def pacing() -> dict[str, Any]:
+    found: dict[str, Any] = limiter.info(gather=["program"])["program"]["pacing"]
+    return found
+
+
+NEXT: dict[str, Callable[[], dict[str, Any]]] = {
+    "a rule task that changes nothing": the_same_rule,
+    "a list of rules": lambda: limiter.rules({"name": "web", "rate": "1m"}),
+    "a purge of what is stale": lambda: limiter.purge("stale"),
+}
+
+
+@pytest.mark.parametrize("following", NEXT.values(), ids=list(NEXT))
+def test_what_a_killed_load_has_not_settled_is_settled_by_the_next_task(
+    following: Callable[[], dict[str, Any]],
+) -> None:
+    with unpaced_sender() as sender:
+        killed_in(settle, "settle", limiter.program)
+        assert pacing()["state"] == "on"
+        following()
+        assert not memory.read()[0].settling
+        until(lambda: bool(sender.charged("tcp")) and sender.is_paced())
+
+
+def test_what_a_killed_task_has_not_settled_is_settled_by_a_program_task_that_changes_nothing() -> None:
+    with unpaced_sender() as sender:
+        limiter.program()
+        killed_in(settle, "settle", lambda: rule(name="web", rate="2m"))
+        assert memory.read()[0].settling
+        assert limiter.program()["changed"] is False
+        assert not memory.read()[0].settling
+        until(lambda: bool(sender.charged("tcp")) and sender.is_paced())
