@@ -8,9 +8,12 @@ Commands run through ``run_command``, which is AnsibleModule's: (list of argumen
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import typing as t
@@ -26,6 +29,7 @@ OBJECT = "/usr/lib/speed_limiter/limiter.bpf.o"
 STAMP = f"{OBJECT}.json"  # what OBJECT was built from; written after it
 
 MAIN_SOURCE = "limiter.bpf.c"
+OLDEST_CLANG = 12  # the first that tells the program which helpers a kernel has (__builtin_preserve_enum_value)
 # v3: the newest instruction set that kernel 5.10 has.
 FLAGS = ("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall")
 # As libbpf's bpf_tracing.h calls them.
@@ -39,6 +43,7 @@ _ARCHITECTURES = {
     "riscv64": "riscv",
     "loongarch64": "loongarch",
 }
+_SEARCHED = ("/usr/local/bin", "/usr/bin")
 _ELSEWHERE = "or build the object on another host and name it with the option object (the role setup can do that)"
 
 
@@ -52,23 +57,45 @@ class Inputs(t.NamedTuple):
 
 def inputs(run_command: RunCommand) -> Inputs:
     """What an object would be built from now. Raises LimiterError: ``no_compiler``, ``no_btf``."""
-    compiler = _find("clang")
-    if compiler is None:
-        raise LimiterError(
-            "no_compiler",
-            "the BPF program cannot be compiled",
-            "clang is not installed",
-            "Install clang and libbpf-dev (Debian, Ubuntu) or clang and libbpf-devel (Fedora, RHEL, SUSE), "
-            f"{_ELSEWHERE}",
-        )
-    code, version, errors = run_command([compiler, "--version"], check_rc=False)
-    if code != 0:
-        raise LimiterError("no_compiler", f"{compiler} does not run", errors.strip(), f"Repair it, {_ELSEWHERE}")
+    compiler, version = find_compiler(run_command)
     architecture = os.uname().machine
     digest = hashlib.sha256()
     for part in (version, _btf_digest(), architecture, " ".join(FLAGS), *_source_parts()):
         digest.update(part.encode() + b"\0")
     return Inputs(f"source:{digest.hexdigest()[:48]}", compiler, architecture)
+
+
+def find_compiler(run_command: RunCommand) -> tuple[str, str]:
+    """The path of clang, and what it says of its version. Raises LimiterError ``no_compiler``.
+
+    `clang`, or where that is too old or not there the newest that has a number in its name, as Debian 11 has them.
+    """
+    unfit: list[str] = []
+    for name in itertools.chain(["clang"], _numbered_compilers()):
+        compiler = _find(name)
+        if compiler is None:
+            continue
+        code, version, errors = run_command([compiler, "--version"], check_rc=False)
+        if code != 0:
+            unfit.append(f"{compiler} does not run: {errors.strip()}")
+            continue
+        number = re.search(r"clang version (\d+)", version)
+        if number is None or int(number.group(1)) >= OLDEST_CLANG:
+            return compiler, version
+        unfit.append(f"{compiler} is {number.group()}, {OLDEST_CLANG} or newer is needed")
+    raise LimiterError(
+        "no_compiler",
+        "the BPF program cannot be compiled",
+        "; ".join(unfit) or "clang is not installed",
+        "Install clang (on Debian 11 clang-13) and libbpf-dev (Debian, Ubuntu) or clang and libbpf-devel (Fedora, "
+        f"RHEL, SUSE), {_ELSEWHERE}",
+    )
+
+
+def _numbered_compilers() -> t.Iterator[str]:
+    """The newest first. A generator: where `clang` will do, the directories are not read."""
+    names = {os.path.basename(path) for directory in _SEARCHED for path in glob.glob(f"{directory}/clang-[0-9]*")}
+    yield from sorted((name for name in names if name[6:].isdigit()), key=lambda name: int(name[6:]), reverse=True)
 
 
 def up_to_date(wanted: Inputs) -> bool:
@@ -190,7 +217,9 @@ def _compile(run_command: RunCommand, made: Inputs, output: str) -> None:
     said = "\n".join((errors or out).strip().splitlines()[-20:])
     if "bpf/bpf_helpers.h" in said and "not found" in said:
         raise _no_headers()
-    remedy = f"clang 11 or newer is needed; the source is in {SOURCE_DIR}"
+    remedy = (
+        f"clang {OLDEST_CLANG} or newer and libbpf's headers of 1.0 or newer are needed; the source is in {SOURCE_DIR}"
+    )
     raise LimiterError("compile_failed", f"{made.compiler} did not compile {source}", said, remedy)
 
 
