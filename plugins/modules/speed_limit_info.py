@@ -92,6 +92,14 @@ host:
       description: Whether bpffs is mounted.
       type: bool
       returned: success
+    sockets:
+      description:
+        - Whether a socket that is opened now belongs to the cgroup of its process, without which no rule limits it.
+          V(lost) on a kernel before 5.15 on which a program has used net_cls or net_prio of cgroup v1 since it booted,
+          V(suspected) where that is likely, V(unknown) where it can't be tried. Else V(kept).
+      type: str
+      returned: success
+      sample: kept
     libbpf:
       description: Version of libbpf.
       type: str
@@ -108,7 +116,7 @@ host:
       returned: success
       sample: /usr/bin/python3
     missing:
-      description: What is missing, one sentence each.
+      description: What is missing, or keeps rules from limiting; each with what helps.
       type: list
       elements: str
       returned: success
@@ -192,7 +200,8 @@ rules:
         mode:
           description:
             - V(paced) where TCP connections send at their fair share by themselves, and the token bucket guards it and
-              limits all else; V(token_bucket) where it alone limits; V(none) where nothing does.
+              limits all else; V(token_bucket) where it alone limits; V(none) where nothing does, or nothing of
+              what is opened from now on.
           type: str
           returned: success
           sample: paced

@@ -218,6 +218,14 @@ program:
   elements: str
   returned: success
   sample: ["loaded /usr/lib/speed_limiter/limiter.bpf.o, attached to /"]
+unenforced:
+  description:
+    - Why the rule limits less than it says, or nothing, on this host, though all was made as wanted; each is
+      a warning, too. Empty where nothing speaks against it.
+  type: list
+  elements: str
+  returned: success
+  sample: []
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -239,6 +247,7 @@ def work(module: AnsibleModule) -> Result:
         "rule": done.after.get(name),
         "previous": done.before.get(name),
         "program": list(done.program),
+        "unenforced": list(done.unenforced),
         "warnings": done.warnings,
         **selection(target),
     }

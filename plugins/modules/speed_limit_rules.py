@@ -169,6 +169,14 @@ program:
   elements: str
   returned: success
   sample: ["loaded /usr/lib/speed_limiter/limiter.bpf.o, attached to /"]
+unenforced:
+  description:
+    - Why rules limit less than they say, or nothing, on this host, though all was made as wanted; each is
+      a warning, too. Empty where nothing speaks against it.
+  type: list
+  elements: str
+  returned: success
+  sample: []
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -213,6 +221,7 @@ def work(module: AnsibleModule) -> Result:
             name: found["skipped_processes"] for name, found in selections.items() if found["skipped_processes"]
         },
         "program": list(done.program),
+        "unenforced": list(done.unenforced),
         "warnings": done.warnings,
     }
 

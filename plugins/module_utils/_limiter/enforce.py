@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import typing as t
 
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
     Counters,
     Request,
@@ -15,6 +17,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Target,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import MANAGED, Plan, plan
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import Applied, apply
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
@@ -31,6 +34,7 @@ LOCK_SECONDS = 120.0
 class Done(t.NamedTuple):
     plan: Plan
     warnings: tuple[str, ...]
+    unenforced: tuple[str, ...]  # why rules that are there do not limit, or not all; of the warnings
     program: tuple[str, ...]  # what was done, or would be, to have a program loaded
     before: t.Mapping[str, Facts]  # the rules that change, as they were
     after: t.Mapping[str, Facts]  # and as they are
@@ -52,18 +56,38 @@ def enforce(
         else:
             applied = apply(host, made, state.memory)
         after = {name: facts(host, made.rules[name], look=not check) for name in names if name in made.rules}
-        idle = unenforced(host, made)
-    return Done(made, (*seen, *made.warnings, *applied.warnings, *idle), applied.program, before, after)
+        idle = tuple(unenforced(host, made, check))
+    return Done(made, (*seen, *made.warnings, *applied.warnings, *idle), idle, applied.program, before, after)
 
 
-def unenforced(host: Host, made: Plan) -> list[str]:
-    """Warnings of what the targets limit and the program does not see: it is attached elsewhere, or switched off below.
+def unenforced(host: Host, made: Plan, check: bool) -> list[str]:
+    """Why the targets are not limited though their rules are there, or will be.
+
+    No failure: what the rules do see is limited (connections that are older, say), and they are as they were wanted.
+    """
+    present = [rule for rule in (made.rules.get(target.name or "") for target in made.targets) if rule]
+    lost = socket_association(host, [rule.name for rule in present], locked=not check) if present else None
+    warning = lost.warning(os.uname().release) if lost else None
+    return [*([warning] if warning else []), *_unseen(host, present)]
+
+
+def socket_association(host: Host, rules: t.Iterable[str], locked: bool) -> Association:
+    """Whether new sockets belong to a cgroup; it may be tried in those of these rules. ``locked``: we hold the lock."""
+    guard = contextlib.nullcontext if locked else _lock_if_free
+    return association.look(host.cgroups, [host.cgroups.rule_cgroup(name) for name in rules], guard)
+
+
+def _lock_if_free() -> contextlib.AbstractContextManager[None]:
+    return host_lock(0.0)
+
+
+def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
+    """What the program does not see: it is attached elsewhere, or switched off below.
 
     A program that someone attaches without BPF_F_ALLOW_MULTI runs instead of those above it.
     """
     if host.programs.current() is None:
         return []
-    present = [rule for rule in (made.rules.get(target.name or "") for target in made.targets) if rule]
     places = {member for rule in present for member in rule.members}
     if any(rule.pids or not rule.members for rule in present):
         places.add(MANAGED)

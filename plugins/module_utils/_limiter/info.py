@@ -8,22 +8,25 @@ comes.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association, pacing
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Program, Rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import Facts, facts
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import (
-    build,
-    kernel,
-    pins,
-    processes,
-    settle,
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import (
+    Facts,
+    facts,
+    socket_association,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins, processes, settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.association import (
+    look as look_at_sockets,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
@@ -49,6 +52,20 @@ class Info:
         self.cgroups = self._try(Cgroups.find)
         self.library = self._try(load)
         self.host = self._try(lambda: Host.open(run_command)) if self.cgroups and self.library else None
+        self.sockets = self._sockets()
+
+    def _sockets(self) -> Association:
+        """Whether new sockets belong to a cgroup, which is warned of whatever is asked for."""
+        if self.cgroups is None:
+            return Association(association.UNKNOWN)
+        if self.host is None:
+            found = look_at_sockets(self.cgroups)
+        else:
+            found = socket_association(self.host, self.cgroups.rule_names()[:1], locked=False)
+        warning = found.warning(os.uname().release)
+        if warning:
+            self.warnings.append(warning)
+        return found
 
     def _try(self, look: t.Callable[[], T]) -> T | None:
         try:
@@ -64,6 +81,9 @@ class Info:
             self.missing.append(f"the kernel is {release}: 5.10 or newer is needed.")
         if not os.path.exists(_BTF):
             self.missing.append(f"{_BTF} does not exist: the kernel was built without CONFIG_DEBUG_INFO_BTF.")
+        sockets = self.sockets.warning(release)
+        if sockets:
+            self.missing.append(sockets)
         if not pins.is_mounted():
             self.missing.append(
                 f"bpffs is not mounted at {pins.BPFFS}: the first rule task, or the role setup, mounts it."
@@ -73,8 +93,7 @@ class Info:
         compiler = self._compiler()
         if compiler is None:
             self.missing.append(
-                f"clang {build.OLDEST_CLANG} or newer is not installed: only building the program needs it; "
-                "an object built elsewhere does as well."
+                "clang is not installed: only building the program needs it; an object built elsewhere does as well."
             )
         return {
             "kernel": release,
@@ -82,6 +101,7 @@ class Info:
             "cgroup2": self.cgroups.mount if self.cgroups else None,
             "btf": os.path.exists(_BTF),
             "bpffs": pins.is_mounted(),
+            "sockets": self.sockets.state,
             "libbpf": ".".join(str(part) for part in self.library.version()) if self.library else None,
             "clang": compiler,
             "interpreter": sys.executable,
@@ -89,10 +109,10 @@ class Info:
         }
 
     def _compiler(self) -> str | None:
-        try:
-            return build.find_compiler(self.run_command)[1].partition("\n")[0]
-        except LimiterError:
+        if shutil.which("clang") is None:
             return None
+        code, out, _err = self.run_command(["clang", "--version"])
+        return out.splitlines()[0] if code == 0 and out else None
 
     def program(self) -> Facts | None:
         """The program that is attached, or None."""
@@ -139,7 +159,10 @@ class Info:
     def _pacing(self, ability: pacing.Ability, rule: Rule) -> Facts:
         maps = self.host.maps if self.host else None
         seen = maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None
-        return pacing.of_rule(ability, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
+        found = pacing.of_rule(ability, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
+        if self.sockets.state == association.LOST:
+            return {**found, "mode": "none", "reason": association.NOT_LIMITED}
+        return found
 
     def processes(self) -> list[Facts]:
         """The processes that are in rules' own cgroups, or the one that was asked for."""

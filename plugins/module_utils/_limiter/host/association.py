@@ -1,0 +1,180 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tries whether sockets that are opened now belong to a cgroup: see core/association.py.
+
+A new socket of our own is looked up through sock_diag(7), which has told the id of a socket's cgroup since Linux 5.9.
+That takes a tenth of a millisecond, and nothing is sent. The kernel may load its module udp_diag for it, as for ss(8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import struct
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_INET_DIAG_CGROUP_ID = 21
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 before its struct inet_diag_sockid
+_ANSWER_SIZE = 72  # struct inet_diag_msg
+_ANY_COOKIE = b"\xff" * 8
+_LOOPBACK = socket.inet_aton("127.0.0.1") + bytes(12)
+
+_TIMEOUT = 1.0  # seconds; the kernel answers at once
+_MOST_CGROUPS = 1000  # of cgroup v1, that are looked through for values
+_SAID = b"disabling cgroup2 socket matching"
+
+
+def look(
+    cgroups: Cgroups,
+    inside: t.Sequence[str] = (),
+    guard: t.Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Association:
+    """What is known of this host's sockets. ``inside``: cgroups in one of which a child process may try it, which is
+    needed where this process itself is in the root, whose sockets tell nothing; ``guard`` keeps others from removing
+    them meanwhile, or raises LimiterError.
+    """
+    if not association.can_be_lost(kernel.version(), controllers()):
+        return Association(association.KEPT)
+    state = try_here(cgroups)
+    there = [cgroup for cgroup in inside if cgroups.exists(cgroup)] if state == association.UNKNOWN else []
+    if there:
+        with contextlib.suppress(LimiterError, OSError), guard():
+            state = _try_inside(cgroups, there[0])
+    if state == association.LOST:
+        return Association(state, "a socket that was opened to try it has no cgroup")
+    return Association(state) if state == association.KEPT else _traces()
+
+
+def controllers() -> set[str]:
+    """The controllers of cgroup v1 and v2 that the kernel was built with and that are not disabled."""
+    text = (processes.read_file("/proc/cgroups") or b"").decode("ascii", "replace")
+    rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    return {row[0] for row in rows if len(row) == 4 and row[3] == "1"}
+
+
+def try_here(cgroups: Cgroups) -> str:
+    """By a socket of this very process, wherever it is: KEPT, LOST or UNKNOWN."""
+    own, found = _own_cgroup(cgroups), cgroup_of_new_socket()
+    return association.judge(own, found) if own == _own_cgroup(cgroups) else association.UNKNOWN
+
+
+def _own_cgroup(cgroups: Cgroups) -> int | None:
+    for line in (processes.read_file("/proc/self/cgroup") or b"").splitlines():
+        if line.startswith(b"0::"):
+            return cgroups.identifier(os.fsdecode(line[3:]))
+    return None
+
+
+def cgroup_of_new_socket() -> int | None:
+    """The id of the cgroup that the kernel takes a socket for that is opened now; None where it does not tell.
+
+    It is a UDP socket that is connected to itself, so that nobody else can send to it, and so that it is found: for one
+    that is not, sock_diag takes the two ends for each other.
+    """
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        new = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        new.bind(("127.0.0.1", 0))
+        new.connect(new.getsockname())
+        netlink = stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG))
+        netlink.settimeout(_TIMEOUT)
+        netlink.sendto(_question(new.getsockname()[1]), (0, 0))
+        return _cgroup_id(netlink.recv(65536))
+    return None
+
+
+def _question(port: int) -> bytes:
+    ends = struct.pack("!HH", port, port) + 2 * _LOOPBACK + struct.pack("=I", 0) + _ANY_COOKIE
+    body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_UDP, 0, 0xFFFFFFFF) + ends
+    return _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, 1, 1, 0) + body  # 1: NLM_F_REQUEST
+
+
+def _cgroup_id(answer: bytes) -> int | None:
+    length, kind, _flags, _sequence, _port = _HEADER.unpack_from(answer)
+    if kind != _SOCK_DIAG_BY_FAMILY:  # an error: no module for it, or the socket is hidden from us
+        return None
+    place = _HEADER.size + _ANSWER_SIZE
+    while place + 4 <= min(length, len(answer)):
+        size, attribute = struct.unpack_from("=HH", answer, place)
+        if attribute == _INET_DIAG_CGROUP_ID:
+            return int(struct.unpack_from("=Q", answer, place + 4)[0])
+        place += max(4, (size + 3) & ~3)
+    return None
+
+
+def _try_inside(cgroups: Cgroups, cgroup: str) -> str:
+    """As `try_here`, by a child that goes into the cgroup for it and ends there."""
+    answers = {state[0].encode(): state for state in (association.KEPT, association.LOST)}
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with open(f"{cgroups.absolute(cgroup)}/cgroup.procs", "wb", buffering=0) as file:
+                file.write(b"0")  # the writer itself
+            os.write(writing, try_here(cgroups)[0].encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return answers.get(answer, association.UNKNOWN)
+
+
+def _traces() -> Association:
+    """What a use of the controllers has left, where it could not be tried what came of it."""
+    if _kernel_said_so():
+        return Association(association.LOST, "the kernel's log says so: disabling cgroup2 socket matching")
+    for place in _hierarchies():
+        found = _values(place)
+        if association.used(found.values()):
+            path = next(path for path, value in found.items() if association.used([value]))
+            return Association(association.SUSPECTED, f"{path} has a value, and what came of it could not be tried")
+    return Association(association.UNKNOWN)
+
+
+def _kernel_said_so() -> bool:
+    """By its log, as far as that goes back. Records begin with priority + 8 * facility, which is 0 for the kernel."""
+    with contextlib.suppress(OSError):
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            while True:
+                try:
+                    record = os.read(fd, 8192)
+                except BrokenPipeError:  # this one was overwritten meanwhile
+                    continue
+                if _SAID in record and re.match(rb"[0-7],", record):
+                    return True
+        finally:
+            os.close(fd)
+    return False
+
+
+def _hierarchies() -> list[str]:
+    """Where net_cls and net_prio are mounted."""
+    lines = (processes.read_file("/proc/self/mounts") or b"").decode("utf-8", "replace").splitlines()
+    rows = [line.split(" ") for line in lines]
+    return [row[1] for row in rows if row[2] == "cgroup" and set(association.CONTROLLERS) & set(row[3].split(","))]
+
+
+def _values(hierarchy: str) -> dict[str, str]:
+    """The values in a hierarchy by the paths of their files, of as many cgroups as can be looked through."""
+    found: dict[str, str] = {}
+    for seen, (directory, _below, files) in enumerate(os.walk(hierarchy)):
+        for name in {"net_cls.classid", "net_prio.ifpriomap"} & set(files):
+            path = f"{directory}/{name}"
+            found[path] = (processes.read_file(path) or b"").decode("ascii", "replace")
+        if seen == _MOST_CGROUPS:
+            break
+    return found
