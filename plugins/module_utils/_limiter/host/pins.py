@@ -129,6 +129,15 @@ def ensure() -> list[str]:
     return done
 
 
+def unpin(names: t.Iterable[str]) -> None:
+    """Undoes the pinning of these, and the making of the directory if nothing else is in it."""
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path(name))
+    with contextlib.suppress(OSError):
+        os.rmdir(PIN_DIR)
+
+
 def remove() -> list[str]:
     """Removes our pins, then the directory if nothing else is in it; says what it removed. Raises as `check`.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
@@ -22,12 +21,11 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.h
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
     KernelError,
     Libbpf,
-    closing_fd,
     reason,
 )
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.links import Links, Undo
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 
-_ITERATOR = 28  # BPF_TRACE_ITER
 _PACING = {layout.PACING_OFF: "off", layout.PACING_ON: "on", layout.PACING_REFUSED: "refused"}
 
 
@@ -42,7 +40,7 @@ class Programs:
     """The programs of a host. ``cgroup_mount`` is where cgroup2 is mounted; cgroups are named by their path there."""
 
     def __init__(self, libbpf: Libbpf, cgroup_mount: str) -> None:
-        self._libbpf, self._hooks = libbpf, Hooks(libbpf, cgroup_mount)
+        self._libbpf, self._hooks, self._links = libbpf, Hooks(libbpf, cgroup_mount), Links(libbpf)
 
     def current(self) -> Program | None:
         """The program that limits now; None where none is attached, or where it has lost its pinned maps.
@@ -53,14 +51,14 @@ class Programs:
             maps = stack.enter_context(self._maps())
             if maps is None or not pins.exists(pins.LINK):
                 return None
-            info = self._info(pins.LINK)
+            info = self._links.info(pins.LINK)
             cgroup = self._libbpf.cgroup_path_of(self._hooks.mount, info.cgroup_id) if info.cgroup_id else None
             if cgroup is None:  # the kernel detaches a link when its cgroup goes
                 return None
             control = maps.control()
             known = control.program_id == info.prog_id and control.identity
             pacing = _PACING.get(control.pacing, "off")
-            if pacing == "on" and self._cgroup_id(pins.PACE_LINK) != info.cgroup_id:
+            if pacing == "on" and self._links.cgroup_id(pins.PACE_LINK) != info.cgroup_id:
                 pacing = "off"  # its link is lost, or is still somewhere else
             return Program(control.identity if known else "unknown", cgroup, info.prog_id, info.id, pacing)
 
@@ -75,6 +73,7 @@ class Programs:
         """Makes the object's program the one that limits below ``cgroup``, with the maps and rules that are there.
 
         Without ``pacing``, or where the kernel refuses it, what paced before is left to `pacing.stop`.
+        On any error, and on an interrupt, what was there before is put back.
         Raises LimiterError: as `pins.ensure` and `Maps.open`, ``bad_object`` where the object is not a limiter,
         ``load_failed`` with the verifier's words, ``not_permitted``, ``no_cgroup``, ``exclusive_program``,
         ``too_many_programs``.
@@ -83,7 +82,19 @@ class Programs:
         with self._maps():
             pass  # another version's maps are refused before anything is touched
         self.complete_move()
+        with Undo() as undo:
+            try:
+                loaded = self._load(object_path, identity, cgroup, pacing, undo)
+            except BaseException:
+                undo.all()
+                raise
+        self.complete_move()
+        return loaded
+
+    def _load(self, object_path: str, identity: str, cgroup: str, pacing: bool, undo: Undo) -> Loaded:
         with contextlib.ExitStack() as stack:
+            there = {name for name in pins.MAPS if pins.exists(name)}
+            undo.add(lambda: pins.unpin(name for name in pins.MAPS if name not in there))
             cgroup_fd = stack.enter_context(self._hooks.open_cgroup(cgroup))
             self.refuse_exclusive(cgroup)
             loaded = objects.load(self._libbpf, stack, object_path, pacing)
@@ -92,29 +103,32 @@ class Programs:
             maps = stack.enter_context(self._maps())
             if maps is None:
                 raise KernelError("the pinned maps cannot be opened", errno.ENOENT, "Run the task again")
-            # Written first: no program that a killed run attached stays unknown, unless it had replaced another.
             before = maps.control()
+            undo.add(lambda: self._restore_control(before))
+            # Written first: no program that a killed run attached stays unknown, unless it had replaced another.
             maps.write_control(before._replace(program_id=program_id, identity=identity))
             if maps.members():  # a control map that had to be made again says that there never were any
                 maps.bump_generation()
-            try:
-                # What limits comes last: who finds it need not ask whether the rest was attached.
-                if objects.PACE in loaded.programs:
-                    refused.update(self._attach_pacing(loaded.programs, cgroup_fd, cgroup))
-                paced = pacing and objects.PACE not in refused
-                if paced:
-                    maps.set_pacing(layout.PACING_ON)
-                elif before.pacing == layout.PACING_ON:
-                    maps.set_pacing(layout.PACING_OFF)  # who is killed now leaves links by which the next one sees it
-                elif not self.has_pacing_links():
-                    maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
-                self._attach(program_fd, cgroup_fd, cgroup)
-            except BaseException:
+            # What limits comes last: who finds it need not ask whether the rest was attached.
+            if objects.PACE in loaded.programs:
+                refused.update(self._attach_pacing(loaded.programs, cgroup_fd, cgroup, undo))
+            paced = pacing and objects.PACE not in refused
+            if paced:
+                maps.set_pacing(layout.PACING_ON)
+            elif before.pacing == layout.PACING_ON:
+                maps.set_pacing(layout.PACING_OFF)  # who is killed now leaves links by which the next one sees it
+            elif not self.has_pacing_links():
+                maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
+            self._attach(program_fd, cgroup_fd, cgroup, undo)
+        return Loaded(paced, _refusals(refused))
+
+    def _restore_control(self, before: layout.Control) -> None:
+        """All but what only ever goes forward: the generation, and whether sockets were bound."""
+        with self._maps() as maps:
+            if maps is not None:
+                maps.set_pacing(before.pacing)  # with a new generation, if it is another one
                 now = maps.control()
                 maps.write_control(before._replace(generation=now.generation, bound_sockets=now.bound_sockets))
-                raise
-            self.complete_move()
-        return Loaded(paced, _refusals(refused))
 
     def check_object(self, path: str) -> None:
         """What can be known of an object without loading it. Raises LimiterError ``bad_object``."""
@@ -127,7 +141,7 @@ class Programs:
         pins.check(self._libbpf)
         names = [name for name in pins.LINKS if pins.exists(name)]
         for name in names:
-            self._remove(name)
+            self._links.remove(name)
         return bool(names)
 
     def has_pacing_links(self) -> bool:
@@ -138,12 +152,12 @@ class Programs:
         """Nothing paces sockets any more; the pins stay until they are released (`unpin_pacing`)."""
         for name in (pins.NEW_PACE_LINK, pins.PACE_LINK):
             if pins.exists(name):
-                self._detach(name)
+                self._links.detach(name)
 
     def unpin_pacing(self) -> None:
         for name in _PACING_LINKS:
             if pins.exists(name):
-                self._remove(name)
+                self._links.remove(name)
 
     def remove_maps(self) -> list[str]:
         """Removes the pins, links included, and their directory where it is empty then; says what it removed."""
@@ -152,15 +166,16 @@ class Programs:
 
     def on_hook(self, cgroup: str) -> list[dict[str, t.Any]]:
         """Every program that runs for a packet that a socket of ``cgroup`` sends: see `Hooks.on_egress`."""
-        ours = {self._info(name).prog_id for name in (pins.LINK, pins.NEW_LINK) if pins.exists(name)}
+        ours = {self._links.info(name).prog_id for name in (pins.LINK, pins.NEW_LINK) if pins.exists(name)}
         return self._hooks.on_egress(cgroup, ours)
 
     def complete_move(self) -> None:
         """A run that moved the attach point was killed: what it attached takes the old link's place."""
-        self._complete(pins.LINK, pins.NEW_LINK)
-        if pins.exists(pins.NEW_PACE_LINK) and self._cgroup_id(pins.NEW_PACE_LINK) != self._cgroup_id(pins.LINK):
-            self._remove(pins.NEW_PACE_LINK)  # what limits was not moved yet
-        self._complete(pins.PACE_LINK, pins.NEW_PACE_LINK)
+        links = self._links
+        links.complete(pins.LINK, pins.NEW_LINK)
+        if pins.exists(pins.NEW_PACE_LINK) and links.cgroup_id(pins.NEW_PACE_LINK) != links.cgroup_id(pins.LINK):
+            links.remove(pins.NEW_PACE_LINK)  # what limits was not moved yet
+        links.complete(pins.PACE_LINK, pins.NEW_PACE_LINK)
 
     def refuse_exclusive(self, cgroup: str) -> None:
         """Raises LimiterError ``exclusive_program`` where somebody's program shares the hook with none."""
@@ -189,39 +204,9 @@ class Programs:
         with maps:
             yield maps
 
-    @contextlib.contextmanager
-    def _link(self, name: str) -> t.Iterator[int]:
-        with closing_fd(self._libbpf.get(pins.path(name))) as fd:
-            yield fd
-
-    def _info(self, name: str) -> t.Any:
-        with self._link(name) as fd:
-            return self._libbpf.info(fd, "bpf_link_info")
-
-    def _cgroup_id(self, name: str) -> int | None:
-        """Of the cgroup that a pinned link is attached to; 0 where that is gone, None where nothing is pinned."""
-        return t.cast(int, self._info(name).cgroup_id) if pins.exists(name) else None
-
-    def _complete(self, name: str, new_name: str) -> None:
-        if pins.exists(new_name):
-            if pins.exists(name):
-                self._detach(name)
-            os.rename(pins.path(new_name), pins.path(name))
-
-    def _remove(self, name: str) -> None:
-        self._detach(name)
-        os.unlink(pins.path(name))
-
-    def _detach(self, name: str) -> None:
-        """Ends the link at once: the kernel would do it some time after the pin is gone."""
-        with self._link(name) as fd:
-            result = self._libbpf.try_call("bpf_link_detach", fd)
-            if result < 0 and result not in (-errno.EOPNOTSUPP, -errno.ENOLINK):
-                raise KernelError("the BPF program cannot be detached", -result)
-
-    def _attach(self, program_fd: int, cgroup_fd: int, cgroup: str) -> None:
+    def _attach(self, program_fd: int, cgroup_fd: int, cgroup: str, undo: Undo) -> None:
         try:
-            self._link_to_cgroup(program_fd, cgroup_fd, EGRESS, pins.LINK, pins.NEW_LINK)
+            self._links.to_cgroup(program_fd, cgroup_fd, EGRESS, pins.LINK, pins.NEW_LINK, undo)
         except KernelError as error:
             if error.errno != errno.E2BIG:
                 raise
@@ -232,40 +217,22 @@ class Programs:
                 "Detach some, or choose another cgroup_path",
             ) from error
 
-    def _attach_pacing(self, programs: t.Mapping[str, int], cgroup_fd: int, cgroup: str) -> dict[str, str]:
+    def _attach_pacing(self, programs: t.Mapping[str, int], cgroup_fd: int, cgroup: str, undo: Undo) -> dict[str, str]:
         """What was refused, and why: no reason not to limit."""
         why = self.refuses_pacing(cgroup)
         if why is not None:
             return {objects.PACE: why}
         try:
-            self._link_to_cgroup(programs[objects.PACE], cgroup_fd, SOCK_OPS, pins.PACE_LINK, pins.NEW_PACE_LINK)
+            names = pins.PACE_LINK, pins.NEW_PACE_LINK
+            self._links.to_cgroup(programs[objects.PACE], cgroup_fd, SOCK_OPS, *names, undo)
         except KernelError as error:
             return {objects.PACE: error.why}
         try:
-            self._link_to_iterator(programs.get(objects.SETTLE))
+            self._links.to_iterator(programs.get(objects.SETTLE), undo)
         except KernelError as error:
+            self._links.to_iterator(None, undo)
             return {objects.SETTLE: error.why}
         return {}
-
-    def _link_to_cgroup(self, program_fd: int, cgroup_fd: int, hook: int, name: str, new_name: str) -> None:
-        """Replaces the program of the pinned link; a link elsewhere stays until `complete_move`."""
-        bpf = self._libbpf
-        pinned = self._cgroup_id(name)
-        if pinned == os.fstat(cgroup_fd).st_ino:
-            with self._link(name) as link_fd:
-                bpf.call("bpf_link_update", link_fd, program_fd, bpf.ffi.NULL)
-            return
-        with closing_fd(bpf.call("bpf_link_create", program_fd, cgroup_fd, hook, bpf.ffi.NULL)) as link_fd:
-            bpf.call("bpf_obj_pin", link_fd, pins.path(name if pinned is None else new_name).encode())
-
-    def _link_to_iterator(self, program_fd: int | None) -> None:
-        """None: the kernel has none that could; what another version left would not know this one's sockets."""
-        bpf, place = self._libbpf, pins.path(pins.SETTLE_LINK)
-        if pins.exists(pins.SETTLE_LINK):
-            os.unlink(place)
-        if program_fd is not None:
-            with closing_fd(bpf.call("bpf_link_create", program_fd, 0, _ITERATOR, bpf.ffi.NULL)) as link_fd:
-                bpf.call("bpf_obj_pin", link_fd, place.encode())
 
 
 _PACING_LINKS = [name for name in pins.LINKS if name not in (pins.LINK, pins.NEW_LINK)]
