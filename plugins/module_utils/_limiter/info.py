@@ -8,7 +8,6 @@ comes.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 import typing as t
@@ -24,7 +23,13 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforc
     facts,
     socket_association,
 )
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins, processes, settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import (
+    build,
+    kernel,
+    pins,
+    processes,
+    settle,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.association import (
     look as look_at_sockets,
 )
@@ -93,7 +98,8 @@ class Info:
         compiler = self._compiler()
         if compiler is None:
             self.missing.append(
-                "clang is not installed: only building the program needs it; an object built elsewhere does as well."
+                f"clang {build.OLDEST_CLANG} or newer is not installed: only building the program needs it; "
+                "an object built elsewhere does as well."
             )
         return {
             "kernel": release,
@@ -109,10 +115,10 @@ class Info:
         }
 
     def _compiler(self) -> str | None:
-        if shutil.which("clang") is None:
+        try:
+            return build.find_compiler(self.run_command)[1].partition("\n")[0]
+        except LimiterError:
             return None
-        code, out, _err = self.run_command(["clang", "--version"])
-        return out.splitlines()[0] if code == 0 and out else None
 
     def program(self) -> Facts | None:
         """The program that is attached, or None."""
