@@ -18,6 +18,7 @@
 #include "verdict.h"
 
 #define MILLISECONDS 1000000ULL /* in nanoseconds */
+#define MICROSECONDS 1000ULL
 #define EPOCH_SHORTEST (10 * MILLISECONDS)
 #define EPOCH_LONGEST (4 * NANOSECONDS)
 /* Epochs without a packet after which nothing that was seen before says anything. */
@@ -38,6 +39,12 @@
 #define SHARE_LEAST (BURST_SMALLEST / 4)
 /* What TCP may make up for later, besides its lag. */
 #define CREDIT_MOST (100 * MILLISECONDS)
+/*
+ * And a part of the time in which it kept to its rate, up to this and twice its lag: every ten seconds bbr sends next to
+ * nothing for 200 ms and a round trip. It has to be earned, or what slow start leaves unused would be made up for, too.
+ */
+#define EARNED_SHARE 32
+#define EARNED_MOST (200 * MILLISECONDS)
 /* What the bucket should hold beside (a tenth of a second), and how much of what is missing slows TCP down at once. */
 #define RESERVE_SHARE 10
 #define MISSING_SHARE 40
@@ -99,8 +106,12 @@ static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elaps
 		fair->share = SHARE_LEAST;
 }
 
-static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rate, __u64 now)
+static __always_inline void fair_share_forget(struct rate_limit_state *state, __u64 now)
 {
+	struct fair_share *fair = &state->fair;
+	__u64 rate = state->rate;
+
+	state->earned_us = 0;
 	fair->share = 0;
 	fair->paced_rate = rate;
 	fair->clock_ns = now;
@@ -128,12 +139,19 @@ static __always_inline void fair_share_forget(struct fair_share *fair, __u64 rat
  * connections that started, to a change of the rate) is saved again: at exactly the rate it would stay empty, and packets
  * be dropped.
  */
-static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
+static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 elapsed, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
 	__u64 rate = state->rate, half = state->bucket / 2, reserve = rate / RESERVE_SHARE, missing;
 	__u64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);
+	__u64 earned = state->earned_us * MICROSECONDS, most = EARNED_MOST + 2 * fair->lag_ns;
 
+	if (fair->holders_before && fair_share_debt(fair, now) > -(__s64)credit)
+		earned += elapsed / EARNED_SHARE;
+	if (earned > most)
+		earned = most;
+	state->earned_us = earned / MICROSECONDS;
+	credit += earned;
 	if (half > rate)
 		half = rate;
 	if (credit > half * NANOSECONDS / rate)
@@ -183,7 +201,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->active_before = fair->active;
 	fair->unpaced_before = fair->unpaced;
 	fair->holders_before = fair->holders + fair->newcomers;
-	fair_share_settle_clock(state, now);
+	fair_share_settle_clock(state, elapsed, now);
 	fair_share_fill(fair, elapsed, now);
 	fair->active = 0;
 	fair->unpaced = 0;
@@ -205,6 +223,12 @@ static __always_inline bool fair_share_beyond(__s64 debt, __u64 rate)
 	return debt > (__s64)NANOSECONDS && debt > (__s64)(NANOSECONDS + TOKEN_DEBT_MOST * NANOSECONDS / rate);
 }
 
+/* Nanoseconds without a packet after which nothing is known any more. What was earned is for such a pause. */
+static __always_inline __u64 fair_share_memory(const struct rate_limit_state *state)
+{
+	return EPOCHS_FORGET * state->fair.period_ns + 2 * state->earned_us * MICROSECONDS;
+}
+
 /* To be called for every packet, before anything else: ends the epoch when it is over. */
 static __always_inline void fair_share_advance(struct rate_limit_state *state, __u64 now)
 {
@@ -218,11 +242,11 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	 * is no little while: the map was tampered with, or comes from another time namespace. Nor does an honest share
 	 * leave out half of the rate: who was told next to nothing would be deaf to anything better.
 	 */
-	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
+	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)fair_share_memory(state) ||
 	    fair_share_beyond(debt, rate) || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
 	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > rate || fair->paced_rate < rate / FOREIGN_SHARE ||
 	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
-		fair_share_forget(fair, rate, now);
+		fair_share_forget(state, now);
 		return;
 	}
 	if (elapsed >= (__s64)fair->period_ns)

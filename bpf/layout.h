@@ -67,7 +67,7 @@ struct rate_limit_state {
 	__u64 rate;             /* copies of the configuration, as of `generation`: one look-up less for a packet */
 	__u64 bucket;
 	__u32 generation; /* 0: not copied yet */
-	__u32 reserved;
+	__u32 earned_us;  /* what TCP may make up for, since it has kept to its rate for long */
 	struct fair_share fair;
 };
 

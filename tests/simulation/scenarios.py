@@ -65,7 +65,7 @@ def epoch(scenario: Scenario) -> float:
 def settling(scenario: Scenario) -> float:
     """Seconds after which the shares are right again: the bound that the documentation states."""
     slowest = max((flow.round_trip for flow in scenario.flows if flow.tcp), default=0)
-    return 0.5 + 20 * slowest + 16 * epoch(scenario)
+    return 0.5 + 22 * slowest + 16 * epoch(scenario)
 
 
 def observed(scenario: Scenario) -> float:

@@ -89,7 +89,7 @@ STATE_FIELDS = (
     "rate",
     "bucket",
     "generation",
-    "reserved",
+    "earned_us",
     *(f"fair.{field}" for field in FairShare._fields),
 )
 PACING_FIELDS = (
