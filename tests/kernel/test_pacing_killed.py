@@ -15,7 +15,7 @@ from unittest import mock
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, settle
 from children import until
 from faults import End, Fault, run_with
 from limiter import Sender, rule
@@ -35,6 +35,15 @@ def unpaced_sender() -> Iterator[Sender]:
     limiter.program(pacing=False)
     with limiter.senders("/home") as (one,):
         rule(name="web", pid=one.pid, rate="1m")
+        yield one
+        rule(name="web", state="absent")
+
+
+@contextlib.contextmanager
+def paced_sender() -> Iterator[Sender]:
+    with limiter.senders("/home") as (one,):
+        rule(name="web", pid=one.pid, rate="1m")
+        until(lambda: bool(one.charged("tcp")) and one.is_paced())
         yield one
         rule(name="web", state="absent")
 
@@ -81,3 +90,32 @@ def test_what_a_killed_task_has_not_settled_is_settled_by_a_program_task_that_ch
         assert limiter.program()["changed"] is False
         assert not memory.read()[0].settling
         until(lambda: bool(sender.charged("tcp")) and sender.is_paced())
+
+
+ENDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "pacing is switched off": lambda: limiter.program(pacing=False),
+    "the program is unloaded": lambda: limiter.program(state="absent"),
+}
+
+
+@pytest.mark.parametrize("killed_at", ["settle", "release_one_by_one"])
+@pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))
+def test_pacing_whose_end_was_killed_is_ended_by_the_next_rule_task(end: Callable[[], Any], killed_at: str) -> None:
+    with paced_sender() as sender:
+        killed_in(settle, killed_at, end)
+        assert "was killed" in pacing()["reason"]
+        (shown,) = limiter.info(gather=["rules"])["rules"]
+        assert (shown["pacing"]["mode"], shown["pacing"]["reason"]) == ("token_bucket", pacing()["reason"])
+        assert the_same_rule()["changed"] is False
+        assert set(os.listdir(pins.PIN_DIR)) == {*pins.MAPS, pins.LINK}
+        assert not sender.is_paced()
+        assert "was killed" not in pacing()["reason"]
+        assert limiter.program()["program"]["pacing"] == "on"
+
+
+def test_check_mode_ends_nothing() -> None:
+    with paced_sender():
+        killed_in(settle, "settle", lambda: limiter.program(pacing=False))
+        before = set(os.listdir(pins.PIN_DIR))
+        rule(name="web", rate="2m", check=True)
+        assert set(os.listdir(pins.PIN_DIR)) == before

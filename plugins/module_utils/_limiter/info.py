@@ -38,6 +38,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.h
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import is_half_way
 
 _BTF = "/sys/kernel/btf/vmlinux"
 _OLDEST_KERNEL = (5, 10)
@@ -136,10 +137,9 @@ class Info:
         adopts = kernel.version() >= _ADOPTS_CONNECTIONS
         if self.host is None or current is None:
             return pacing.Ability(None, None, adopts)
-        refused = current.pacing == "refused"
-        return pacing.Ability(
-            current.pacing, self.host.programs.refuses_pacing(current.cgroup) if refused else None, adopts
-        )
+        programs, maps = self.host.programs, self.host.maps
+        refusal = programs.refuses_pacing(current.cgroup) if current.pacing == "refused" else None
+        return pacing.Ability(current.pacing, refusal, adopts, is_half_way(programs, maps))
 
     def rules(self) -> list[Facts]:
         """The rules, or those that limit the process or the cgroup that was asked for."""

@@ -25,12 +25,18 @@ class Ability(t.NamedTuple):
     state: str | None  # as Program.pacing; None: no program is loaded
     refusal: str | None  # why the kernel refuses it, where that can be seen
     adopts: bool  # whether the kernel can pace connections that were open before their rule: Linux 6.12
+    half_way: bool = False  # a run was killed, or is at it, that switches pacing on or off
 
 
 def why_not(ability: Ability) -> str | None:
     """Why no TCP is paced on this host, or None."""
     if ability.state is None:
         return "no program is loaded: nothing limits"
+    if ability.half_way:
+        return (
+            "a task is switching pacing on or off, or was killed at it: the next task for rules or the program puts it "
+            "in order, and connections may be too slow until then"
+        )
     if ability.state == "off":
         return "pacing is switched off: speed_limit_program with pacing=true switches it on"
     if ability.state == "refused":

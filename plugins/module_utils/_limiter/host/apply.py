@@ -68,6 +68,7 @@ class _Application:
     def run(self, plan: Plan) -> None:
         if self.host.maps:
             self.host.programs.complete_move()
+            self.warnings += pacing.complete_stop(self.host.programs, self.host.maps)
         self._settle(self.origins.written.unsettled)
         for target in plan.targets:
             if target.request.present:

@@ -39,6 +39,16 @@ def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:
     return warnings
 
 
+def is_half_way(programs: Programs, maps: Maps | None) -> bool:
+    """Whether a run was killed that switched pacing off, or on: something is pinned of it, and it does not hold."""
+    return maps is not None and programs.has_pacing_links() and maps.control().pacing != PACING_ON
+
+
+def complete_stop(programs: Programs, maps: Maps) -> list[str]:
+    """Ends what a killed run has left of pacing, for the reason that it had. Returns warnings."""
+    return stop(programs, maps, maps.control().pacing) if is_half_way(programs, maps) else []
+
+
 def _release(maps: Maps) -> list[str]:
     """In one pass of the kernel where it can; and what no namespace leads to (its process went on to another one, or it
     is closed and will connect again) by its descriptor.
