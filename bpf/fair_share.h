@@ -253,9 +253,15 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 		fair_share_next_epoch(state, elapsed, now);
 }
 
-/* The rate was changed: what is known of the connections is not lost, and they hear of it with their next packet. */
-static __always_inline void fair_share_change_rate(struct fair_share *fair, __u64 rate, __u64 now)
+/*
+ * The rate was changed: what is known of the connections is not lost, and they hear of it with their next packet. What they
+ * need to get used to more is not made up for.
+ */
+static __always_inline void fair_share_change_rate(struct rate_limit_state *state, __u64 rate, __u64 now)
 {
+	struct fair_share *fair = &state->fair;
+
+	state->earned_us = 0;
 	fair->paced_rate = rate;
 	fair->period_ns = fair_share_period(fair, rate);
 	if (fair->share)

@@ -29,7 +29,7 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 	now = bpf_ktime_get_ns();
 	bpf_spin_lock(&state->lock);
 	if (state->rate != rate)
-		fair_share_change_rate(&state->fair, rate, now);
+		fair_share_change_rate(state, rate, now);
 	state->rate = rate;
 	state->bucket = bucket;
 	state->generation = generation;

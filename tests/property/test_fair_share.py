@@ -65,7 +65,7 @@ void start(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
     state->bucket = bucket;
     token_bucket_fill(state, bucket);
     state->last_update_ns = now;
-    fair_share_change_rate(&state->fair, rate, now);
+    fair_share_change_rate(state, rate, now);
 }
 
 __u64 join(struct rate_limit_state *state, __u64 now)
@@ -97,7 +97,7 @@ __u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64
 __u64 change(struct rate_limit_state *state, __u64 rate, __u64 now)
 {
     state->rate = rate;
-    fair_share_change_rate(&state->fair, rate, now);
+    fair_share_change_rate(state, rate, now);
     return state->fair.share;
 }
 """

@@ -50,7 +50,7 @@ static void limiter_change(struct limiter *limiter, const struct change *change,
 	limiter->state.bucket = change->bucket;
 	if (change->bucket > limiter->most_bucket)
 		limiter->most_bucket = change->bucket;
-	fair_share_change_rate(&limiter->state.fair, change->rate, now);
+	fair_share_change_rate(&limiter->state, change->rate, now);
 }
 
 static void limiter_start(struct limiter *limiter, const struct change *change, uint64_t now)
