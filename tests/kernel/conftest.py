@@ -17,12 +17,18 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from dataplane import cgroup2, compile_object, load_program
 from foreign import SOMEONE_ELSES
+from kernels import APART, OBJECT
 from net import Pair
 from scene import Scene, staged
 
 import bpf
 
 Compile = t.Callable[[str], str]
+
+
+def pytest_report_header() -> str:
+    spoiled = "every step" if APART == 1 else f"one step of {APART}"
+    return f"kernel: {os.uname().release}; object: {OBJECT or 'built here'}; tasks are spoiled before {spoiled}"
 
 
 def pytest_sessionstart() -> None:
@@ -45,7 +51,7 @@ def libbpf() -> Libbpf:
 def limiter_object(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The real program, built by the collection itself; a copy, since tests of the build remove the original."""
     path = tmp_path_factory.mktemp("object") / "limiter.bpf.o"
-    path.write_bytes(Path(build.build(run_command)).read_bytes())
+    path.write_bytes(Path(build.build(limiter.run_command)).read_bytes())
     return str(path)
 
 

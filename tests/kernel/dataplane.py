@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import struct
 import subprocess
 import tempfile
@@ -21,6 +22,8 @@ import bpf
 
 SOURCE = Path(__file__).resolve().parents[2] / "bpf"
 FLAGS = ["-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-mcpu=v3"]
+# Where Debian has asm/types.h, which the kernel's headers include.
+FLAGS += ["-idirafter", f"/usr/include/{platform.machine()}-linux-gnu"]
 
 
 def cgroup2() -> Path:
@@ -44,8 +47,9 @@ def _types() -> Path:
 
 
 def compile_object(source: Path, target: Path) -> Path:
-    """Compiles one program against the running kernel's types."""
-    subprocess.run(["clang", *FLAGS, "-I", _types(), "-I", SOURCE, "-c", source, "-o", target], check=True)
+    """Compiles one program, against the running kernel's types where it includes them."""
+    types = ["-I", _types()] if '"vmlinux.h"' in source.read_text(encoding="utf-8") else []
+    subprocess.run(["clang", *FLAGS, *types, "-I", SOURCE, "-c", source, "-o", target], check=True)
     return target
 
 
@@ -71,7 +75,7 @@ class State(NamedTuple):
     rate: int
     bucket: int
     generation: int
-    reserved: int
+    earned_us: int
     fair: layout.FairShare
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import os
 import select
@@ -33,18 +34,22 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 from children import DEADLINE, until
+from kernels import ADOPTS, OBJECT
 
+_NO_TYPES = "preserve_access_index\n#endif /* __VMLINUX_H__ */"  # nothing is compiled with them
 _MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules"
 
 # ---- the modules
 
 
 def run_command(arguments: list[str], check_rc: bool = False) -> tuple[int, str, str]:
-    """AnsibleModule.run_command; what was compiled once is copied the next time."""
+    """AnsibleModule.run_command; what was compiled once is copied the next time, by any process of the sandbox."""
     if "-o" in arguments:
         place = arguments.index("-o") + 1
-        shutil.copyfile(_compiled(tuple(arguments[:place])), arguments[place])
+        shutil.copyfile(OBJECT or _compiled(tuple(arguments[:place])), arguments[place])
         return 0, "", ""
+    if OBJECT and "btf" in arguments:
+        return 0, _NO_TYPES, ""
     return _run(tuple(arguments))
 
 
@@ -56,8 +61,10 @@ def _run(arguments: tuple[str, ...]) -> tuple[int, str, str]:
 
 @functools.cache
 def _compiled(arguments: tuple[str, ...]) -> str:
-    output = "/run/sandbox/compiled.o"
-    subprocess.run([*arguments, output], check=True)
+    output = f"/run/sandbox/{hashlib.sha256(repr(arguments).encode()).hexdigest()}.o"
+    if not os.path.exists(output):
+        subprocess.run([*arguments, f"{output}.{os.getpid()}"], check=True)
+        os.rename(f"{output}.{os.getpid()}", output)
     return output
 
 
@@ -123,6 +130,15 @@ def purge(scope: str = "rules", **options: Any) -> dict[str, Any]:
 
 def info(**options: Any) -> dict[str, Any]:
     return task("speed_limit_info", **options)
+
+
+def follow_connections() -> None:
+    """Connections that are made from now on follow the rules to come: before Linux 6.12 they do so only on a host that
+    has had a rule.
+    """
+    if not ADOPTS:
+        rule(name="first", rate="1m")
+        rule(name="first", state="absent")
 
 
 # ---- what is on the host

@@ -19,10 +19,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from dataplane import compile_object, load_program
 from limiter import nothing, program, purge, rule, rules, snapshot
-
-import bpf
 
 NEW: dict[str, Any] = {"name": "new", "rate": "1m"}
 
@@ -331,31 +328,6 @@ def test_a_memory_that_others_could_have_written_is_refused(web: Cgroups, link: 
     assert snapshot() == before
 
 
-SOMEONE_ELSES = """#include "vmlinux.h"
-#include <bpf/bpf_helpers.h>
-SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }
-char LICENSE[] SEC("license") = "GPL";
-"""
-
-
-@pytest.fixture
-def attached(cgroups: Cgroups, tmp_path: Path) -> Iterator[Callable[..., int]]:
-    """Attaches someone else's program, which has our program's name, to the root; gives its id."""
-    source = tmp_path / "foreign.bpf.c"
-    source.write_text(SOMEONE_ELSES)
-    fd = load_program(compile_object(source, tmp_path / "foreign.o"), "limit_egress")
-    fields = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
-
-    def attach(*flags: str) -> int:
-        command = ["bpftool", "cgroup", "attach", cgroups.mount, "egress", "id", fields["prog_id"], *flags]
-        subprocess.run(command, check=True)
-        return int(fields["prog_id"])
-
-    yield attach
-    bpf.detach(cgroups.mount, fd)
-    os.close(fd)
-
-
 def on_root() -> list[tuple[int, bool]]:
     """Programs attached to the root of this sandbox, and whether they are ours; the machine may have others above."""
     return [(entry["id"], entry["ours"]) for entry in limiter.info()["hook"] if entry["cgroup"] == "/"]
@@ -366,8 +338,8 @@ def current_program() -> int:
     return found
 
 
-def test_another_program_on_the_hook_is_reported_and_outlives_us(attached: Callable[..., int]) -> None:
-    foreign = attached("multi")
+def test_another_program_on_the_hook_is_reported_and_outlives_us(cgroups: Cgroups, attach: Callable[..., int]) -> None:
+    foreign = attach("/", "multi")
     rule(**NEW)
     assert sorted(on_root()) == sorted([(foreign, False), (current_program(), True)])
     purge("all")
@@ -376,8 +348,10 @@ def test_another_program_on_the_hook_is_reported_and_outlives_us(attached: Calla
     assert on_root() == [(foreign, False)]
 
 
-def test_a_program_that_shares_its_hook_with_none_is_named_with_the_ways_out(attached: Callable[..., int]) -> None:
-    foreign = attached()
+def test_a_program_that_shares_its_hook_with_none_is_named_with_the_ways_out(
+    cgroups: Cgroups, attach: Callable[..., int]
+) -> None:
+    foreign = attach("/")
     with unsafe("exclusive_program", f"id {foreign}", "for itself alone", "BPF_F_ALLOW_MULTI", "bpftool cgroup detach"):
         rule(**NEW)
     found = snapshot()

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dataplane import SOURCE, Dataplane, cgroup2, compile_object
+from dataplane import Dataplane, cgroup2
+from kernels import cells
 from net import Arrived, Pair, Process
 
 GSO_PACKET = 65536 + 45 * 52
@@ -20,9 +21,9 @@ MBIT = 125_000  # bytes per second
 Make = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_object(SOURCE / "limiter.bpf.c", tmp_path_factory.mktemp("object") / "limiter.bpf.o")
+@pytest.fixture
+def program(limiter_object: str) -> Path:
+    return Path(limiter_object)
 
 
 @pytest.fixture
@@ -107,9 +108,10 @@ def assert_bound(before: Arrived, after: Arrived, rate: int, bucket: int) -> Non
     assert passed(before, after) <= 1.005 * rate * (after.seconds - before.seconds) + bucket + GSO_PACKET
 
 
-@pytest.mark.parametrize("congestion", ["cubic", "bbr"])
-@pytest.mark.parametrize("connections", [1, 16])
-@pytest.mark.parametrize("rate", [MBIT, 10 * MBIT, 100 * MBIT, 1000 * MBIT])
+@pytest.mark.parametrize(
+    ("rate", "connections", "congestion"),
+    cells((10 * MBIT, 16, "cubic"), [MBIT, 10 * MBIT, 100 * MBIT, 1000 * MBIT], [1, 16], ["cubic", "bbr"]),
+)
 def test_tcp_never_leaks_and_never_starves(
     plane: Dataplane, make: Make, pair: Pair, rate: int, connections: int, congestion: str
 ) -> None:
@@ -123,8 +125,7 @@ def test_tcp_never_leaks_and_never_starves(
     assert passed(before, after) > bucket + 0.1 * rate
 
 
-@pytest.mark.parametrize("factor", [1.2, 5, 40])
-@pytest.mark.parametrize("senders", [1, 2])
+@pytest.mark.parametrize(("senders", "factor"), cells((2, 5), [1, 2], [1.2, 5, 40]))
 def test_udp_gets_the_limit_whatever_it_offers(
     plane: Dataplane, make: Make, pair: Pair, senders: int, factor: float
 ) -> None:
@@ -166,6 +167,7 @@ def test_connections_are_made_and_closed_while_udp_floods(plane: Dataplane, make
     assert sent.bytes > 0
 
 
+@pytest.mark.every_kernel
 def test_what_has_no_rule_is_not_limited(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule, beside = make("rule"), make("beside")
     plane.set_rule(rule, MBIT, MBIT)
@@ -183,6 +185,7 @@ def test_cgroups_below_a_rule_are_limited_with_it(plane: Dataplane, make: Make, 
     assert spent_rate(plane, rule, pair, rate) == pytest.approx(rate, rel=0.005)
 
 
+@pytest.mark.every_kernel
 def test_nested_rules_all_hold(plane: Dataplane, make: Make, pair: Pair) -> None:
     """Two children of 10 and 20 Mbit/s under 25: both floods together get 25, and neither more than its own."""
     outer, inner, other = make("outer"), make("outer/inner"), make("outer/other")
@@ -268,7 +271,7 @@ def borrow(process: Process, kind: int) -> socket.socket:
     raise AssertionError("no such socket")
 
 
-@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+@pytest.mark.parametrize("protocol", ["udp", pytest.param("tcp", marks=pytest.mark.every_kernel)])
 def test_a_bound_socket_is_charged_to_its_rule(plane: Dataplane, make: Make, pair: Pair, protocol: str) -> None:
     """An open connection keeps the cgroup that it was made in, so its rule is written to the socket itself."""
     rule, elsewhere = make("rule"), make("elsewhere")

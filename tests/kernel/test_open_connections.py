@@ -75,6 +75,7 @@ def test_a_socket_that_was_open_is_charged_once_its_process_is_moved(sender: Sen
     assert packets("web") == 2
 
 
+@pytest.mark.every_kernel
 def test_a_moved_process_takes_its_sockets_to_the_next_rule(sender: Sender) -> None:
     sender.send("early")
     apply(name="web", pid=sender.pid, rate="1m")

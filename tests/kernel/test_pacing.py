@@ -11,6 +11,7 @@ from typing import NamedTuple
 import limiter
 import pytest
 from connections import Connection, borrowed, jain
+from kernels import cells
 from net import PORT, Pair, Process
 from scene import MBIT, Scene, assert_bound, counters, share_of, staged, when_begun
 
@@ -63,14 +64,14 @@ def assert_unharmed(connections: list[Connection], before: Harm = UNHARMED) -> N
     assert now.retransmits - before.retransmits <= max(10, (now.segments - before.segments) // 1000)
 
 
-@pytest.mark.parametrize("side", ["connects", "accepts"])
-@pytest.mark.parametrize(("way", "congestion"), [("IPv4", "cubic"), ("IPv6", "bbr"), ("IPv4 in IPv6", "reno")])
-def test_tcp_paces_itself_at_the_limit_from_its_first_second_on(
-    scene: Scene, side: str, way: str, congestion: str
-) -> None:
+CONGESTION = {"IPv4": "cubic", "IPv6": "bbr", "IPv4 in IPv6": "reno"}
+
+
+@pytest.mark.parametrize(("side", "way"), cells(("connects", "IPv4"), ["connects", "accepts"], list(WAYS)))
+def test_tcp_paces_itself_at_the_limit_from_its_first_second_on(scene: Scene, side: str, way: str) -> None:
     cgroup = scene.limited(RATE)
     before = scene.pair.arrived()
-    sender = send(scene, cgroup, side, way, congestion, 4)
+    sender = send(scene, cgroup, side, way, CONGESTION[way], 4)
     begun = when_begun(scene.pair, before)
     assert share_of(scene.pair, RATE) <= 1.1
     assert 0.9 <= share_of(scene.pair, RATE) <= 1.05

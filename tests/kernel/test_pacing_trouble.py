@@ -6,17 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import limiter
 import pytest
 from connections import borrowed
 from dataplane import cgroup2
+from foreign import INCLUDES
 from net import Pair, Process, run
 from scene import MBIT, Scene, StateEntry, assert_bound, counters, pacing, share_of, wait_until
 
@@ -114,14 +112,16 @@ def sent_by(pid: int) -> tuple[float, int]:
 
 
 # Counts what it is called back for. It asks for callbacks of its own, beside or instead of what others asked for.
-FOREIGN = """#include "vmlinux.h"
-#include <bpf/bpf_helpers.h>
-struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 64); __type(key, u32); __type(value, u64); }
-    callbacks SEC(".maps");
+FOREIGN = """struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 64);
+    __type(key, __u32);
+    __type(value, __u64);
+} callbacks SEC(".maps");
 SEC("sockops") int others(struct bpf_sock_ops *ops)
 {
-    u32 op = ops->op;
-    u64 *count = bpf_map_lookup_elem(&callbacks, &op);
+    __u32 op = ops->op;
+    __u64 *count = bpf_map_lookup_elem(&callbacks, &op);
 
     if (count)
         __sync_fetch_and_add(count, 1);
@@ -140,16 +140,13 @@ def another(compiled: Callable[[str], str]) -> Iterator[Callable[[str], bpf.Map]
     with contextlib.ExitStack() as stack:
 
         def attach_it(kept: str) -> bpf.Map:
-            place = Path(tempfile.mkdtemp(prefix="others-", dir="/sys/fs/bpf"))
-            stack.callback(shutil.rmtree, place)
-            program = compiled(FOREIGN.replace("KEPT", kept))
-            run("bpftool", "prog", "loadall", program, f"{place}/programs", "pinmaps", f"{place}/maps")
-            descriptor = bpf.open_pin(f"{place}/programs/others")
+            with bpf.Object(compiled(INCLUDES + FOREIGN.replace("KEPT", kept))) as opened:
+                opened.load("others")
+                descriptor, counts = opened.program("others"), opened.map("callbacks", 8)
+            stack.callback(counts.close)
             stack.callback(os.close, descriptor)
             bpf.attach(str(cgroup2()), descriptor, bpf.SOCK_OPS)
             stack.callback(bpf.detach, str(cgroup2()), descriptor, bpf.SOCK_OPS)
-            counts = bpf.Map(f"{place}/maps/callbacks", 8)
-            stack.callback(counts.close)
             return counts
 
         yield attach_it

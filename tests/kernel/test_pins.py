@@ -61,6 +61,7 @@ def test_a_bpffs_in_which_others_could_replace_our_directory_is_refused() -> Non
     assert in_a_host_of_its_own(code, "mode=0700").startswith("unsafe_pin_directory /sys/fs/bpf cannot be trusted: ")
 
 
+@pytest.mark.every_kernel
 def test_what_is_ours_passes(maps: Maps, libbpf: Libbpf) -> None:
     pins.check(libbpf)
     assert pins.foreign() == []

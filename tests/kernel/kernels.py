@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the running kernel can do, as the documentation says it; and what the environment asks of the tests.
+
+LIMITER_OBJECT: all tests but those of the build use this object, as a host without a compiler does; else the collection
+builds it here. LIMITER_STEPS: of tasks that are spoiled before each of their steps, only every so manieth is; on
+emulated machines that is what takes hours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+
+RELEASE = kernel.version()
+# An iterator may set socket options: connections are released as soon as their rule is gone, and windows are clamped.
+RELEASES = RELEASE >= (6, 1)
+# It may ask for callbacks: connections that are older than their rule are paced.
+ADOPTS = RELEASE >= (6, 12)
+
+OBJECT = os.environ.get("LIMITER_OBJECT")
+APART = int(os.environ.get("LIMITER_STEPS", "1"))
+
+releasing = pytest.mark.skipif(not RELEASES, reason="before Linux 6.1 no iterator may set socket options")
+adopting = pytest.mark.skipif(not ADOPTS, reason="before Linux 6.12 no iterator may ask for a socket's callbacks")
+not_adopting = pytest.mark.skipif(ADOPTS, reason="since Linux 6.12 an iterator may ask for a socket's callbacks")
+
+
+def steps(most: int) -> range:
+    """The numbers of the steps before which a task is spoiled; several kernels together try all."""
+    return range(sum(RELEASE) % APART, most, APART)
+
+
+def cells(chosen: tuple[object, ...], *values: list[Any]) -> list[Any]:
+    """All combinations of these values as parameters of a test, of which one is tried on every kernel."""
+    found = itertools.product(*values)
+    return [pytest.param(*cell, marks=[pytest.mark.every_kernel] if cell == chosen else []) for cell in found]
