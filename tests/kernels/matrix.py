@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every kernel and every step: which guests run, when, and what came of them.
+
+What does not measure runs first, two guests at once; then each kernel measures alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fetch
+import machine
+
+# Seconds that each may take in a guest without KVM beside another one; of a quick run, and of a full one.
+STEPS = {"object": (600, 900), "playbook": (900, 1800), "tests": (900, 4 * 3600), "distance": (600, 2 * 3600)}
+MEASURING = ("distance",)
+AT_ONCE = 2
+QUICK_TESTS = ["tests/kernel/test_programs.py", "tests/kernel/test_maps.py"]
+FULL_TESTS = ["tests/kernel"]
+
+Results = dict[str, dict[str, Any]]
+_printing = threading.Lock()
+_begin = time.monotonic()
+
+
+def say(name: str, line: str) -> None:
+    """A line of progress: when, of which kernel."""
+    passed = int(time.monotonic() - _begin)
+    with _printing:
+        print(f"{passed // 60:3}:{passed % 60:02} {name:14} {line}", flush=True)
+
+
+@contextlib.contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """One harness at a time uses a cache; the next one waits."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("", f"waiting for another run that uses {cache}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for unfinished in cache.glob("unfinished-*"):
+            shutil.rmtree(unfinished)
+        yield
+
+
+def run(wanted: list[tuple[str, str]], steps: list[str], quick: bool, cache: Path) -> Results:
+    """What came of each step on each kernel, by the kernel's name: see `Kernels.result`."""
+    directory = cache / "run"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    results: Results = {}
+    for suite, series in wanted:
+        name = f"{suite}-{series}"
+        results[name] = {"wrong": None, "steps": {}}
+        try:
+            kernel = fetch.fetch(suite, series, cache)
+        except fetch.FetchError as error:
+            results[name]["wrong"] = str(error)
+            say(name, f"FAILED: {error}")
+            continue
+        say(name, f"Linux {kernel.release}, package {kernel.package}")
+        results[name].update(release=kernel.release, package=kernel.package, kernel=kernel)
+    found = [name for name, result in results.items() if not result["wrong"]]
+    if found:
+        kvm, line = machine.find_accelerator(results[found[0]]["kernel"], directory / "kvm")
+        say("", line)
+        Run(directory, steps, quick, kvm, results, first=found[0]).all(found)
+    for result in results.values():
+        result.pop("kernel", None)
+    return results
+
+
+class Run:
+    """The guests of one run."""
+
+    def __init__(self, directory: Path, steps: list[str], quick: bool, kvm: bool, results: Results, first: str) -> None:
+        self.directory, self.steps, self.quick, self.kvm = directory, steps, quick, kvm
+        self.results, self.first = results, first
+        shutil.copy(machine.HERE / "guest", directory / "guest")
+
+    def all(self, names: list[str]) -> None:
+        """Boots every kernel for what does not measure, and again for what does."""
+        together = [step for step in self.steps if step not in MEASURING]
+        if together:
+            pool = ThreadPoolExecutor(AT_ONCE)
+            try:
+                list(pool.map(lambda name: self.guest(name, together), names))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        for step in (step for step in self.steps if step in MEASURING):
+            for name in names:
+                self.guest(name, [step])
+
+    def guest(self, name: str, steps: list[str]) -> None:
+        """Boots a kernel, runs steps in it, and notes what came of them."""
+        kernel, directory = self.results[name]["kernel"], self.directory / name
+        directory.mkdir(exist_ok=True)
+        self.write_options(name)
+        limits = {step: STEPS[step][0 if self.quick else 1] for step in steps}
+        times: dict[str, float] = {}
+
+        def limit(line: str) -> float | None:
+            """A new time limit begins with each step, and with what is between."""
+            if not line.startswith("@"):
+                return None
+            word, _space, rest = line.partition(" ")
+            step = rest.partition(":")[0]
+            if word == "@begin":
+                times[step] = time.monotonic()
+                return limits[step] + machine.GRACE
+            if word == "@end":
+                times[step] = time.monotonic() - times[step]
+            return machine.GRACE
+
+        guest = machine.Guest(kernel, directory, self.kvm, lambda line: say(name, line), limit)
+        checkout, words = machine.CHECKOUT, " ".join(f"{step}:{seconds}" for step, seconds in limits.items())
+        command = (
+            "mkdir -p /run/job && mount -t 9p -o trans=virtio,version=9p2000.L,access=any job /run/job && "
+            f"exec sh /run/job/guest /run/job {machine.quoted(checkout)} {name} {words}"
+        )
+        shares = [
+            machine.Share("machine", Path("/")),
+            machine.Share("checkout", checkout),
+            machine.Share("kernel", kernel.modules.parent.parent),
+            machine.Share("job", self.directory, writable=True),
+        ]
+        say(name, f"booting for {', '.join(steps)}")
+        outcome = guest.run(command, shares)
+        if outcome.wrong:
+            say(name, f"FAILED: {outcome.wrong}")
+        for step in steps:
+            self.note(name, step, times.get(step), outcome.wrong)
+        if name == self.first and not self.shared_object.exists():
+            self.shared_object.with_suffix(".failed").touch()
+
+    @property
+    def shared_object(self) -> Path:
+        """What the first kernel's object step builds, for all others."""
+        return self.directory / "limiter.o"
+
+    def write_options(self, name: str) -> None:
+        options = {
+            "quick": self.quick,
+            "first": name == self.first,
+            "first_name": self.first,
+            "shared_object": f"/tmp/run/{self.shared_object.name}",
+            "patience": STEPS["object"][0] / 2,
+            "pytest": QUICK_TESTS if self.quick else FULL_TESTS,
+        }
+        (self.directory / name / "options.json").write_text(json.dumps(options), encoding="utf-8")
+
+    def note(self, name: str, step: str, seconds: float | None, wrong: str) -> None:
+        """A step that left no result failed, and why is what went wrong with its guest."""
+        path = self.directory / name / f"{step}.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {"wrong": wrong or f"{step} was ended or died: see its lines above"}
+        found["seconds"] = round(seconds) if seconds and not wrong else None
+        self.results[name]["steps"][step] = found

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the steps share. Each is a program that a guest runs in a sandbox, from the checkout's root:
+    .venv/bin/python tests/kernels/steps/STEP.py DIRECTORY
+It prints its progress, writes what it found to DIRECTORY/STEP.json, and ends with 0 when all is as it should be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+PINS = Path("/sys/fs/bpf/speed_limiter")
+BUILT = Path("/usr/lib/speed_limiter/limiter.bpf.o")
+
+
+class Wrong(Exception):
+    """What is not as it should be, in one line."""
+
+
+class Step:
+    """One run of a step: its directory, the harness's options, and what is found meanwhile."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.options: dict[str, Any] = json.loads((directory / "options.json").read_text(encoding="utf-8"))
+        self.found: dict[str, Any] = {}
+
+    def playbook(self, name: str, *arguments: str, **variables: object) -> dict[str, int]:
+        """Runs one of the playbooks beside the steps; gives the counts of its recap, and fails where a task did."""
+        environment = {**os.environ, "ANSIBLE_HOME": "/tmp/ansible", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
+        command = [
+            ".venv/bin/ansible-playbook",
+            f"tests/kernels/steps/{name}.yml",
+            "-e",
+            json.dumps(variables),
+            *arguments,
+        ]
+        self.output: list[str] = []
+        log = self.directory / f"{name}.log"
+        with log.open("a", encoding="utf-8") as file, running(command, environment) as process:
+            assert process.stdout
+            for line in process.stdout:
+                self.output.append(line.rstrip())
+                file.write(line)
+                if re.match(r"TASK|fatal|ERROR", line):
+                    print(line.rstrip(" *\n"), flush=True)
+        recap = re.search(r"^localhost +: (.*)", "\n".join(self.output), re.M)
+        counts = {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", recap[1])} if recap else {}
+        if process.returncode or not counts:
+            raise Wrong(f"ansible-playbook {name} {' '.join(arguments)} ended with {process.returncode}: {self.last()}")
+        return counts
+
+    def last(self) -> str:
+        """What Ansible said of the task that failed, or the last that it said."""
+        said = [line for line in self.output if re.match(r"fatal|ERROR|\[ERROR", line)] or self.output[-1:]
+        return " ".join(said)[:2000]
+
+
+def running(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def main(name: str, work: Callable[[Step], None]) -> None:
+    """Runs a step to its end and writes its result, whatever happens in it."""
+    step = Step(Path(sys.argv[1]))
+    try:
+        work(step)
+        step.found["wrong"] = None
+    except Wrong as error:
+        step.found["wrong"] = str(error)
+    except Exception as error:
+        traceback.print_exc()
+        step.found["wrong"] = f"{type(error).__name__}: {error}"
+    unfinished = step.directory / f"{name}.json.new"
+    unfinished.write_text(json.dumps(step.found, indent=1), encoding="utf-8")
+    unfinished.rename(step.directory / f"{name}.json")
+    if step.found["wrong"]:
+        print(f"FAILED: {step.found['wrong']}", flush=True)
+    sys.exit(bool(step.found["wrong"]))
