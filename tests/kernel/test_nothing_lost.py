@@ -91,6 +91,11 @@ def attached_to_home(team: Team) -> None:
     web(team)
 
 
+def web_paced(team: Team) -> None:
+    limiter.program(state="reloaded")
+    web(team)
+
+
 def web_unpaced(team: Team) -> None:
     limiter.program(pacing=False)
     web(team)
@@ -136,8 +141,8 @@ JOBS = {
     "the program is loaded again": Job(lambda team: limiter.program(state="reloaded"), FAMILY_WEB, web),
     "the attach point moves": Job(lambda team: limiter.program(), FAMILY_WEB, attached_to_home, "all"),
     "pacing is switched on": Job(lambda team: limiter.program(), FAMILY_WEB, web_unpaced),
-    "pacing is switched off": Job(lambda team: limiter.program(pacing=False), FAMILY_WEB, web, paces=False),
-    "an upgrade is refused pacing": Job(refused_pacing, FAMILY_WEB, web, paces=False),
+    "pacing is switched off": Job(lambda team: limiter.program(pacing=False), FAMILY_WEB, web_paced, paces=False),
+    "an upgrade is refused pacing": Job(refused_pacing, FAMILY_WEB, web_paced, paces=False),
     "the program is unloaded": Job(lambda team: limiter.program(state="absent"), FAMILY_MAYBE_WEB, web, "all"),
     "everything is purged": Job(
         lambda team: purge("all"), {**FAMILY_MAYBE_WEB, "service": MAYBE_WEB}, web_and_service, "all"
