@@ -88,6 +88,11 @@ host:
       description: Whether the kernel describes its types.
       type: bool
       returned: success
+    lockdown:
+      description: V(none), V(integrity) or V(confidentiality); null where the kernel has no lockdown or does not tell.
+      type: str
+      returned: success
+      sample: none
     bpffs:
       description: Whether bpffs is mounted.
       type: bool

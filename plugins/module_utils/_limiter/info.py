@@ -12,7 +12,7 @@ import sys
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association, pacing
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association, pacing, shortcomings
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
@@ -40,8 +40,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import is_half_way
 
-_BTF = "/sys/kernel/btf/vmlinux"
-_OLDEST_KERNEL = (5, 10)
 _ADOPTS_CONNECTIONS = (6, 12)  # bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS)
 
 T = t.TypeVar("T")
@@ -83,10 +81,9 @@ class Info:
     def describe_host(self) -> Facts:
         """The kernel and what a limit needs of it. ``missing`` is empty where all is there."""
         release = os.uname().release
-        if kernel.version() < _OLDEST_KERNEL:
-            self.missing.append(f"the kernel is {release}: 5.10 or newer is needed.")
-        if not os.path.exists(_BTF):
-            self.missing.append(f"{_BTF} does not exist: the kernel was built without CONFIG_DEBUG_INFO_BTF.")
+        found = kernel.look()
+        self.missing += [str(shortcoming) for shortcoming in shortcomings.of(found)]
+        self._try(self._ask_hook)
         sockets = self.sockets.warning(release)
         if sockets:
             self.missing.append(sockets)
@@ -106,7 +103,8 @@ class Info:
             "kernel": release,
             "architecture": os.uname().machine,
             "cgroup2": self.cgroups.mount if self.cgroups else None,
-            "btf": os.path.exists(_BTF),
+            "btf": found.btf,
+            "lockdown": found.lockdown,
             "bpffs": pins.is_mounted(),
             "sockets": self.sockets.state,
             "libbpf": ".".join(str(part) for part in self.library.version()) if self.library else None,
@@ -114,6 +112,11 @@ class Info:
             "interpreter": sys.executable,
             "missing": list(dict.fromkeys(self.missing)),
         }
+
+    def _ask_hook(self) -> None:
+        """Raises LimiterError where the kernel has no such hook, or does not let us ask."""
+        if self.host is not None:
+            self.host.programs.on_hook("/")
 
     def _compiler(self) -> str | None:
         try:
@@ -202,7 +205,15 @@ class Info:
         if self.host is None:
             return []
         cgroup = self._cgroup() or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
-        return self.host.programs.on_hook(cgroup) if self.host.cgroups.exists(cgroup) else []
+        if not self.host.cgroups.exists(cgroup):
+            return []
+        try:
+            return self.host.programs.on_hook(cgroup)
+        except LimiterError as error:
+            if error.kind != "no_cgroup_bpf":
+                raise
+            self.warnings.append(str(error))
+            return []
 
     def reasons(self) -> list[str]:
         """Why parts may be empty that are not; for a result in which the host does not tell it."""

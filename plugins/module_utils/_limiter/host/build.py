@@ -20,10 +20,10 @@ import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.kernel import BTF
 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
 
-BTF = "/sys/kernel/btf/vmlinux"
 SOURCE_DIR = "/usr/share/speed_limiter/src"
 OBJECT = "/usr/lib/speed_limiter/limiter.bpf.o"
 STAMP = f"{OBJECT}.json"  # what OBJECT was built from; written after it
@@ -251,7 +251,8 @@ def _btf_digest() -> str:
             "no_btf",
             f"the kernel's type information {BTF} cannot be read",
             errno_text(error),
-            f"Run a kernel with CONFIG_DEBUG_INFO_BTF (the distributions' own kernels have it), {_ELSEWHERE}",
+            "Run a kernel with CONFIG_DEBUG_INFO_BTF (the distributions' own kernels have it); an object built "
+            "elsewhere needs it, too",
         ) from error
 
 

@@ -16,6 +16,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
     KernelError,
     Libbpf,
     closing_fd,
+    reason,
 )
 
 EGRESS, SOCK_OPS = 1, 3  # BPF_CGROUP_INET_EGRESS, BPF_CGROUP_SOCK_OPS
@@ -98,6 +99,14 @@ class Hooks:
             result = self._libbpf.try_call("bpf_prog_query", cgroup_fd, hook, query_flags, flags, ids, count)
             if result == 0:
                 return list(ids[0 : count[0]]), flags[0]
+            if result == -errno.EINVAL:
+                raise LimiterError(
+                    "no_cgroup_bpf",
+                    "the kernel runs no BPF programs for cgroups",
+                    f"asked for those that are attached, it says {reason(errno.EINVAL)}",
+                    "Run a kernel with CONFIG_CGROUP_BPF=y, as the distributions' own are (grep CGROUP_BPF "
+                    "/boot/config-$(uname -r))",
+                )
             if result != -errno.ENOSPC:
                 raise KernelError("the BPF programs of a cgroup cannot be listed", -result)
             room *= 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
@@ -31,10 +31,11 @@ class Host:
     def open(cls, run_command: RunCommand) -> Host:
         """Open what is there; touches nothing.
 
-        Raises LimiterError: ``not_root``, ``missing_dependency``, ``no_cgroup2``, ``unsafe_pin_directory``,
-        ``foreign_pin``, ``other_schema``.
+        Raises LimiterError: ``not_root``, ``kernel_32_bit``, ``missing_dependency``, ``no_cgroup2``,
+        ``unsafe_pin_directory``, ``foreign_pin``, ``other_schema``.
         """
         check_root()
+        kernel.check_bits()
         return cls(Cgroups.find(), load(), run_command)
 
     def refresh(self) -> None:

@@ -12,7 +12,13 @@ import typing as t
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Program
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, memory, pacing, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import (
+    build,
+    kernel,
+    memory,
+    pacing,
+    pins,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 
 
@@ -24,6 +30,7 @@ class Object(t.NamedTuple):
     stale: bool
 
 
+@kernel.explained()
 def choose_object(host: Host, prebuilt: str | None = None, copied: bool = False) -> Object:
     """The object to load: the prebuilt one that was named; else what is, or has to be, built from the source that came
     along.
@@ -59,6 +66,7 @@ class Loaded(t.NamedTuple):
     warnings: list[str]
 
 
+@kernel.explained()
 def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
     """Load, or replace without a gap; ``paced``: TCP, as far as the kernel can."""
     done = pins.ensure()
@@ -75,9 +83,12 @@ def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
     return Loaded([*done, _loaded(wanted, cgroup, paced)], [*loaded.warnings, *after])
 
 
+@kernel.explained()
 def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
     """What load would do. Raises what load would raise, as far as it can be known without doing it."""
     host.programs.refuse_exclusive(cgroup)
+    if not os.path.exists(kernel.BTF):
+        host.libbpf.run("btf__free", host.libbpf.pointer("btf__load_vmlinux_btf"))
     done = [] if pins.is_mounted() else [f"mounted bpffs at {pins.BPFFS}"]
     if done or not os.path.isdir(pins.PIN_DIR):
         done.append(f"made {pins.PIN_DIR}")

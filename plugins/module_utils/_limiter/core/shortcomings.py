@@ -1,0 +1,87 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a kernel lacks, and which of its refusals that explains.
+
+A refusal comes first: a kernel whose number is too low may have all that is needed from its distributor, and a lockdown
+that allows what is needed is none of our business.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+
+OLDEST = (5, 10)
+
+_NEEDS = f"{OLDEST[0]}.{OLDEST[1]} or newer is needed"
+_REFUSALS = ("kernel", "load_failed", "no_btf", "no_cgroup_bpf")
+
+
+class Kernel(t.NamedTuple):
+    """What is to be known of the running kernel."""
+
+    release: str  # as uname says it
+    version: tuple[int, int]
+    btf: bool  # whether it describes its types
+    lockdown: str | None  # none, integrity or confidentiality; None where it has no such thing
+    bits: int  # of its words: 32 or 64
+
+
+class Shortcoming(t.NamedTuple):
+    """One thing that a kernel lacks; ``kind`` as an error's."""
+
+    kind: str
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text}. {self.remedy}."
+
+
+def of(kernel: Kernel) -> list[Shortcoming]:
+    """All that the kernel lacks, what matters most first."""
+    found = []
+    if kernel.bits == 32:
+        found.append(
+            Shortcoming(
+                "kernel_32_bit",
+                f"the kernel ({kernel.release}) has 32 bits, and a cgroup's id is not its directory's number there",
+                "Run a 64-bit kernel; a 32-bit userland may stay",
+            )
+        )
+    if kernel.version < OLDEST:
+        found.append(
+            Shortcoming(
+                "kernel_too_old",
+                f"the kernel is {kernel.release}, and {_NEEDS}",
+                "Run a newer kernel of the distribution",
+            )
+        )
+    if not kernel.btf:
+        found.append(
+            Shortcoming(
+                "no_btf",
+                f"the kernel ({kernel.release}) does not describe its types: /sys/kernel/btf/vmlinux does not exist",
+                "Run a kernel that was built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' own are",
+            )
+        )
+    return found
+
+
+def explained(error: LimiterError, kernel: Kernel) -> LimiterError:
+    """The error of a failed load with the kernel's shortcoming as its cause, where one explains it; else as it is."""
+    if error.kind == "not_permitted" and kernel.lockdown in ("integrity", "confidentiality"):
+        cause: Shortcoming | None = Shortcoming(
+            "locked_down",
+            f"the kernel is in lockdown ({kernel.lockdown}: /sys/kernel/security/lockdown), or root lacks CAP_BPF, "
+            "CAP_NET_ADMIN or CAP_SYS_ADMIN",
+            "Boot without the parameter lockdown; where Secure Boot sets it, the distribution says how to lift it",
+        )
+    else:
+        cause = next(iter(of(kernel)), None) if error.kind in _REFUSALS else None
+    if cause is None or cause.kind == error.kind:
+        return error
+    why = f"{cause.text}; the first refusal was: {error.why}" if error.why else cause.text
+    return LimiterError(cause.kind, error.what, why, cause.remedy)

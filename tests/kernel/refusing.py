@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A kernel that refuses one command of bpf(2), as one that lacks it does.
+
+As a program it runs another one under a seccomp filter: COMMAND ERRNO PROGRAM ARGUMENT...
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from pathlib import Path
+
+BPF_PROG_LOAD, BPF_PROG_QUERY = 5, 16
+
+_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280}  # of bpf(2), all little endian
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # of classic BPF
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
+_PR_SET_SECCOMP, _FILTER = 22, 2
+
+
+def refusing(command: int, number: int) -> list[str]:
+    """The beginning of a command line: the rest runs on a kernel that answers with this errno."""
+    return [sys.executable, str(Path(__file__)), str(command), str(number)]
+
+
+def _refuse(command: int, number: int) -> None:
+    program = [
+        (_LOAD, 0, 0, 0),  # the system call's number
+        (_EQUAL, 0, 3, _NUMBERS[os.uname().machine]),
+        (_LOAD, 0, 0, 16),  # its first argument
+        (_EQUAL, 0, 1, command),
+        (_RETURN, 0, 0, _REFUSE | number),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+    described = struct.pack("@HP", len(program), ctypes.addressof(code))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_SECCOMP, _FILTER, described, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "the seccomp filter is refused")
+
+
+if __name__ == "__main__":
+    _refuse(int(sys.argv[1]), int(sys.argv[2]))
+    os.execvp(sys.argv[3], sys.argv[3:])
