@@ -90,7 +90,7 @@ def beside_udp(link: traffic.Link, cell: Cell, factor: float) -> Stored:
 
 
 @contextmanager
-def apart(pair: net.Pair) -> Iterator[tuple[int, int] | None]:
+def apart(pair: traffic.Ends) -> Iterator[tuple[int, int] | None]:
     """The sender's and the receiver's half of the kernel's work on a CPU each; None where there is only one CPU.
 
     A veth device has a packet received by the CPU that sent it; receive packet steering hands it to the other one.
@@ -107,7 +107,7 @@ def apart(pair: net.Pair) -> Iterator[tuple[int, int] | None]:
         _steer(pair, None)
 
 
-def _steer(pair: net.Pair, cpus: tuple[int, int] | None) -> None:
+def _steer(pair: traffic.Ends, cpus: tuple[int, int] | None) -> None:
     for index, namespace in enumerate((pair.sender, pair.receiver)):
         mask = f"{1 << cpus[index]:x}" if cpus else "0"
         # `ip netns exec` for once: the /sys that it mounts is the one that shows the namespace's devices.

@@ -2,7 +2,7 @@
 /*
  *   sink ADDRESS PORT          swallows TCP and UDP
  *   echo ADDRESS PORT HURRY    sends TCP back; HURRY 1: before anything else on its CPU
- *   count DEVICE               every 10 ms, what a device of this namespace received; lines: time bytes packets
+ *   count DEVICE PAUSE         every PAUSE milliseconds, what a device of this namespace received; lines: time bytes packets
  */
 #include "traffic.h"
 
@@ -74,7 +74,7 @@ static void echo(char **arguments)
 
 static void count(char **arguments)
 {
-	uint64_t next = now();
+	uint64_t next = now(), pause = strtoull(arguments[1], NULL, 10) * MILLISECOND;
 
 	hurry();
 	ready(next);
@@ -97,12 +97,12 @@ static void count(char **arguments)
 			}
 			fclose(file);
 			after = now();
-		} while (after - before > MILLISECOND && !stopped);
+		} while (after - before > pause / 10 && !stopped);
 		uint64_t *sample = keep();
 		sample[0] = after;
 		sample[1] = bytes;
 		sample[2] = packets;
-		next += 10 * MILLISECOND;
+		next += pause;
 		sleep_until(next);
 	}
 	print_kept(3);
@@ -111,7 +111,7 @@ static void count(char **arguments)
 int main(int count_of_arguments, char **arguments)
 {
 	static const struct program programs[] = {
-		{ "sink", 2, sink }, { "echo", 3, echo }, { "count", 1, count }, {}
+		{ "sink", 2, sink }, { "echo", 3, echo }, { "count", 2, count }, {}
 	};
 
 	return run_program(programs, count_of_arguments, arguments);

@@ -15,6 +15,7 @@ from pathlib import Path
 import dataplane
 import limiter
 import net
+import traffic
 from children import until
 
 import bpf
@@ -47,7 +48,7 @@ def _removed(cgroup: Path) -> bool:
 
 
 @contextmanager
-def shaped(kind: str, pair: net.Pair, rate: int) -> Iterator[Path]:
+def shaped(kind: str, pair: traffic.Ends, rate: int) -> Iterator[Path]:
     """While `kind` limits what leaves a cgroup to `rate` bits per second: that cgroup.
 
     htb and tbf limit the sender's interface, as they always do. Senders must have ended before this is left.
@@ -63,7 +64,7 @@ def shaped(kind: str, pair: net.Pair, rate: int) -> Iterator[Path]:
             with _drop_bucket(cgroup, rate // 8):
                 yield cgroup
         else:
-            with _qdisc(kind, pair, rate):
+            with qdisc(kind, pair, rate):
                 yield cgroup
 
 
@@ -99,7 +100,8 @@ def _words(kind: str, rate: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def _qdisc(kind: str, pair: net.Pair, rate: int) -> Iterator[None]:
+def qdisc(kind: str, pair: traffic.Ends, rate: int) -> Iterator[None]:
+    """While htb or tbf limits the sender's interface to `rate` bits per second."""
     tc = ("tc", "-n", pair.sender)
     at_root = ("dev", "veth0", "root", "handle", "1:")
     try:
@@ -120,7 +122,17 @@ def _qdisc(kind: str, pair: net.Pair, rate: int) -> Iterator[None]:
         net.run(*tc, "qdisc", "delete", "dev", "veth0", "root")
 
 
-def has_fq_codel(pair: net.Pair) -> bool:
+def change(kind: str, pair: traffic.Ends, rate: int) -> None:
+    """Another rate for what qdisc() set up."""
+    tc = ("tc", "-n", pair.sender)
+    if kind == TBF:
+        net.run(*tc, "qdisc", "change", "dev", "veth0", "root", "handle", "1:", *_words(kind, rate))
+    else:
+        at_class = ("dev", "veth0", "parent", "1:", "classid", "1:1")
+        net.run(*tc, "class", "change", *at_class, *_words(kind, rate))
+
+
+def has_fq_codel(pair: traffic.Ends) -> bool:
     """Whether this kernel has the queue that htb's class is best given; tried on the loopback device of the pair."""
     on_loopback = ("dev", "lo", "root")
     try:

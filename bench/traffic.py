@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import net
 
@@ -76,12 +76,20 @@ class Program:
             self.process.stdout.close()
 
 
-class Link:
-    """A sending and a receiving end: two namespaces of a net.Pair, or the loopback device of its sender."""
+class Ends(Protocol):
+    """Two namespaces, whose device towards the other is veth0, and the receiver's address: a net.Pair, or a longer way."""
 
-    def __init__(self, pair: net.Pair, programs: Path, loopback: bool = False, counted: bool = True) -> None:
+    sender: str
+    receiver: str
+    address: str
+
+
+class Link:
+    """A sending and a receiving end: two namespaces, or the loopback device of the sender."""
+
+    def __init__(self, pair: Ends, programs: Path, loopback: bool = False, counted: bool = True) -> None:
         self.pair, self.programs, self.loopback = pair, programs, loopback
-        self.address = "127.0.0.1" if loopback else net.Pair.address
+        self.address = "127.0.0.1" if loopback else pair.address
         self.device = "lo" if loopback else "veth0"
         self.receiving = pair.sender if loopback else pair.receiver
         # The loopback device counts without it; it also carries the receiver's acknowledgements, 0.1 % of the bytes.
@@ -106,18 +114,19 @@ class Link:
         return started
 
     @contextmanager
-    def receiver(self, cpu: int | None = None, hurry: bool = True) -> Iterator[None]:
+    def receiver(self, cpu: int | None = None, hurry: bool = True, echo: bool = True) -> Iterator[None]:
         """While there is a receiver and an echo; whatever was started meanwhile ends with them."""
         try:
             self.start(self.receiving, "receive", "sink", self.address, str(PORT), cpu=cpu)
-            self.start(self.receiving, "receive", "echo", self.address, str(ECHO_PORT), str(int(hurry)), cpu=cpu)
+            if echo:
+                self.start(self.receiving, "receive", "echo", self.address, str(ECHO_PORT), str(int(hurry)), cpu=cpu)
             yield
         finally:
             while self.running:
                 self.running.pop().kill()
 
-    def count(self) -> Program:
-        return self.start(self.receiving, "receive", "count", self.device)
+    def count(self, pause_ms: int = 10) -> Program:
+        return self.start(self.receiving, "receive", "count", self.device, str(pause_ms))
 
     def tcp(
         self, connections: int, congestion: str, rate: int = 0, cgroup: Path | None = None, cpu: int | None = None
