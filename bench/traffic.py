@@ -77,7 +77,7 @@ class Program:
 
 
 class Ends(Protocol):
-    """Two namespaces, whose device towards the other is veth0, and the receiver's address: a net.Pair, or a longer way."""
+    """Two namespaces, whose devices towards each other are veth0, and the receiver's address."""
 
     sender: str
     receiver: str

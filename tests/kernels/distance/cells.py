@@ -23,7 +23,7 @@ RTTS = (5, 20, 100, 200)  # milliseconds
 CONGESTION = ("cubic", "bbr")
 LOSS, LOSS_RTT = 0.5, 20  # per cent, milliseconds
 CHANGE_RTT, CHANGED = 50, (50 * MBIT, 5 * MBIT, 50 * MBIT)
-# Seconds before and in what is measured; after a change of the rate; and without a limit, where only losses are asked for.
+# Seconds: before and in what is measured; after a change of the rate; without a limit, where only losses are asked for.
 WARM_UP, WINDOW, AFTER_CHANGE, UNLIMITED_WINDOW = 5.0, 15.0, 8.0, 5.0
 TOGETHER = 35 * MBIT  # bits per second of a round with more than one cell
 LANES = 12
@@ -118,5 +118,3 @@ def seconds(round_of: list[Cell]) -> float:
     """What it takes, without the beginning and the end of processes."""
     first = round_of[0]
     return WARM_UP + (2 * AFTER_CHANGE if first.changes else first.window)
-
-

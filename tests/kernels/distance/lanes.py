@@ -168,7 +168,7 @@ def _figures(one: Sending, begin: int, end: int, timeouts: int, changes: list[Ch
 
 
 def settled(curve: measure.Curve, begin: int, end: int, rate: int, window: int) -> float | None:
-    """Seconds after `begin` from which on every window's rate is near `rate`, to the end; None if the last one is not."""
+    """Seconds after `begin` from which on every window is near `rate`, to the end; None if the last one is not."""
     last = None
     for start in range(end - window, begin - 1, -measure.BIN // 2):
         if abs(curve.rate(start, start + window) / rate - 1) > WITHIN:
