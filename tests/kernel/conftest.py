@@ -36,6 +36,10 @@ def pytest_sessionstart() -> None:
         pytest.exit("these tests change the host: run  tests/sandbox PYTHON -m pytest tests/kernel", returncode=1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("spoils_kernel") is not None)
+
+
 def run_command(arguments: t.Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
     """AnsibleModule.run_command, as far as the ports use it."""
     done = subprocess.run(arguments, capture_output=True, text=True, check=check_rc)

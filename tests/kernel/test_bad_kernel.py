@@ -71,7 +71,7 @@ LACKING = {
     ),
     "in lockdown": (
         [*in_lockdown("confidentiality"), *refusing(BPF_PROG_LOAD, errno.EPERM)],
-        ["locked_down: ", "the kernel is in lockdown (confidentiality: /sys/kernel/security/lockdown)", "EPERM"],
+        ["not_permitted: ", "EPERM", "the kernel is in lockdown (confidentiality, says /sys/kernel/security/lockdown)"],
         False,
     ),
     "forbidden without lockdown": (

@@ -23,7 +23,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.c
 from limiter import info, rule, rules
 
 FLAWED = can_be_lost(kernel.version(), association.controllers())
-IN_A_VIRTUAL_MACHINE = "virtme" in Path("/proc/cmdline").read_text()
 HIERARCHY = "/run/net_cls"
 WORDS = ("do not limit connections that are opened from now on", os.uname().release, "net_cls or net_prio", "5.15")
 
@@ -31,7 +30,7 @@ WORDS = ("do not limit connections that are opened from now on", os.uname().rele
 @pytest.fixture
 def hierarchy() -> Iterator[Path]:
     """A hierarchy of net_cls with a cgroup that no process is in. Only the first cgroup namespace may make one."""
-    if FLAWED and not IN_A_VIRTUAL_MACHINE:
+    if FLAWED and not elsewhere.MAY_BE_SPOILED:
         pytest.skip("this kernel would limit nothing any more, until its next boot: only in a virtual machine")
     os.makedirs(HIERARCHY, exist_ok=True)
     mount = ["nsenter", "--target=1", "--cgroup", "mount", "-t", "cgroup", "-o", "net_cls", "net_cls", HIERARCHY]
@@ -88,6 +87,8 @@ WITHOUT_LOOPBACK = ["unshare", "--net"]
 WITHOUT_LOG = ["unshare", "--mount", "sh", "-euc", 'mount --bind /dev/null /dev/kmsg; exec "$@"', "sh"]
 
 
+@pytest.mark.spoils_kernel
+@pytest.mark.every_kernel
 def test_net_cls_ends_all_limits_on_kernels_that_have_the_flaw_and_every_module_says_so(
     hierarchy: Path, cgroups: Cgroups
 ) -> None:

@@ -16,6 +16,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 OLDEST = (5, 10)
 
 _NEEDS = f"{OLDEST[0]}.{OLDEST[1]} or newer is needed"
+# The helper that the verifier names when lockdown forbids it.
+_LOCKED_AWAY = "bpf_probe_read_kernel"
 _REFUSALS = ("kernel", "load_failed", "no_btf", "no_cgroup_bpf")
 
 
@@ -70,17 +72,30 @@ def of(kernel: Kernel) -> list[Shortcoming]:
     return found
 
 
+def refused(why: str, kernel: Kernel) -> str:
+    """Why the kernel refuses a program without which the rules still limit, with its lockdown if that is the cause."""
+    if _LOCKED_AWAY not in why or kernel.lockdown != "confidentiality":
+        return why
+    cause = _locked_down(kernel)
+    return f"{cause.text} ({why}). {cause.remedy}"
+
+
+def _locked_down(kernel: Kernel) -> Shortcoming:
+    text = f"the kernel is in {_lockdown(kernel)}, which forbids BPF to read the kernel's memory"
+    return Shortcoming("locked_down", text, "Boot with lockdown=integrity or without it to have that")
+
+
+def _lockdown(kernel: Kernel) -> str:
+    return f"lockdown ({kernel.lockdown}, says /sys/kernel/security/lockdown)"
+
+
 def explained(error: LimiterError, kernel: Kernel) -> LimiterError:
     """The error of a failed load with the kernel's shortcoming as its cause, where one explains it; else as it is."""
-    if error.kind == "not_permitted" and kernel.lockdown in ("integrity", "confidentiality"):
-        cause: Shortcoming | None = Shortcoming(
-            "locked_down",
-            f"the kernel is in lockdown ({kernel.lockdown}: /sys/kernel/security/lockdown), or root lacks CAP_BPF, "
-            "CAP_NET_ADMIN or CAP_SYS_ADMIN",
-            "Boot without the parameter lockdown; where Secure Boot sets it, the distribution says how to lift it",
-        )
-    else:
-        cause = next(iter(of(kernel)), None) if error.kind in _REFUSALS else None
+    if error.kind == "not_permitted" and kernel.lockdown not in (None, "none"):
+        return LimiterError(error.kind, error.what, f"{error.why}; the kernel is in {_lockdown(kernel)}", error.remedy)
+    locked = _LOCKED_AWAY in error.why and kernel.lockdown == "confidentiality"
+    causes = [_locked_down(kernel)] if locked else of(kernel)
+    cause = next(iter(causes), None) if error.kind in _REFUSALS else None
     if cause is None or cause.kind == error.kind:
         return error
     why = f"{cause.text}; the first refusal was: {error.why}" if error.why else cause.text

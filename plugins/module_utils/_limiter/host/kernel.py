@@ -40,6 +40,11 @@ def explained() -> t.Iterator[None]:
         raise shortcomings.explained(error, look()) from error
 
 
+def refused(why: str) -> str:
+    """Why the kernel refuses a program that can be done without, with its lockdown where that is the cause."""
+    return shortcomings.refused(why, look())
+
+
 def check_bits() -> None:
     """Raises LimiterError ``kernel_32_bit``: such a kernel would load the program, and rules would limit nothing."""
     if _bits() == 32:

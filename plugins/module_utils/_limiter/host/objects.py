@@ -32,7 +32,7 @@ _KINDS = {
     SETTLE: ((26, 28), "iter"),
 }
 
-_SETTLES = (6, 1)  # bpf_setsockopt in iter/tcp
+SETTLES = (6, 1)  # bpf_setsockopt in iter/tcp
 
 # What libbpf and the verifier say in every case.
 _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load object)|-- END|processed \d+ insns")
@@ -59,7 +59,7 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
     """
     refused: dict[str, str] = {}
     attempts: list[tuple[str, ...]] = [(), (SETTLE,), (SETTLE, PACE)] if pacing else [(SETTLE, PACE)]
-    if not attempts[0] and kernel.version() < _SETTLES:
+    if not attempts[0] and kernel.version() < SETTLES:
         attempts.remove(())  # each attempt costs a kernel as old as that seconds
     for left_out in attempts:
         opened, programs, maps = _open(bpf, stack, path)
@@ -77,7 +77,7 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
             if PACE in left_out:
                 raise _not_loaded(bpf, path, error) from error
             # The last one left out is the one to blame: without it the kernel takes the rest.
-            refused = {PACE if left_out else SETTLE: _in_short(bpf, error.why)}
+            refused = {PACE if left_out else SETTLE: kernel.refused(_in_short(bpf, error.why))}
             continue
         _pin(bpf, maps)
         return Loaded(

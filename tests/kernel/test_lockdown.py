@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lockdown, as Secure Boot brings it on many machines: limits hold in it, and what the strictest mode takes is told.
+
+A kernel never leaves a mode for a less strict one until it boots, so all is one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import elsewhere
+import limiter
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+from kernels import RELEASES
+from limiter import info, program, rule
+
+
+@pytest.fixture
+def lockdown() -> Path:
+    if not elsewhere.MAY_BE_SPOILED:
+        pytest.skip("this kernel would stay in lockdown until its next boot: only in a virtual machine")
+    path = Path(kernel.LOCKDOWN)
+    if not path.exists():
+        pytest.skip("this kernel has no lockdown")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cgroups() -> Iterator[limiter.Cgroups]:
+    with limiter.clean_host() as found:
+        yield found
+
+
+@pytest.mark.spoils_kernel
+@pytest.mark.every_kernel
+def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown: Path) -> None:
+    with limiter.senders("/mirror") as [sender]:
+        for mode in ("integrity", "confidentiality"):
+            lockdown.write_text(mode)
+            warnings = program(state="reloaded")["warnings"]
+            rule(name="mirror", rate="1m", cgroup_path="/mirror")
+            assert sender.charged(f"opened in {mode}") == {"mirror"}
+            found = info(gather=["host", "program"])
+            assert found["host"]["lockdown"] == mode
+            assert found["host"]["missing"] == []
+            pacing = found["program"]["pacing"]
+            assert pacing["state"] == "on"
+            assert pacing["open_connections"] is (RELEASES and mode == "integrity")
+            if not RELEASES or mode == "integrity":
+                assert warnings == []
+                continue
+            assert len(warnings) == 1
+            for words in (
+                "connections that are open already are paced and released later than at once",
+                "the kernel is in lockdown (confidentiality, says /sys/kernel/security/lockdown)",
+                "forbids BPF to read the kernel's memory",
+                "lockdown=integrity",
+            ):
+                assert words in warnings[0]
