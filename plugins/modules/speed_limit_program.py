@@ -94,11 +94,29 @@ program:
       sample: /
     pacing:
       description:
-        - V(on) where TCP connections are paced, V(off) where O(pacing) is false, V(refused) by the kernel.
-        - In check mode what can be known of it without trying.
-      type: str
+        - Whether TCP connections are paced at their fair share of their rule.
+        - In check mode what can be known of it without attaching.
+      type: dict
       returned: success
-      sample: "on"
+      sample: {state: "on", reason: null, open_connections: true}
+      contains:
+        state:
+          description: V(on), V(off) where it is switched off, or V(refused) by the kernel.
+          type: str
+          returned: success
+          sample: "on"
+        reason:
+          description: Why not, in words. Null where they are.
+          type: str
+          returned: success
+          sample: "pacing is switched off: speed_limit_program with pacing=true switches it on"
+        open_connections:
+          description:
+            - Whether connections that are open follow each change of a rule at once, which needs Linux 6.1. Elsewhere
+              they are released within two round trips of their own.
+          type: bool
+          returned: success
+          sample: true
 actions:
   description: What was done, or would be.
   type: list

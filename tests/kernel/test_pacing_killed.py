@@ -110,7 +110,7 @@ def test_pacing_whose_end_was_killed_is_ended_by_the_next_rule_task(end: Callabl
         assert set(os.listdir(pins.PIN_DIR)) == {*pins.MAPS, pins.LINK}
         assert not sender.is_paced()
         assert "was killed" not in pacing()["reason"]
-        assert limiter.program()["program"]["pacing"] == "on"
+        assert limiter.program()["program"]["pacing"]["state"] == "on"
 
 
 def test_check_mode_ends_nothing() -> None:

@@ -86,7 +86,7 @@ def test_a_program_that_shares_the_hook_of_sockets_with_none_is_named_and_the_ru
     check = limiter.program(cgroup_path="/below", check=True)
     made = limiter.program(cgroup_path="/below")
     assert check["program"] == made["program"]
-    assert made["program"]["pacing"] == "refused"
+    assert made["program"]["pacing"]["state"] == "refused"
     (warning,) = made["warnings"]
     for words in ("others_sockops", f"id {foreign}", f"attached to {at} for itself alone", "token bucket alone"):
         assert words in warning
@@ -94,6 +94,7 @@ def test_a_program_that_shares_the_hook_of_sockets_with_none_is_named_and_the_ru
     again = limiter.program(cgroup_path="/below")
     assert (again["changed"], again["program"]) == (False, made["program"])
     about = limiter.info(gather=["program"])["program"]["pacing"]
+    assert about == made["program"]["pacing"]
     assert about["state"] == "refused"
     assert "others_sockops" in about["reason"]
     limiter.program(state="absent")
@@ -112,7 +113,7 @@ def test_what_was_refused_is_tried_again_when_the_program_is_reloaded(attach: t.
         "token_bucket",
         "the kernel refuses to pace TCP: why, says the warning of speed_limit_program with state=reloaded",
     )
-    assert limiter.program(state="reloaded")["program"]["pacing"] == "on"
+    assert limiter.program(state="reloaded")["program"]["pacing"]["state"] == "on"
     assert mode() == ("paced", None)
 
 
@@ -122,7 +123,7 @@ def test_a_program_for_sockets_that_the_verifier_refuses_is_left_out_with_its_wo
     limiter.rule(name="it", rate="1m")
     path = built(pace=REFUSED_PACE)
     made = limiter.program(object=path)
-    assert made["program"]["pacing"] == "refused"
+    assert made["program"]["pacing"]["state"] == "refused"
     (warning,) = made["warnings"]
     assert "the kernel refuses pace_sockets: EACCES" in warning
     assert "invalid mem access" in warning
@@ -135,7 +136,7 @@ def test_a_program_for_sockets_that_the_verifier_refuses_is_left_out_with_its_wo
 @releasing
 def test_an_iterator_that_the_kernel_refuses_is_left_out_and_sockets_are_paced(built: t.Callable[..., str]) -> None:
     made = limiter.program(object=built(settle=REFUSED_SETTLE))
-    assert made["program"]["pacing"] == "on"
+    assert made["program"]["pacing"]["state"] == "on"
     (warning,) = made["warnings"]
     assert "the kernel refuses settle_sockets" in warning
     assert pinned() == sorted([*NOT_PACED, pins.PACE_LINK])
@@ -151,7 +152,7 @@ def test_a_kernel_that_is_too_old_for_the_iterator_is_not_asked_and_paces_all_th
 ) -> None:
     monkeypatch.setattr(kernel, "version", lambda: (5, 10))
     made = limiter.program()
-    assert (made["program"]["pacing"], made["warnings"]) == ("on", [])
+    assert (made["program"]["pacing"]["state"], made["warnings"]) == ("on", [])
     assert pinned() == sorted([*NOT_PACED, pins.PACE_LINK])
     assert limiter.info(gather=["program"])["program"]["pacing"]["open_connections"] is False
 
@@ -159,9 +160,9 @@ def test_a_kernel_that_is_too_old_for_the_iterator_is_not_asked_and_paces_all_th
 def test_an_upgrade_that_is_refused_pacing_ends_what_paced(built: t.Callable[..., str]) -> None:
     limiter.program()
     assert pinned() == PACED
-    assert limiter.program(object=built(pace=REFUSED_PACE))["program"]["pacing"] == "refused"
+    assert limiter.program(object=built(pace=REFUSED_PACE))["program"]["pacing"]["state"] == "refused"
     assert pinned() == NOT_PACED
-    assert limiter.program()["program"]["pacing"] == "on"
+    assert limiter.program()["program"]["pacing"]["state"] == "on"
     assert pinned() == PACED
 
 

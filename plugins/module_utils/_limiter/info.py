@@ -16,7 +16,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Program, Rule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import (
     Facts,
@@ -28,7 +28,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
     kernel,
     pins,
     processes,
-    settle,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.association import (
     look as look_at_sockets,
@@ -38,9 +37,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.h
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import is_half_way
-
-_ADOPTS_CONNECTIONS = (6, 12)  # bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import ability
 
 T = t.TypeVar("T")
 
@@ -127,22 +124,9 @@ class Info:
     def program(self) -> Facts | None:
         """The program that is attached, or None."""
         current = self.host.programs.current() if self.host else None
-        if current is None:
-            return None
-        about = {
-            "state": current.pacing,
-            "reason": pacing.why_not(self._ability(current)),
-            "open_connections": settle.can_settle(),
-        }
-        return {**current._asdict(), "pacing": about}
-
-    def _ability(self, current: Program | None) -> pacing.Ability:
-        adopts = kernel.version() >= _ADOPTS_CONNECTIONS
         if self.host is None or current is None:
-            return pacing.Ability(None, None, adopts)
-        programs, maps = self.host.programs, self.host.maps
-        refusal = programs.refuses_pacing(current.cgroup) if current.pacing == "refused" else None
-        return pacing.Ability(current.pacing, refusal, adopts, is_half_way(programs, maps))
+            return None
+        return {**current._asdict(), "pacing": pacing.about(ability(self.host, current))}
 
     def rules(self) -> list[Facts]:
         """The rules, or those that limit the process or the cgroup that was asked for."""
@@ -162,13 +146,13 @@ class Info:
                 for rule in found
                 if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))
             ]
-        ability = self._ability(state.program)
-        return [{**facts(self.host, rule), "pacing": self._pacing(ability, rule)} for rule in found]
+        can = ability(self.host, state.program)
+        return [{**facts(self.host, rule), "pacing": self._pacing(can, rule)} for rule in found]
 
-    def _pacing(self, ability: pacing.Ability, rule: Rule) -> Facts:
+    def _pacing(self, can: pacing.Ability, rule: Rule) -> Facts:
         maps = self.host.maps if self.host else None
         seen = maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None
-        found = pacing.of_rule(ability, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
+        found = pacing.of_rule(can, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
         if self.sockets.state == association.LOST:
             return {**found, "mode": "none", "reason": association.NOT_LIMITED}
         return found

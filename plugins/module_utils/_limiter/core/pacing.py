@@ -25,7 +25,13 @@ class Ability(t.NamedTuple):
     state: str | None  # as Program.pacing; None: no program is loaded
     refusal: str | None  # why the kernel refuses it, where that can be seen
     adopts: bool  # whether the kernel can pace connections that were open before their rule: Linux 6.12
+    settles: bool = True  # whether open connections are looked at after each change: Linux 6.1
     half_way: bool = False  # a run was killed, or is at it, that switches pacing on or off
+
+
+def about(ability: Ability) -> dict[str, t.Any]:
+    """``program.pacing`` of a module's result."""
+    return {"state": ability.state, "reason": why_not(ability), "open_connections": ability.settles}
 
 
 def why_not(ability: Ability) -> str | None:

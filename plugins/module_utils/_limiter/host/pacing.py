@@ -10,15 +10,35 @@ import typing as t
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import PACING_ON
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Program
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, objects, settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 
+_ADOPTS_CONNECTIONS = (6, 12)  # bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS)
 _MAY_STAY_SLOW = "connections may stay as slow as they were when they were paced"
 
 # With more rules than that it is cheaper to look at all processes.
 _MOST_RULES = 64
+
+
+def ability(host: Host, program: Program | None) -> Ability:
+    """What the program that is attached does about pacing, and why not more."""
+    adopts = kernel.version() >= _ADOPTS_CONNECTIONS
+    if program is None:
+        return Ability(None, None, adopts, settles=False)
+    refusal = host.programs.refuses_pacing(program.cgroup) if program.pacing == "refused" else None
+    return Ability(program.pacing, refusal, adopts, settle.can_settle(), is_half_way(host.programs, host.maps))
+
+
+def would_be(host: Host, state: str, cgroup: str, before: Program | None) -> Ability:
+    """What a program that is to be attached there would do, as `ability`; ``state``: as Program.pacing."""
+    refusal = host.programs.refuses_pacing(cgroup) if state == "refused" else None
+    paces = before is not None and before.pacing == "on"  # then the kernel was asked already
+    settles = state == "on" and (settle.can_settle() if paces else kernel.version() >= objects.SETTLES)
+    return Ability(state, refusal, kernel.version() >= _ADOPTS_CONNECTIONS, settles)
 
 
 def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:

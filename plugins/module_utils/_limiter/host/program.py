@@ -10,6 +10,7 @@ import os
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing as words
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Program
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import (
@@ -118,7 +119,7 @@ class Change(t.NamedTuple):
     before: Program | None
     identity: str | None  # of the program afterwards; None: none
     cgroup: str | None
-    pacing: str | None  # as Program.pacing
+    pacing: t.Mapping[str, t.Any] | None  # afterwards, as core.pacing.about
     done: tuple[str, ...]
     unenforced: tuple[str, ...]  # rules that nothing enforces any more
     warnings: tuple[str, ...]
@@ -150,17 +151,19 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         if remembered.settling and not check:
             warnings += pacing.follow(None)
             _settled(remembered)
-        return Change(before, wanted.identity, cgroup, before.pacing, (), (), tuple(warnings))
+        now = words.about(pacing.ability(host, before))
+        return Change(before, wanted.identity, cgroup, now, (), (), tuple(warnings))
     if check:
         refused = paced and host.programs.refuses_pacing(cgroup)
         after = "refused" if refused else "on" if paced else "off"
         done = tuple(would_load(host, wanted, cgroup, paced).done)
-        return Change(before, wanted.identity, cgroup, after, done, (), tuple(warnings))
+        then = words.about(pacing.would_be(host, after, cgroup, before))
+        return Change(before, wanted.identity, cgroup, then, done, (), tuple(warnings))
     with _settling(remembered):
         loaded = load(host, wanted, cgroup, paced)
-    now = host.programs.current()
+    now = words.about(pacing.ability(host, host.programs.current()))
     warnings += loaded.warnings
-    return Change(before, wanted.identity, cgroup, now and now.pacing, tuple(loaded.done), (), tuple(warnings))
+    return Change(before, wanted.identity, cgroup, now, tuple(loaded.done), (), tuple(warnings))
 
 
 @contextlib.contextmanager
