@@ -24,7 +24,7 @@ from limiter import info, rule, rules
 
 FLAWED = can_be_lost(kernel.version(), association.controllers())
 HIERARCHY = "/run/net_cls"
-WORDS = ("do not limit connections that are opened from now on", os.uname().release, "net_cls or net_prio", "5.15")
+WORDS = ("connections that are opened from now on are not limited", os.uname().release, "net_cls or net_prio", "5.15")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_net_cls_ends_all_limits_on_kernels_that_have_the_flaw_and_every_module_
         assert info(gather=["host"])["host"]["sockets"] == "lost"
         mode, reason = mode_and_reason()
         assert mode == "none"
-        assert reason is not None and "opened from now on are not limited" in reason
+        assert reason is not None and reason.startswith("connections that are opened from now on are not limited")
         assert rule(name="mirror", state="absent")["unenforced"] == []  # nothing is left that could be wrong
         assert info(gather=["rules"])["warnings"] != []
 
@@ -130,7 +130,7 @@ def _other_ways_to_know(hierarchy: Path) -> None:
     call = "info(gather=['host'])"
     assert "the kernel's log says so" in elsewhere.said(WITHOUT_LOOPBACK, call)
     text = elsewhere.said([*WITHOUT_LOOPBACK, *WITHOUT_LOG], call)
-    assert "may not limit" in text and f"{hierarchy}/net_cls.classid has a value" in text and "'suspected'" in text
+    assert "may not be limited" in text and f"{hierarchy}/net_cls.classid has a value" in text and "'suspected'" in text
     (hierarchy / "net_cls.classid").write_text("0")
     text = elsewhere.said([*WITHOUT_LOOPBACK, *WITHOUT_LOG], call)
     assert "'unknown'" in text and "net_cls" not in text

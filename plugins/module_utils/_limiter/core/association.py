@@ -18,8 +18,8 @@ ROOT_ID = 1  # of cgroup2's root, on 64-bit kernels since 5.5
 
 # Of a rule, in a few words.
 NOT_LIMITED = (
-    "connections that are opened from now on are not limited: this kernel takes them for ones of no cgroup since a "
-    "program has used net_cls or net_prio of cgroup v1 (see the warning)"
+    "connections that are opened from now on are not limited, since a program has used net_cls or net_prio of cgroup "
+    "v1 on this kernel: see the warning"
 )
 
 _REPAIRED = (5, 15)
@@ -46,9 +46,9 @@ class Association(t.NamedTuple):
             return None
         lost = self.state == LOST
         return (
-            f"rules {'do' if lost else 'may'} not limit connections that are opened from now on: this kernel "
-            f"({release}) takes new sockets for ones of no cgroup {'since' if lost else 'if'} a program has used "
-            f"net_cls or net_prio of cgroup v1, until the next boot ({self.evidence}). {_REMEDY}."
+            f"connections that are opened from now on {'are not' if lost else 'may not be'} limited: "
+            f"{'since' if lost else 'once'} a program has used net_cls or net_prio of cgroup v1, this kernel "
+            f"({release}) gives new sockets no cgroup until it boots again ({self.evidence}). {_REMEDY}."
         )
 
 

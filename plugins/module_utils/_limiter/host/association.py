@@ -154,6 +154,8 @@ def _kernel_said_so() -> bool:
                     record = os.read(fd, 8192)
                 except BrokenPipeError:  # this one was overwritten meanwhile
                     continue
+                if not record:  # containers may have /dev/null there
+                    return False
                 if _SAID in record and re.match(rb"[0-7],", record):
                     return True
         finally:
