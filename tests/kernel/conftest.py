@@ -20,6 +20,7 @@ from foreign import SOMEONE_ELSES
 from kernels import APART, OBJECT
 from net import Pair
 from scene import Scene, staged
+from slow import SLOW
 
 import bpf
 
@@ -28,7 +29,8 @@ Compile = t.Callable[[str], str]
 
 def pytest_report_header() -> str:
     spoiled = "every step" if APART == 1 else f"one step of {APART}"
-    return f"kernel: {os.uname().release}; object: {OBJECT or 'built here'}; tasks are spoiled before {spoiled}"
+    machine = "an emulated machine: lower rates, wider bounds" if SLOW else "no emulated machine"
+    return f"kernel: {os.uname().release}; object: {OBJECT or 'built here'}; {machine}; tasks spoiled before {spoiled}"
 
 
 def pytest_sessionstart() -> None:

@@ -2,8 +2,7 @@
 """What the running kernel can do, as the documentation says it; and what the environment asks of the tests.
 
 LIMITER_OBJECT: all tests but those of the build use this object, as a host without a compiler does; else the collection
-builds it here. LIMITER_STEPS: of tasks that are spoiled before each of their steps, only every so manieth is; on
-emulated machines that is what takes hours.
+builds it here.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+from slow import SLOW
 
 RELEASE = kernel.version()
 # An iterator may set socket options: connections are released as soon as their rule is gone, and windows are clamped.
@@ -22,7 +22,8 @@ RELEASES = RELEASE >= (6, 1)
 ADOPTS = RELEASE >= (6, 12)
 
 OBJECT = os.environ.get("LIMITER_OBJECT")
-APART = int(os.environ.get("LIMITER_STEPS", "1"))
+# Of tasks that are spoiled before each of their steps, which takes hours there, only every so manieth is.
+APART = 11 if SLOW else 1
 
 releasing = pytest.mark.skipif(not RELEASES, reason="before Linux 6.1 no iterator may set socket options")
 adopting = pytest.mark.skipif(not ADOPTS, reason="before Linux 6.12 no iterator may ask for a socket's callbacks")

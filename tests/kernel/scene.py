@@ -14,10 +14,15 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
 from children import until
 from net import Arrived, Pair
+from slow import PATIENCE, SLOW
 
 import bpf
 
 MBIT = 125_000  # bytes per second
+# For TCP, in bytes per second: an emulated machine can't carry more, and answers late, so that what arrives varies.
+RATE = 100 * MBIT // (10 if SLOW else 1)
+# As a part of the limit, while TCP paces itself. What must never be exceeded is in assert_bound(), on any machine.
+LEAST, MOST = (0.8, 1.1) if SLOW else (0.9, 1.05)
 GSO_PACKET = 65536 + 45 * 52  # the largest ordinary one, in IP bytes on the wire
 # Of the controller: the others are half as long.
 _LONG_FIELDS = layout.FAIR_SHARE.size // 4 - len(layout.FairShare._fields)
@@ -75,11 +80,16 @@ def assert_bound(before: Arrived, after: Arrived, rate: int, bucket: int) -> Non
 def share_of(pair: Pair, rate: int, seconds: float = 1.0) -> float:
     """What arrives from now on for some time, as a part of a rate."""
     before = pair.arrived()
-    time.sleep(seconds)
+    pause(seconds)
     after = pair.arrived()
     share = (after.bytes - before.bytes) / (after.seconds - before.seconds) / rate
     print(f"{share:.4f} of {rate} bytes/s")
     return share
+
+
+def pause(seconds: float) -> None:
+    """Longer on an emulated machine."""
+    time.sleep(seconds * PATIENCE)
 
 
 def when_begun(pair: Pair, before: Arrived, size: int = 1) -> Arrived:

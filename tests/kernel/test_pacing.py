@@ -12,10 +12,10 @@ import limiter
 import pytest
 from connections import Connection, borrowed, jain
 from kernels import cells
-from net import PORT, Pair, Process
-from scene import MBIT, Scene, assert_bound, counters, share_of, staged, when_begun
+from net import LONG, PORT, Pair, Process
+from scene import LEAST, MOST, RATE, Scene, assert_bound, counters, pause, share_of, staged, when_begun
+from slow import PATIENCE
 
-RATE = 100 * MBIT
 SERVER_PORT = 5001
 # Who connects, over what, with which congestion control.
 WAYS = {
@@ -30,9 +30,9 @@ def send(scene: Scene, cgroup: Path, side: str, way: str, congestion: str, conne
     receiver, sender = WAYS[way]
     pair = scene.pair
     if side == "connects":
-        return pair.traffic("tcp", receiver, PORT, 60, connections, congestion, cgroup=cgroup)
-    server = pair.traffic("serve", sender, SERVER_PORT, 60, congestion, cgroup=cgroup)
-    pair.traffic("fetch", sender, SERVER_PORT, 60, connections, namespace=pair.receiver)
+        return pair.traffic("tcp", receiver, PORT, LONG, connections, congestion, cgroup=cgroup)
+    server = pair.traffic("serve", sender, SERVER_PORT, LONG, congestion, cgroup=cgroup)
+    pair.traffic("fetch", sender, SERVER_PORT, LONG, connections, namespace=pair.receiver)
     return server
 
 
@@ -73,8 +73,8 @@ def test_tcp_paces_itself_at_the_limit_from_its_first_second_on(scene: Scene, si
     before = scene.pair.arrived()
     sender = send(scene, cgroup, side, way, CONGESTION[way], 4)
     begun = when_begun(scene.pair, before)
-    assert share_of(scene.pair, RATE) <= 1.1
-    assert 0.9 <= share_of(scene.pair, RATE) <= 1.05
+    assert share_of(scene.pair, RATE) <= MOST + 0.05
+    assert LEAST <= share_of(scene.pair, RATE) <= MOST
     after = scene.pair.arrived()
     assert_bound(before, after, RATE, RATE)
     assert begun.seconds < after.seconds
@@ -92,7 +92,7 @@ def test_connections_get_the_same(scene: Scene, connections: int) -> None:
     when_begun(scene.pair, before, RATE // 5)
     with borrowed(sender.pid) as each:
         begin = [connection.info.acknowledged for connection in each]
-        time.sleep(1.5)
+        pause(1.5)
         sent = [connection.info.acknowledged - at for connection, at in zip(each, begin)]
         print(f"Jain's index {jain(sent):.4f}")
         assert len(sent) == connections
@@ -121,36 +121,38 @@ def _assert_acknowledged_at_the_limit(connections: list[Connection]) -> None:
     def sent() -> int:
         return sum(connection.wire_bytes for connection in connections)
 
-    time.sleep(0.7)
+    pause(0.7)
     # TCP does not pace its first ten segments. Over loopback they are 640 KiB: some of them may have had to wait.
     before = Harm.of(connections)
     begin, since = sent(), time.monotonic()
-    time.sleep(1.0)
+    pause(1.0)
     share = (sent() - begin) / (time.monotonic() - since) / RATE
     print(f"{share:.4f} of the limit")
     assert len(connections) == 4
-    assert 0.9 <= share <= 1.05
+    assert LEAST <= share <= MOST
     assert_unharmed(connections, before)
 
 
 def test_the_tightest_of_nested_rules_holds(scene: Scene) -> None:
-    scene.limited(200 * MBIT, "outer")
-    inner = scene.limited(50 * MBIT, "outer/inner")
+    scene.limited(2 * RATE, "outer")
+    inner = scene.limited(RATE // 2, "outer/inner")
     sender = scene.pair.send_tcp(connections=4, cgroup=inner)
-    time.sleep(0.5)
-    assert 0.9 <= share_of(scene.pair, 50 * MBIT) <= 1.05
+    pause(0.5)
+    assert LEAST <= share_of(scene.pair, RATE // 2) <= MOST
     assert counters("outer")["dropped_packets"] == counters("inner")["dropped_packets"] == 0
     with borrowed(sender.pid) as connections:
-        assert all(connection.pacing < 50 * MBIT for connection in connections)
+        assert all(connection.pacing < RATE // 2 for connection in connections)
 
 
 def test_the_outer_rule_holds_for_the_sum_of_the_inner_ones(scene: Scene) -> None:
     scene.limited(RATE, "outer")
-    senders = [scene.pair.send_tcp(connections=2, cgroup=scene.limited(80 * MBIT, f"outer/{name}")) for name in "ab"]
-    time.sleep(0.7)
+    senders = [
+        scene.pair.send_tcp(connections=2, cgroup=scene.limited(RATE * 4 // 5, f"outer/{name}")) for name in "ab"
+    ]
+    pause(0.7)
     with borrowed(*(sender.pid for sender in senders)) as connections:
         before = [connection.info.acknowledged for connection in connections]
-        assert 0.9 <= share_of(scene.pair, RATE, 1.2) <= 1.05
+        assert LEAST <= share_of(scene.pair, RATE, 1.2) <= MOST
         sent = [connection.info.acknowledged - at for connection, at in zip(connections, before)]
     assert jain(sent) >= 0.9, sent
 
@@ -161,21 +163,21 @@ def test_members_of_a_rule_share_its_rate(scene: Scene) -> None:
     limiter.rule(name="first", cgroup_path="/second")
     for cgroup in (first, second):
         scene.pair.send_tcp(connections=2, cgroup=cgroup)
-    time.sleep(0.5)
-    assert 0.9 <= share_of(scene.pair, RATE) <= 1.05
+    pause(0.5)
+    assert LEAST <= share_of(scene.pair, RATE) <= MOST
     assert counters("first")["dropped_packets"] == 0
 
 
 @pytest.mark.parametrize("factor", [0.5, 2, 10])
 def test_tcp_holds_its_own_beside_udp(scene: Scene, factor: float) -> None:
-    rate, pair = 50 * MBIT, scene.pair
+    rate, pair = RATE // 2, scene.pair
     cgroup = scene.limited(rate, bucket=str(rate // 10))
     cpus = sorted(os.sched_getaffinity(0))
     timeouts = pair.tcp_timeouts()
     before = pair.arrived()
     tcp = pair.send_tcp(connections=4, cgroup=cgroup, cpu=cpus[0])
     udp = pair.send_udp(int(factor * rate), cgroup=cgroup, cpu=cpus[-1])
-    time.sleep(0.7)
+    pause(0.7)
     with borrowed(tcp.pid) as connections:
         begin, sent = pair.arrived(), sum(connection.wire_bytes for connection in connections)
         share_of(pair, rate, 1.2)
@@ -191,20 +193,20 @@ def test_tcp_holds_its_own_beside_udp(scene: Scene, factor: float) -> None:
 
 def test_what_slow_connections_leave_the_others_get(scene: Scene) -> None:
     cgroup = scene.limited(RATE)
-    scene.pair.traffic("trickle", Pair.address, PORT, 60, 10, MBIT // 10, cgroup=cgroup)
+    scene.pair.traffic("trickle", Pair.address, PORT, LONG, 10, RATE // 1000, cgroup=cgroup)
     scene.pair.send_tcp(connections=2, cgroup=cgroup)
-    time.sleep(0.7)
-    assert 0.95 <= share_of(scene.pair, RATE, 1.2) <= 1.05
+    pause(0.7)
+    assert LEAST + 0.05 <= share_of(scene.pair, RATE, 1.2) <= MOST
     assert counters()["dropped_packets"] == 0
 
 
 def test_a_sparse_connection_is_not_held_up_by_bulk_ones(scene: Scene) -> None:
     cgroup, pair = scene.limited(RATE), scene.pair
     pair.send_tcp(connections=4, cgroup=cgroup)
-    time.sleep(0.5)
+    pause(0.5)
     pair.traffic("echo", Pair.address, 5002, namespace=pair.receiver)
     sparse = pair.traffic("ping", Pair.address, 5002, 1.0, cgroup=cgroup)
     round_trips = sorted(sparse.result().round_trips)
     print(f"{len(round_trips)} round trips, median {round_trips[len(round_trips) // 2]:.2f} ms")
-    assert round_trips[len(round_trips) // 2] < 10
+    assert round_trips[len(round_trips) // 2] < 10 * PATIENCE
     assert counters()["dropped_packets"] == 0
