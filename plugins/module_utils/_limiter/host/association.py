@@ -22,6 +22,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 
+LOG = "/dev/kmsg"
+
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _INET_DIAG_CGROUP_ID = 21
@@ -147,7 +149,7 @@ def _traces() -> Association:
 def _kernel_said_so() -> bool:
     """By its log, as far as that goes back. Records begin with priority + 8 * facility, which is 0 for the kernel."""
     with contextlib.suppress(OSError):
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             while True:
                 try:

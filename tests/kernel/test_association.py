@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kernel is asked which cgroup a socket has that is opened now: on every kernel, wherever the asking process is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import elsewhere
+import limiter
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+
+SAID = b"6,510,269748648,-;cgroup: cgroup: disabling cgroup2 socket matching due to net_prio or net_cls activation\n"
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Cgroups]:
+    with limiter.clean_host() as found:
+        yield found
+
+
+@pytest.mark.every_kernel
+def test_a_new_socket_has_the_cgroup_of_its_process(cgroups: Cgroups) -> None:
+    if association.cgroup_of_new_socket() is None:
+        pytest.skip("this kernel has no udp_diag")
+    child = limiter.rule(name="x", rate="1m")["rule"]
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Path(child["cgroup_path"], "cgroup.procs").write_text("0")
+            os.write(writing, str(association.cgroup_of_new_socket()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        assert int(pipe.read()) == child["cgroup_id"]
+    os.waitpid(pid, 0)
+    assert association._try_inside(cgroups, "/speed_limiter/x") == "kept"
+    assert cgroups.pids("/speed_limiter/x") == []  # nobody stays
+
+
+def test_where_it_cannot_be_tried_nothing_is_claimed(cgroups: Cgroups) -> None:
+    assert association._try_inside(cgroups, "/speed_limiter/there-is-none") == "unknown"
+    # No loopback, no socket to try it with; and info still comes.
+    assert "'kernel': " in elsewhere.said(["unshare", "--net"], "info(gather=['host'])")
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (SAID, True),
+        (SAID.replace(b"6,", b"14,", 1), False),  # not the kernel's: who is root may write there, too
+        (b"6,1,1,-;something else\n", False),
+        (b"", False),  # as in containers that have /dev/null there: it has no end
+    ],
+)
+def test_only_the_kernels_own_words_in_its_log_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: bytes, said: bool
+) -> None:
+    (tmp_path / "log").write_bytes(log)
+    monkeypatch.setattr(association, "LOG", str(tmp_path / "log"))
+    assert association._kernel_said_so() is said

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The report of playbooks/report.yml, of what the modules really return where rules are as wanted and do not limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ansible.template
+import limiter
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association
+from limiter import info, program, rule, rules
+
+PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
+WANTED: dict[str, Any] = {"name": "mirror", "rate": "1m", "cgroup_path": "/mirror"}
+
+
+@pytest.fixture
+def member() -> Iterator[str]:
+    with limiter.clean_host() as cgroups:
+        directory = Path(cgroups.absolute("/mirror"))
+        directory.mkdir()
+        try:
+            yield "/mirror"
+        finally:
+            directory.rmdir()
+
+
+def reported(wanted: dict[str, Any]) -> str:
+    """As report.yml registers it, for two hosts that are alike."""
+    found = {
+        "speed_limiter_seen": info(gather=["host", "rules"]),
+        "speed_limiter_compared": {**rules(wanted, check=True), "failed": False},
+        "speed_limiter_rules": {wanted["name"]: wanted},
+    }
+    trusted = getattr(ansible.template, "trust_as_template", str)  # since ansible-core 2.19
+    template = trusted((PLAYBOOKS / "templates" / "report.txt.j2").read_text())
+    variables = {"ansible_play_hosts_all": ["a", "b"], "hostvars": {"a": found, "b": found}}
+    text: str = ansible.template.Templar(DataLoader(), variables=variables).template(template)
+    return text
+
+
+def test_hosts_that_are_as_wanted_are_counted(member: str) -> None:
+    rule(**WANTED)
+    assert reported(WANTED).strip() == "2 hosts: 2 as wanted, 0 differ, 0 failed, 0 unreachable"
+
+
+def test_rules_that_do_not_limit_are_not_as_wanted(member: str) -> None:
+    rule(**WANTED)
+    program(cgroup_path="/speed_limiter")  # the member is not below it
+    text = reported(WANTED)
+    assert text.startswith("2 hosts: 0 as wanted, 0 differ, 0 failed, 0 unreachable, 2 not limited\n")
+    assert "2 not limited: a, b\n    the program does not run for /mirror: nothing limits it." in text
+    assert "+ mirror" not in text
+    changed = reported({**WANTED, "rate": "2m"})
+    assert "2 not limited: a, b\n" in changed and "\n    + mirror: 2097152 B/s" in changed
+
+
+def test_kernels_that_have_lost_the_cgroups_of_new_sockets_are_in_the_report(member: str) -> None:
+    rule(**WANTED)
+    with mock.patch.object(association, "look", return_value=Association(LOST, "it was tried")):
+        text = reported(WANTED)
+    assert ", 2 not limited\n" in text
+    assert "    connections that are opened from now on are not limited: since a program has used net_cls" in text
