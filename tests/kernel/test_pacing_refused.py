@@ -113,7 +113,9 @@ def test_what_was_refused_is_tried_again_when_the_program_is_reloaded(attach: t.
         "token_bucket",
         "the kernel refuses to pace TCP: why, says the warning of speed_limit_program with state=reloaded",
     )
-    assert limiter.program(state="reloaded")["program"]["pacing"]["state"] == "on"
+    check, made = (limiter.program(state="reloaded", check=check) for check in (True, False))
+    assert check["program"] == made["program"]
+    assert made["program"]["pacing"]["state"] == "on"
     assert mode() == ("paced", None)
 
 
@@ -131,6 +133,11 @@ def test_a_program_for_sockets_that_the_verifier_refuses_is_left_out_with_its_wo
     assert pinned() == NOT_PACED
     assert limiter.program(object=path)["changed"] is False
     assert "the warning of speed_limit_program" in mode()[1]
+    check, again = (limiter.program(object=path, state="reloaded", check=check) for check in (True, False))
+    assert check["program"] == again["program"] == made["program"]
+    check, made = (limiter.program(check=check) for check in (True, False))
+    assert check["program"] == made["program"]
+    assert made["program"]["pacing"]["state"] == "on"
 
 
 @releasing

@@ -154,8 +154,7 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         now = words.about(pacing.ability(host, before))
         return Change(before, wanted.identity, cgroup, now, (), (), tuple(warnings))
     if check:
-        refused = paced and host.programs.refuses_pacing(cgroup)
-        after = "refused" if refused else "on" if paced else "off"
+        after = "off" if not paced else "refused" if _would_refuse(host, wanted, cgroup, before) else "on"
         done = tuple(would_load(host, wanted, cgroup, paced).done)
         then = words.about(pacing.would_be(host, after, cgroup, before))
         return Change(before, wanted.identity, cgroup, then, done, (), tuple(warnings))
@@ -164,6 +163,16 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
     now = words.about(pacing.ability(host, host.programs.current()))
     warnings += loaded.warnings
     return Change(before, wanted.identity, cgroup, now, tuple(loaded.done), (), tuple(warnings))
+
+
+def _would_refuse(host: Host, wanted: Object, cgroup: str, before: Program | None) -> bool:
+    """Whether the kernel would refuse to pace. Where it did before, and one cannot see why, it is asked."""
+    programs = host.programs
+    if programs.refuses_pacing(cgroup):
+        return True
+    if before is None or before.pacing != "refused" or programs.refuses_pacing(before.cgroup):
+        return False
+    return wanted.stale or programs.refuses_object(wanted.path)  # what is not built yet is much like what was refused
 
 
 @contextlib.contextmanager

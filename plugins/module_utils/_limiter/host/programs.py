@@ -195,6 +195,13 @@ class Programs:
         found = self._hooks.exclusive(cgroup, SOCK_OPS)
         return found.text if found else None
 
+    def refuses_object(self, path: str) -> bool:
+        """Whether the kernel refuses an object's `objects.PACE`, tried without attaching it. Only for where all maps
+        are pinned already: it leaves nothing behind then. Raises LimiterError as `objects.load`.
+        """
+        with contextlib.ExitStack() as stack:
+            return objects.PACE in objects.load(self._libbpf, stack, path, True).refused
+
     @contextlib.contextmanager
     def _maps(self) -> t.Iterator[Maps | None]:
         maps = Maps.open(self._libbpf)
