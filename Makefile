@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
-STEPS = lint sanity units packaging property simulation kernel integration
+STEPS = lint sanity units packaging property simulation kernel integration kernels
 
-.PHONY: setup setup-test demo test bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-kernels demo test test-kernels bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -10,14 +10,26 @@ setup:
 setup-test:
 	@tools/setup --test
 
+# And QEMU.
+setup-kernels:
+	@tools/setup --kernels
+
 demo: setup
 	@tests/demo/run
 
-test: setup-test
+test: setup-kernels
 	@tools/test $(STEPS)
 
+kernels: setup-kernels
 $(STEPS): setup-test
 	@tools/test $@
+
+# Every kernel that is supported, in virtual machines: "suite:series" of Debian, the oldest first. Writes docs/kernels.md. Takes hours
+# without KVM. The step `kernels` of `make test` is the oldest and the newest of them, with less of everything.
+KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
+test-kernels kernels: export KERNELS := $(KERNELS)
+test-kernels: setup-kernels
+	@tests/kernels/run
 
 # Measures beside htb, tbf and others, and writes docs/benchmarks.md: under 40 minutes, on a machine that does nothing else.
 bench: setup-test

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Virtual machines: virtme-ng and QEMU boot a kernel on this machine's own files, which the guest can only read.
 
-A guest runs in a PID namespace whose first process dies with whoever started it, even by SIGKILL; with it goes the rest.
+A guest runs in a PID namespace whose first process dies with whoever started it, even by SIGKILL; with it the rest.
 """
 
 from __future__ import annotations
@@ -30,11 +30,29 @@ BOOT = 300  # seconds; without KVM, on two cores that another guest uses, half a
 GRACE = 90  # seconds between steps, and that a step may take longer than its own limit before the guest is ended
 KVM_TRIAL = 60  # seconds; with KVM a boot takes three
 # Drivers of what a guest has and no test uses; loading these takes longer than all else of a boot without KVM.
-_NEEDLESS = (
-    "acpi_cpufreq aesni_intel crc32_pclmul crct10dif_pclmul ghash_clmulni_intel i2c_i801 iTCO_wdt i6300esb joydev kvm_amd "
-    "kvm_intel lpc_ich pcspkr powernow_k8 psmouse sha1_ssse3 sha256_ssse3 sha512_ssse3 sr_mod ahci"
-).split()
-_OUR_END = "setpriv --pdeathsig KILL unshare --pid --fork --kill-child=KILL".split()
+_NEEDLESS = [
+    "acpi_cpufreq",
+    "aesni_intel",
+    "crc32_pclmul",
+    "crct10dif_pclmul",
+    "ghash_clmulni_intel",
+    "i2c_i801",
+    "iTCO_wdt",
+    "i6300esb",
+    "joydev",
+    "kvm_amd",
+    "kvm_intel",
+    "lpc_ich",
+    "pcspkr",
+    "powernow_k8",
+    "psmouse",
+    "sha1_ssse3",
+    "sha256_ssse3",
+    "sha512_ssse3",
+    "sr_mod",
+    "ahci",
+]
+_OUR_END = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL"]
 
 
 class Share(NamedTuple):
@@ -62,9 +80,18 @@ class Outcome(NamedTuple):
     wrong: str
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def end_all() -> None:
+    """Ends every guest, of whatever thread."""
+    for process in list(_running):
+        process.kill()  # its namespace dies with it
+
+
 class Guest:
-    """One boot of a kernel. ``directory`` is for the console's log and for what virtme-ng writes; ``say`` gets each line
-    that the guest prints; ``limit`` gets the same and says, by a number of seconds, when a new time limit begins.
+    """One boot of a kernel. ``directory`` is for the console's log and for what virtme-ng writes; ``say`` gets each
+    line that the guest prints; ``limit`` gets the same and says, by a number of seconds, when a new time limit begins.
     """
 
     def __init__(
@@ -97,10 +124,12 @@ class Guest:
         ) as process:
             keeper = threading.Thread(target=self._keep, args=(process,))
             keeper.start()
+            _running.add(process)
             try:
                 return self._watch(process, seconds)
             finally:
                 process.kill()  # its namespace dies with it
+                _running.remove(process)
                 process.wait()
                 keeper.join()
                 shutil.rmtree(scratch, ignore_errors=True)

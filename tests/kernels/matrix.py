@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import threading
 import time
@@ -25,7 +24,7 @@ import machine
 STEPS = {"object": (600, 900), "playbook": (900, 1800), "tests": (900, 4 * 3600), "distance": (600, 2 * 3600)}
 MEASURING = ("distance",)
 AT_ONCE = 2
-QUICK_TESTS = ["tests/kernel/test_programs.py", "tests/kernel/test_maps.py"]
+QUICK_TESTS = ["tests/kernel", "-m", "every_kernel"]
 FULL_TESTS = ["tests/kernel"]
 
 Results = dict[str, dict[str, Any]]
@@ -97,8 +96,10 @@ class Run:
             pool = ThreadPoolExecutor(AT_ONCE)
             try:
                 list(pool.map(lambda name: self.guest(name, together), names))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                machine.end_all()
+                raise
         for step in (step for step in self.steps if step in MEASURING):
             for name in names:
                 self.guest(name, [step])

@@ -15,7 +15,7 @@ from pathlib import Path
 from step import BUILT, PINS, ROOT, Step, Wrong, main
 
 sys.path.append(str(ROOT / "tests" / "kernel"))
-import bpf  # noqa: E402
+import bpf
 
 SETTLES = (6, 1)  # since when an iterator may set a socket's options, which settle_sockets does
 

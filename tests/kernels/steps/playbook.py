@@ -81,6 +81,15 @@ def most(seconds: float) -> float:
     return RATE * seconds + BUCKET + SIZE + HEADERS
 
 
+def play(step: Step, pid: int, *arguments: str) -> dict[str, int]:
+    """The counts of one run. A quick one neither looks for packages nor compiles; the object step has done that."""
+    shared = step.options["shared_object"]
+    quick: dict[str, object] = {"setup_manage_packages": False}
+    if Path(shared).exists():
+        quick.update(setup_object_from="file", setup_object=shared)
+    return step.playbook("playbook", *arguments, pid=pid, **(quick if step.options["quick"] else {}))
+
+
 def work(step: Step) -> None:
     receiver = Receiver()
     receiver.start()
@@ -88,13 +97,13 @@ def work(step: Step) -> None:
         home = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii")
         unlimited(step, receiver, "before")
 
-        counts = step.playbook("playbook", "--check", "--diff", pid=pid)
+        counts = play(step, pid, "--check", "--diff")
         if not counts["changed"] or not any(line.startswith("+") and "sender" in line for line in step.output):
             raise Wrong(f"check mode foretells no rule, or does not show it: {counts}")
         if traces() or Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii") != home:
             raise Wrong(f"check mode touched the host: {traces()}")
 
-        if not step.playbook("playbook", pid=pid)["changed"]:
+        if not play(step, pid)["changed"]:
             raise Wrong("the playbook changed nothing")
         time.sleep(1)  # what waits in the receiver's buffer from before
         came, seconds = receiver.during(SECONDS)
@@ -103,7 +112,7 @@ def work(step: Step) -> None:
         if not 0 < came <= most(seconds):
             raise Wrong(f"{came} bytes came in {seconds:.2f} s through a rule that allows {most(seconds):.0f}")
 
-        counts = step.playbook("playbook", pid=pid)
+        counts = play(step, pid)
         if counts["changed"]:
             raise Wrong(f"the second run changed something: {step.last()} {counts}")
 

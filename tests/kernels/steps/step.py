@@ -36,7 +36,8 @@ class Step:
 
     def playbook(self, name: str, *arguments: str, **variables: object) -> dict[str, int]:
         """Runs one of the playbooks beside the steps; gives the counts of its recap, and fails where a task did."""
-        environment = {**os.environ, "ANSIBLE_HOME": "/tmp/ansible", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
+        own = {"HOME": "/tmp/ansible", "REMOTE_TEMP": "/tmp/ansible/tmp", "NOCOLOR": "1", "PIPELINING": "1"}
+        environment = {**os.environ, **{f"ANSIBLE_{key}": value for key, value in own.items()}}
         command = [
             ".venv/bin/ansible-playbook",
             f"tests/kernels/steps/{name}.yml",
