@@ -150,7 +150,7 @@ program:
       description: Whether TCP connections are paced at their fair share of their rule.
       type: dict
       returned: success
-      sample: {state: "on", reason: null, open_connections: true}
+      sample: {state: "on", reason: null, open_connections: true, open_connections_reason: null}
       contains:
         state:
           description: V(on), V(off) where it is switched off, or V(refused) by the kernel.
@@ -169,6 +169,11 @@ program:
           type: bool
           returned: success
           sample: true
+        open_connections_reason:
+          description: Which of them do not follow at once, and why, where connections are paced; or null.
+          type: str
+          returned: success
+          sample: "the kernel refuses settle_sockets: why, says the warning of speed_limit_program with state=reloaded"
 rules:
   description:
     - The rules, as in M(speed_limiter.ebpf.speed_limit_rule), each with RV(rules[].pacing). Only their names, where the

@@ -98,7 +98,7 @@ program:
         - In check mode what can be known of it without attaching.
       type: dict
       returned: success
-      sample: {state: "on", reason: null, open_connections: true}
+      sample: {state: "on", reason: null, open_connections: true, open_connections_reason: null}
       contains:
         state:
           description: V(on), V(off) where it is switched off, or V(refused) by the kernel.
@@ -117,6 +117,11 @@ program:
           type: bool
           returned: success
           sample: true
+        open_connections_reason:
+          description: Which of them do not follow at once, and why, where connections are paced; or null.
+          type: str
+          returned: success
+          sample: "the kernel refuses settle_sockets: why, says the warning of speed_limit_program with state=reloaded"
 actions:
   description: What was done, or would be.
   type: list

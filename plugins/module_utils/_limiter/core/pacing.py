@@ -19,19 +19,39 @@ _STALE_EPOCHS, _STALE_NS = 4, 1_000_000_000
 _ELSE = "why, says the warning of speed_limit_program with state=reloaded"
 
 
+_ONLY_NEWER = "only Linux 6.12 and newer can pace them"
+
+
 class Ability(t.NamedTuple):
     """What this host does about pacing."""
 
     state: str | None  # as Program.pacing; None: no program is loaded
     refusal: str | None  # why the kernel refuses it, where that can be seen
     adopts: bool  # whether the kernel can pace connections that were open before their rule: Linux 6.12
-    settles: bool = True  # whether open connections are looked at after each change: Linux 6.1
+    settles: bool = True  # whether open connections are looked at after each change: settle_sockets is pinned
+    refuses_settling: bool = False  # the kernel is new enough for that, Linux 6.1, and does not do it
     half_way: bool = False  # a run was killed, or is at it, that switches pacing on or off
 
 
 def about(ability: Ability) -> dict[str, t.Any]:
     """``program.pacing`` of a module's result."""
-    return {"state": ability.state, "reason": why_not(ability), "open_connections": ability.settles}
+    return {
+        "state": ability.state,
+        "reason": why_not(ability),
+        "open_connections": ability.settles,
+        "open_connections_reason": _why_not_open_ones(ability),
+    }
+
+
+def _why_not_open_ones(ability: Ability) -> str | None:
+    """What does not follow a change at once, of connections that are open, where sockets are paced; or None."""
+    if ability.state != "on" or (ability.settles and ability.adopts):
+        return None
+    if ability.settles:
+        return f"those that are older than their rule are released at once, but not paced: {_ONLY_NEWER}"
+    if ability.refuses_settling:
+        return f"the kernel refuses settle_sockets: {_ELSE}"
+    return "only Linux 6.1 and newer can go through all sockets"
 
 
 def why_not(ability: Ability) -> str | None:
@@ -83,9 +103,12 @@ def _mode(ability: Ability, limit: Limit | None, share: int, active: int, unpace
         )
     if not unpaced:
         return "paced", None
-    why = (
-        "they are new, or another program has taken the callbacks that they need"
-        if ability.adopts
-        else "they were open before their rule was made, or are new, and only Linux 6.12 and newer can pace the former"
-    )
+    if ability.adopts:
+        why = "they are new, or another program has taken the callbacks that they need"
+    else:
+        refused = f"and the kernel refuses settle_sockets, which could pace these: {_ELSE}"
+        why = (
+            "they are new, or were open before their rule was made, "
+            f"{refused if ability.refuses_settling else f'and {_ONLY_NEWER}'}"
+        )
     return "paced", f"{unpaced} of {active} connections are not paced: {why}; the token bucket limits these"

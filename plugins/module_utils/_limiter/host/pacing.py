@@ -17,7 +17,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.h
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 
-_ADOPTS_CONNECTIONS = (6, 12)  # bpf_setsockopt(TCP_BPF_SOCK_OPS_CB_FLAGS)
 _MAY_STAY_SLOW = "connections may stay as slow as they were when they were paced"
 
 # With more rules than that it is cheaper to look at all processes.
@@ -26,19 +25,27 @@ _MOST_RULES = 64
 
 def ability(host: Host, program: Program | None) -> Ability:
     """What the program that is attached does about pacing, and why not more."""
-    adopts = kernel.version() >= _ADOPTS_CONNECTIONS
     if program is None:
-        return Ability(None, None, adopts, settles=False)
-    refusal = host.programs.refuses_pacing(program.cgroup) if program.pacing == "refused" else None
-    return Ability(program.pacing, refusal, adopts, settle.can_settle(), is_half_way(host.programs, host.maps))
+        return Ability(None, None, adopts=False, settles=False)
+    half_way = is_half_way(host.programs, host.maps)
+    return _ability(host, program.pacing, program.cgroup, settle.can_settle())._replace(half_way=half_way)
 
 
 def would_be(host: Host, state: str, cgroup: str, before: Program | None) -> Ability:
     """What a program that is to be attached there would do, as `ability`; ``state``: as Program.pacing."""
-    refusal = host.programs.refuses_pacing(cgroup) if state == "refused" else None
     paces = before is not None and before.pacing == "on"  # then the kernel was asked already
-    settles = state == "on" and (settle.can_settle() if paces else kernel.version() >= objects.SETTLES)
-    return Ability(state, refusal, kernel.version() >= _ADOPTS_CONNECTIONS, settles)
+    settles = state == "on" and (settle.can_settle() if paces else _could_settle())
+    return _ability(host, state, cgroup, settles)
+
+
+def _ability(host: Host, state: str, cgroup: str, settles: bool) -> Ability:
+    refusal = host.programs.refuses_pacing(cgroup) if state == "refused" else None
+    adopts = state == "on" and settles and settle.can_adopt()
+    return Ability(state, refusal, adopts, settles, refuses_settling=not settles and _could_settle())
+
+
+def _could_settle() -> bool:
+    return kernel.version() >= objects.SETTLES
 
 
 def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:

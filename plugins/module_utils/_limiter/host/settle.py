@@ -19,7 +19,7 @@ import threading
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, processes, sockets
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins, processes, sockets
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
     closing_fd,
     enter_network_namespace,
@@ -39,6 +39,15 @@ _LONG_MOST = (1 << 8 * _LONG.size) - 1
 def can_settle() -> bool:
     """Whether the kernel can do it."""
     return pins.exists(pins.SETTLE_LINK)
+
+
+def can_adopt() -> bool:
+    """Whether it paces connections that are older than their rule, too: since Linux 6.12, as the kernel's types say."""
+    try:
+        with open(kernel.BTF, "rb") as types:
+            return b"\0TCP_BPF_SOCK_OPS_CB_FLAGS\0" in types.read()
+    except OSError:
+        return False
 
 
 def settle(pids: t.Iterable[int] | None = None) -> list[str]:

@@ -6,7 +6,12 @@ from __future__ import annotations
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability, of_rule, why_not
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import (
+    Ability,
+    about,
+    of_rule,
+    why_not,
+)
 
 SECOND = 1_000_000_000
 NOW = 1000 * SECOND
@@ -105,9 +110,31 @@ def test_a_connection_that_may_send_more_than_a_socket_can_be_told_is_not_paced(
     assert (seen["reason"] is None) is (mode == "paced")
 
 
-@pytest.mark.parametrize(("adopts", "words"), [(True, "another program"), (False, "only Linux 6.12 and newer")])
-def test_some_connections_that_do_not_pace_themselves_are_a_reason(adopts: bool, words: str) -> None:
-    seen = of_rule(ON._replace(adopts=adopts), LIMIT, BUSY._replace(unpaced_before=2), NOW)
+@pytest.mark.parametrize(
+    ("ability", "words"),
+    [
+        (ON, "another program"),
+        (ON._replace(adopts=False), "only Linux 6.12 and newer"),
+        (ON._replace(adopts=False, settles=False, refuses_settling=True), "the kernel refuses settle_sockets"),
+    ],
+)
+def test_some_connections_that_do_not_pace_themselves_are_a_reason(ability: Ability, words: str) -> None:
+    seen = of_rule(ability, LIMIT, BUSY._replace(unpaced_before=2), NOW)
     assert (seen["mode"], seen["unpaced_connections"]) == ("paced", 2)
     assert seen["reason"].startswith("2 of 5 connections are not paced: ")
     assert words in seen["reason"]
+
+
+@pytest.mark.parametrize(
+    ("ability", "words"),
+    [
+        (ON, None),
+        (ON._replace(adopts=False), "not paced: only Linux 6.12"),
+        (ON._replace(adopts=False, settles=False), "only Linux 6.1 "),
+        (ON._replace(adopts=False, settles=False, refuses_settling=True), "refuses settle_sockets"),
+        (ON._replace(state="off", adopts=False, settles=False), None),
+    ],
+)
+def test_what_open_connections_do_not_follow_is_told(ability: Ability, words: str | None) -> None:
+    reason = about(ability)["open_connections_reason"]
+    assert reason is None if words is None else words in reason
