@@ -78,7 +78,7 @@ def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) ->
     begun = fair.active >= fair.active_before
     active = fair.active if begun else fair.active_before
     unpaced = min(active, fair.unpaced if begun else fair.unpaced_before)
-    mode, reason = _mode(ability, limit, fair.share, active, unpaced)
+    mode, reason = _mode(ability, limit, fair.share, unpaced)
     return {
         "mode": mode,
         "reason": reason,
@@ -90,7 +90,7 @@ def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) ->
     }
 
 
-def _mode(ability: Ability, limit: Limit | None, share: int, active: int, unpaced: int) -> tuple[str, str | None]:
+def _mode(ability: Ability, limit: Limit | None, share: int, unpaced: int) -> tuple[str, str | None]:
     if limit is None:
         return "none", "the rule is unfinished: run its task again"
     nowhere = why_not(ability)
@@ -98,8 +98,7 @@ def _mode(ability: Ability, limit: Limit | None, share: int, active: int, unpace
         return ("none" if ability.state is None else "token_bucket"), nowhere
     if (share or limit.rate) >= FASTEST_PACED:
         return "token_bucket", (
-            f"a connection may send {share or limit.rate} bytes per second, and the most that a socket can be told is "
-            f"{FASTEST_PACED - 1}"
+            f"a connection may send more than a socket can be told, which is {FASTEST_PACED - 1} bytes per second at most"
         )
     if not unpaced:
         return "paced", None
@@ -111,4 +110,5 @@ def _mode(ability: Ability, limit: Limit | None, share: int, active: int, unpace
             "they are new, or were open before their rule was made, "
             f"{refused if ability.refuses_settling else f'and {_ONLY_NEWER}'}"
         )
-    return "paced", f"{unpaced} of {active} connections are not paced: {why}; the token bucket limits these"
+    # Without figures, which change all the time: a report tells hosts with the same reason together.
+    return "paced", f"some connections are not paced: {why}; the token bucket limits these"

@@ -121,8 +121,10 @@ def test_a_connection_that_may_send_more_than_a_socket_can_be_told_is_not_paced(
 def test_some_connections_that_do_not_pace_themselves_are_a_reason(ability: Ability, words: str) -> None:
     seen = of_rule(ability, LIMIT, BUSY._replace(unpaced_before=2), NOW)
     assert (seen["mode"], seen["unpaced_connections"]) == ("paced", 2)
-    assert seen["reason"].startswith("2 of 5 connections are not paced: ")
+    assert seen["reason"].startswith("some connections are not paced: ")
     assert words in seen["reason"]
+    more = of_rule(ability, LIMIT, BUSY._replace(unpaced_before=3, active_before=17), NOW)
+    assert (more["unpaced_connections"], more["reason"]) == (3, seen["reason"])
 
 
 @pytest.mark.parametrize(
