@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FRESH = 24 * 3600  # seconds for which a kernel that was fetched counts as the newest
 LIMIT = 1200  # seconds that apt and unpacking may take together
+OUR_END = ("setpriv", "--pdeathsig", "KILL")  # what is started so dies with who started it
 
 
 class FetchError(Exception):
@@ -82,7 +83,7 @@ def unpack(apt: Apt, release: str, directory: Path) -> None:
     for package in apt.parts(release):
         apt.run("apt-get", "-qq", "download", package, cwd=archives)
     for archive in archives.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", str(archive), str(root)], check=True, timeout=LIMIT)
+        subprocess.run([*OUR_END, "dpkg", "-x", str(archive), str(root)], check=True, timeout=LIMIT)
     shutil.rmtree(archives)
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
@@ -134,7 +135,7 @@ class Apt:
         self.deadline = time.monotonic() + LIMIT
 
     def run(self, tool: str, *arguments: str, cwd: Path | None = None) -> str:
-        command = [tool, *self.options, *arguments]
+        command = [*OUR_END, tool, *self.options, *arguments]
         remaining = max(1.0, self.deadline - time.monotonic())
         try:
             done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=remaining, check=False)

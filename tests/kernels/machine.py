@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fetch import Kernel, with_sbin
+from fetch import OUR_END, Kernel, with_sbin
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
@@ -52,7 +52,7 @@ _NEEDLESS = [
     "sr_mod",
     "ahci",
 ]
-_OUR_END = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL"]
+_SPACE = [*OUR_END, "unshare", "--pid", "--fork", "--kill-child=KILL"]
 
 
 class Share(NamedTuple):
@@ -105,8 +105,10 @@ class Guest:
         self.kernel, self.directory, self.kvm, self.say, self.limit = kernel, directory, kvm, say, limit
         self.console = directory / "console.log"
 
-    def run(self, command: str, shares: list[Share], seconds: float = BOOT) -> Outcome:
-        """Boots, runs the command as root in the guest, and ends. Raises nothing but what interrupts it."""
+    def run(self, command: str, shares: list[Share], seconds: float = BOOT, disk: Path | None = None) -> Outcome:
+        """Boots, runs the command as root in the guest, which can read the disk, and ends. It begins with BOOT or
+        another limit. Raises nothing but what interrupts it.
+        """
         scratch = self.directory / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -114,7 +116,7 @@ class Guest:
         path = f"{VNG.parent}:{with_sbin()['PATH']}"
         environment = {**os.environ, "PATH": path, "HOME": str(scratch), "TMPDIR": str(scratch)}
         with subprocess.Popen(
-            [*_OUR_END, *self.vng(command, shares)],
+            [*_SPACE, *self.vng(command, shares, disk)],
             cwd="/",
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -134,8 +136,12 @@ class Guest:
                 keeper.join()
                 shutil.rmtree(scratch, ignore_errors=True)
 
-    def vng(self, command: str, shares: list[Share]) -> list[str]:
+    def vng(self, command: str, shares: list[Share], disk: Path | None) -> list[str]:
         options = [option for share in shares for option in share.options()]
+        if disk:
+            name = str(disk).replace(",", ",,")
+            options += ["-drive", f"if=none,id=disk,format=raw,readonly=on,file={name}"]
+            options += ["-device", "virtio-blk-pci,drive=disk"]
         return [
             str(VNG),
             "--verbose",  # the console goes to stderr

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fetch
+import image
 import machine
 
 # Seconds that each may take in a guest without KVM beside another one; of a quick run, and of a full one.
@@ -88,6 +89,7 @@ class Run:
         self.directory, self.steps, self.quick, self.kvm = directory, steps, quick, kvm
         self.results, self.first = results, first
         shutil.copy(machine.HERE / "guest", directory / "guest")
+        self.disk = image.make(directory)
 
     def all(self, names: list[str]) -> None:
         """Boots every kernel for what does not measure, and again for what does."""
@@ -138,7 +140,7 @@ class Run:
             machine.Share("job", self.directory, writable=True),
         ]
         say(name, f"booting for {', '.join(steps)}")
-        outcome = guest.run(command, shares)
+        outcome = guest.run(command, shares, disk=self.disk)
         if outcome.wrong:
             say(name, f"FAILED: {outcome.wrong}")
         for step in steps:

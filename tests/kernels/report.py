@@ -115,8 +115,8 @@ userland of the machine that it runs on, and runs in each:
 - *distance*: TCP over netem, from 5 to 200 ms away.
 """
 
-PROGRAMS = """Instructions that the verifier walked (the kernel gives up at 1,000,000), bytes of the program as the kernel
-keeps it, and bytes of machine code. *Not here*: the kernel refuses it, and the collection does without.
+PROGRAMS = """Instructions that the verifier walked (the kernel gives up at 1,000,000), bytes of the program as the
+kernel keeps it, and bytes of machine code. *Not here*: the kernel refuses it, and the collection does without.
 """
 
 

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The page is made of what is kept, and what was not run now stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report
+
+PROGRAM = {"instructions": 21010, "xlated": 16920, "jited": 10477}
+SKIPPED = {"test_settle::test_one": "before Linux 6.1 no iterator may set socket options"}
+
+
+def found(release: str, **steps: Any) -> dict[str, Any]:
+    return {"wrong": None, "release": release, "package": f"{release}-1", "steps": steps}
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(report, "STORED", tmp_path / "kernels")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "kernels.md")
+    return tmp_path / "kernels.md"
+
+
+def row(page: Path, word: str) -> str:
+    (line,) = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {word}")]
+    return line
+
+
+def test_what_was_not_run_now_stays(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = {"wrong": None, "seconds": 9, "tests": 3, "passed": 2, "skipped": SKIPPED, "failed": []}
+    programs = {"limit_egress": PROGRAM, "settle_sockets": None}
+    monkeypatch.setattr(report, "commit", lambda: "aaaaaaa")
+    old = found("5.10.0-32-amd64", object={"wrong": None, "seconds": 9, "built here": programs}, tests=tests)
+    new = found("7.2.13-amd64", tests=dict(tests, wrong="1 tests failed", failed=["test_settle::test_two"]))
+    report.store({"sid-7.2": new, "bullseye-5.10": old})
+    report.write()
+    assert page.read_text(encoding="utf-8").index("bullseye-5.10: ") < page.read_text(encoding="utf-8").index(
+        "sid-7.2: "
+    )
+    assert "2 passed, 1 not for this kernel" in row(page, "bullseye-5.10")
+    assert "**failed**" in row(page, "sid-7.2")
+    assert "- sid-7.2, tests: 1 tests failed" in page.read_text(encoding="utf-8")
+    assert "21,010; 16,920 B; 10,477 B" in row(page, "`limit_egress`")
+    assert "not here" in row(page, "`settle_sockets`")
+    before = row(page, "bullseye-5.10")
+
+    monkeypatch.setattr(report, "commit", lambda: "bbbbbbb")
+    lost = {"wrong": "the suite bullseye cannot be reached", "steps": {}}
+    report.store({"sid-7.2": found("7.2.14-amd64", tests=tests), "bullseye-5.10": lost})
+    report.write()
+    assert row(page, "bullseye-5.10") == before
+    assert "aaaaaaa" in before
+    assert "2 passed" in row(page, "sid-7.2")
+    assert "bbbbbbb" in row(page, "sid-7.2")
+    assert "7.2.14-amd64" in row(page, "sid-7.2")
+
+
+def test_a_step_that_was_never_run_is_shown(page: Path) -> None:
+    report.store(
+        {"sid-7.2": found("7.2.13-amd64", object={"wrong": None}), "trixie-6.12": found("6.12.1-amd64", playbook={})}
+    )
+    report.write()
+    assert "not run yet" in row(page, "sid-7.2")
+    assert "not run yet" in row(page, "trixie-6.12")
