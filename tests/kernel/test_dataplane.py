@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from dataplane import Dataplane, cgroup2
 from kernels import cells
-from net import Arrived, Pair, Process
+from net import DEADLINE, Arrived, Pair, Process
+from slow import PATIENCE, SLOW
 
 GSO_PACKET = 65536 + 45 * 52
 MBIT = 125_000  # bytes per second
+RATE = 10 * MBIT // (5 if SLOW else 1)
 Make = Callable[[str], Path]
 
 
@@ -69,7 +71,7 @@ def passed(before: Arrived, after: Arrived) -> int:
 
 def wait_for_drops(plane: Dataplane, rule: Path) -> None:
     """Until the bucket is spent."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE
     while not plane.state_of(rule).dropped_packets:
         assert time.monotonic() < deadline, "nothing was dropped: the limit does not hold"
         time.sleep(0.01)
@@ -78,14 +80,14 @@ def wait_for_drops(plane: Dataplane, rule: Path) -> None:
 def rate_while(pair: Pair, seconds: float) -> float:
     """Bytes a second that arrive in the given time from now on."""
     before = pair.arrived()
-    time.sleep(seconds)
+    time.sleep(seconds * PATIENCE)
     after = pair.arrived()
     return passed(before, after) / (after.seconds - before.seconds)
 
 
 def arrived_when_spent(plane: Dataplane, rule: Path, pair: Pair, rate: int) -> Arrived:
     """What has arrived at a moment at which the bucket holds less than two milliseconds' worth."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         arrived, state = pair.arrived(), plane.state_of(rule)
         if state.tokens + rate * (arrived.seconds - state.last_update_ns / 1e9) < 0.002 * rate:
@@ -99,7 +101,7 @@ def spent_rate(plane: Dataplane, rule: Path, pair: Pair, rate: int, seconds: flo
     get no CPU for a while lose nothing: they catch up, and the count is taken when they have."""
     plane.spend(rule)
     before = arrived_when_spent(plane, rule, pair, rate)
-    time.sleep(seconds)
+    time.sleep(seconds * PATIENCE)
     after = arrived_when_spent(plane, rule, pair, rate)
     return passed(before, after) / (after.seconds - before.seconds)
 
@@ -108,12 +110,21 @@ def assert_bound(before: Arrived, after: Arrived, rate: int, bucket: int) -> Non
     assert passed(before, after) <= 1.005 * rate * (after.seconds - before.seconds) + bucket + GSO_PACKET
 
 
+@pytest.fixture(scope="module")
+def unlimited(network: Pair) -> float:
+    """How many bytes this machine's TCP brings in the time of a test."""
+    before = network.arrived()
+    network.send_tcp(1.5, 4).result()
+    network.stop()
+    return float(passed(before, network.arrived()))
+
+
 @pytest.mark.parametrize(
     ("rate", "connections", "congestion"),
     cells((10 * MBIT, 16, "cubic"), [MBIT, 10 * MBIT, 100 * MBIT, 1000 * MBIT], [1, 16], ["cubic", "bbr"]),
 )
 def test_tcp_never_leaks_and_never_starves(
-    plane: Dataplane, make: Make, pair: Pair, rate: int, connections: int, congestion: str
+    plane: Dataplane, make: Make, pair: Pair, unlimited: float, rate: int, connections: int, congestion: str
 ) -> None:
     rule = make("rule")
     bucket = rate // 2
@@ -122,14 +133,14 @@ def test_tcp_never_leaks_and_never_starves(
     pair.send_tcp(1.5, connections, congestion, cgroup=rule).result()
     after = pair.arrived()
     assert_bound(before, after, rate, bucket)
-    assert passed(before, after) > bucket + 0.1 * rate
+    assert passed(before, after) > min(bucket + 0.1 * rate, 0.3 * unlimited)
 
 
 @pytest.mark.parametrize(("senders", "factor"), cells((2, 5), [1, 2], [1.2, 5, 40]))
 def test_udp_gets_the_limit_whatever_it_offers(
     plane: Dataplane, make: Make, pair: Pair, senders: int, factor: float
 ) -> None:
-    rule, rate = make("rule"), 10 * MBIT
+    rule, rate = make("rule"), RATE
     plane.set_rule(rule, rate, rate)
     cpus = sorted(os.sched_getaffinity(0))
     offered = int(rate * factor / senders)
@@ -139,7 +150,7 @@ def test_udp_gets_the_limit_whatever_it_offers(
 
 
 def test_udp_beside_tcp_shares_one_limit(plane: Dataplane, make: Make, pair: Pair) -> None:
-    rule, rate = make("rule"), 100 * MBIT
+    rule, rate = make("rule"), 10 * RATE
     plane.set_rule(rule, rate, rate)
     udp = pair.send_udp(2 * rate, cgroup=rule)
     tcp = pair.send_tcp(connections=4, cgroup=rule)
@@ -159,8 +170,8 @@ def test_only_a_socket_that_asks_for_errors_sees_enobufs(plane: Dataplane, make:
 
 def test_connections_are_made_and_closed_while_udp_floods(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule = make("rule")
-    plane.set_rule(rule, 10 * MBIT, 100_000)
-    pair.send_udp(100 * MBIT, 5.0, cgroup=rule)
+    plane.set_rule(rule, RATE, 100_000)
+    pair.send_udp(10 * RATE, 5.0 * PATIENCE, cgroup=rule)
     wait_for_drops(plane, rule)
     sent = pair.send_tcp(1.0, 8, cgroup=rule).result()
     assert sent.errors == {}
@@ -172,14 +183,14 @@ def test_what_has_no_rule_is_not_limited(plane: Dataplane, make: Make, pair: Pai
     rule, beside = make("rule"), make("beside")
     plane.set_rule(rule, MBIT, MBIT)
     before = pair.arrived()
-    pair.send_udp(100 * MBIT, 0.5, cgroup=beside).result()
-    assert passed(before, pair.arrived()) > 45 * MBIT
+    sent = pair.send_udp(100 * MBIT, 0.5, cgroup=beside).result()
+    assert passed(before, pair.arrived()) > sent.bytes > 2 * MBIT
     assert plane.state_of(rule).packets == 0
 
 
 def test_cgroups_below_a_rule_are_limited_with_it(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule, _child, below = make("rule"), make("rule/child"), make("rule/child/grandchild")
-    rate = 10 * MBIT
+    rate = RATE
     plane.set_rule(rule, rate, rate)
     pair.send_udp(5 * rate, cgroup=below)
     assert spent_rate(plane, rule, pair, rate) == pytest.approx(rate, rel=0.005)
@@ -187,13 +198,13 @@ def test_cgroups_below_a_rule_are_limited_with_it(plane: Dataplane, make: Make, 
 
 @pytest.mark.every_kernel
 def test_nested_rules_all_hold(plane: Dataplane, make: Make, pair: Pair) -> None:
-    """Two children of 10 and 20 Mbit/s under 25: both floods together get 25, and neither more than its own."""
+    """Two children, of a rate and twice that, under two and a half: both floods get that, and each its own at most."""
     outer, inner, other = make("outer"), make("outer/inner"), make("outer/other")
-    limits = {outer: 25 * MBIT, inner: 10 * MBIT, other: 20 * MBIT}
+    limits = {outer: 5 * RATE // 2, inner: RATE, other: 2 * RATE}
     for rule, rate in limits.items():
         plane.set_rule(rule, rate, rate)
-    pair.send_udp(40 * MBIT, cgroup=inner)
-    pair.send_udp(40 * MBIT, cgroup=other)
+    pair.send_udp(4 * RATE, cgroup=inner)
+    pair.send_udp(4 * RATE, cgroup=other)
     assert spent_rate(plane, outer, pair, limits[outer]) == pytest.approx(limits[outer], rel=0.005)
     before = [plane.state_of(rule).bytes for rule in limits]
     since = time.monotonic()
@@ -221,7 +232,7 @@ def test_four_nested_rules_are_charged_and_give_back(plane: Dataplane, make: Mak
 
 def test_members_of_a_rule_share_one_budget(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule, one, two = make("rule"), make("one"), make("two")
-    rate = 10 * MBIT
+    rate = RATE
     plane.set_rule(rule, rate, rate)
     for member in (one, two):
         plane.add_member(member, rule)
@@ -231,7 +242,7 @@ def test_members_of_a_rule_share_one_budget(plane: Dataplane, make: Make, pair: 
 
 def test_a_rule_met_twice_on_one_way_up_is_charged_once(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule, below = make("rule"), make("rule/below")
-    plane.set_rule(rule, 10 * MBIT, 10 * MBIT)
+    plane.set_rule(rule, RATE, RATE)
     plane.add_member(below, rule)
     before = pair.arrived()
     pair.send_udp(MBIT, 0.2, cgroup=below).result()
@@ -243,18 +254,18 @@ def test_a_running_sender_follows_its_cgroup_into_a_rule_and_out(plane: Dataplan
     rule, member = make("rule"), make("member")
     plane.set_rule(rule, MBIT, 10_000)
     pair.send_udp(20 * MBIT, cgroup=member)
-    assert rate_while(pair, 0.3) > 15 * MBIT
+    assert rate_while(pair, 0.3) > 5 * MBIT
     plane.add_member(member, rule)
     wait_for_drops(plane, rule)
     assert rate_while(pair, 0.5) < 2 * MBIT
     plane.remove_member(member)
-    assert rate_while(pair, 0.3) > 15 * MBIT
+    assert rate_while(pair, 0.3) > 5 * MBIT
 
 
 def test_a_rule_without_configuration_limits_nothing(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule = make("rule")
     plane.add_member(rule, rule)
-    sender = pair.send_udp(10 * MBIT, cgroup=rule)
+    sender = pair.send_udp(RATE, cgroup=rule)
     assert rate_while(pair, 0.2) > 5 * MBIT
     assert sender.finish().errors == {}
 
@@ -275,7 +286,7 @@ def borrow(process: Process, kind: int) -> socket.socket:
 def test_a_bound_socket_is_charged_to_its_rule(plane: Dataplane, make: Make, pair: Pair, protocol: str) -> None:
     """An open connection keeps the cgroup that it was made in, so its rule is written to the socket itself."""
     rule, elsewhere = make("rule"), make("elsewhere")
-    rate = 10 * MBIT
+    rate = RATE
     plane.set_rule(rule, rate, rate)
     if protocol == "udp":
         sender = pair.send_udp(5 * rate, cgroup=elsewhere)
@@ -293,28 +304,28 @@ def test_a_bound_socket_is_charged_to_its_rule(plane: Dataplane, make: Make, pai
 
 def test_a_bound_socket_still_obeys_the_rule_of_the_whole_host(plane: Dataplane, make: Make, pair: Pair) -> None:
     host, rule, elsewhere = make("host"), make("rule"), make("elsewhere")
-    plane.set_rule(host, 10 * MBIT, 10 * MBIT)
-    plane.set_rule(rule, 50 * MBIT, 50 * MBIT)
+    plane.set_rule(host, RATE, RATE)
+    plane.set_rule(rule, 5 * RATE, 5 * RATE)
     plane.member[struct.pack("=Q", 1)] = struct.pack("=Q", host.stat().st_ino)  # 1: the root of cgroup2, everywhere
     plane.changed_members()
-    sender = pair.send_udp(60 * MBIT, cgroup=elsewhere)
+    sender = pair.send_udp(6 * RATE, cgroup=elsewhere)
     with borrow(sender, socket.SOCK_DGRAM) as borrowed:
         plane.bind_socket(borrowed.fileno(), rule)
-    assert spent_rate(plane, host, pair, 10 * MBIT) == pytest.approx(10 * MBIT, rel=0.005)
-    assert plane.state_of(rule).bytes > 10 * MBIT
+    assert spent_rate(plane, host, pair, RATE) == pytest.approx(RATE, rel=0.005)
+    assert plane.state_of(rule).bytes > RATE
 
 
 def test_a_socket_bound_to_a_rule_that_is_gone_belongs_to_its_cgroup(plane: Dataplane, make: Make, pair: Pair) -> None:
     rule, gone = make("rule"), make("gone")
-    plane.set_rule(rule, 10 * MBIT, 10 * MBIT)
-    sender = pair.send_udp(60 * MBIT, cgroup=rule)
+    plane.set_rule(rule, RATE, RATE)
+    sender = pair.send_udp(6 * RATE, cgroup=rule)
     with borrow(sender, socket.SOCK_DGRAM) as borrowed:
         plane.bind_socket(borrowed.fileno(), gone)
-    assert spent_rate(plane, rule, pair, 10 * MBIT) == pytest.approx(10 * MBIT, rel=0.005)
+    assert spent_rate(plane, rule, pair, RATE) == pytest.approx(RATE, rel=0.005)
 
 
 def test_ipv6_is_limited_alike(plane: Dataplane, make: Make, pair: Pair) -> None:
-    rule, rate = make("rule"), 10 * MBIT
+    rule, rate = make("rule"), RATE
     plane.set_rule(rule, rate, rate)
     pair.send_udp(3 * rate, address=Pair.address6, cgroup=rule)
     assert spent_rate(plane, rule, pair, rate) == pytest.approx(rate, rel=0.005)
@@ -351,12 +362,12 @@ def test_a_gso_packet_larger_than_the_bucket_passes_and_is_paid_back(program: Pa
         plane, rule = Dataplane(program), cgroup2() / "rule"
         rule.mkdir()
         try:
-            rate, bucket = 10 * MBIT, 2000
+            rate, bucket = RATE, 2000
             plane.set_rule(rule, rate, bucket)
             before = pair.arrived()
             pair.send_udp(3 * rate, 2.0, 42_000, "gso", cgroup=rule).result()
             after, state = pair.arrived(), plane.state_of(rule)
-            assert state.bytes > 30 * 42_000
+            assert state.bytes > rate
             assert state.bytes <= rate * (after.seconds - before.seconds) + bucket + GSO_PACKET
         finally:
             plane.close()
