@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property simulation kernel integration kernels
 
-.PHONY: setup setup-test setup-kernels demo test test-kernels bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-kernels demo test test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -30,6 +30,10 @@ KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
 test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
 	@tests/kernels/run
+
+# Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 10 minutes, and the first time what debootstrap takes.
+test-userlands: setup-test
+	@tools/test userlands
 
 # Measures beside htb, tbf and others, and writes docs/benchmarks.md: under 40 minutes, on a machine that does nothing else.
 bench: setup-test

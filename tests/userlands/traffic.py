@@ -7,6 +7,7 @@ Usage: traffic.py PID_FILE GO_FILE SECONDS      It writes its process id first, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -37,7 +38,8 @@ def main() -> None:
 
 
 def send(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    # The receiver ends it.
+    with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)) as connection:
         while True:
             connection.sendall(bytes(1 << 16))
 

@@ -91,5 +91,9 @@ def bpftool(*arguments: str) -> Any:
     path = arguments[-1]
     if not os.path.exists(path):
         return None
-    done = subprocess.run(["bpftool", "--json", *arguments], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    # Its exit status tells nothing: Debian 13's shows a link and returns 255. A failure is an answer with "error".
+    done = subprocess.run(["bpftool", "--json", *arguments], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    if isinstance(found, dict) and "error" in found:
+        raise ValueError(f"bpftool {' '.join(arguments)}: {found['error']}")
+    return found
