@@ -169,6 +169,7 @@ def test_a_rule_comes_and_goes(cgroups: Cgroups) -> None:
     assert cgroups.make_rule("backup") == made == cgroups.identifier("/speed_limiter/backup")
     cgroups.make_rule("a@b:1")
     assert cgroups.rule_names() == ["a@b:1", "backup"]
+    assert cgroups.rules_by_id() == {cgroups.identifier(f"/speed_limiter/{name}"): name for name in ("a@b:1", "backup")}
     assert not cgroups.remove_managed()
     for name in ("backup", "a@b:1", "never-was"):
         cgroups.remove_rule(name)

@@ -98,7 +98,7 @@ def _mode(ability: Ability, limit: Limit | None, share: int, unpaced: int) -> tu
         return ("none" if ability.state is None else "token_bucket"), nowhere
     if (share or limit.rate) >= FASTEST_PACED:
         return "token_bucket", (
-            f"a connection may send more than a socket can be told, which is {FASTEST_PACED - 1} bytes per second at most"
+            f"a connection may send more than a socket can be told, {FASTEST_PACED - 1} bytes per second at most"
         )
     if not unpaced:
         return "paced", None

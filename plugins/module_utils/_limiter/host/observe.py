@@ -60,15 +60,15 @@ class _Observation:
     def _members_in_place(self) -> dict[str, list[str]]:
         """Rule name -> cgroups that are limited in place; those that are gone are left out."""
         found: dict[str, list[str]] = {}
-        members = self.host.maps.members() if self.host.maps else {}
-        for cgroup_id, rule in members.items():
-            if cgroup_id == rule:
-                continue
-            member = self.host.libbpf.cgroup_path_of(self.cgroups.mount, cgroup_id)
-            own = self.host.libbpf.cgroup_path_of(self.cgroups.mount, rule)
-            name = rule_of(own) if own else None
-            if member and name:
-                found.setdefault(name, []).append(member)
+        in_place: dict[int, list[int]] = {}
+        for member, rule in self.host.maps.members().items() if self.host.maps else ():
+            if member != rule:
+                in_place.setdefault(rule, []).append(member)
+        names = self.cgroups.rules_by_id() if in_place else {}
+        for rule, members in in_place.items():
+            if rule in names:
+                paths = (self.host.libbpf.cgroup_path_of(self.cgroups.mount, member) for member in members)
+                found[names[rule]] = [path for path in paths if path]
         return found
 
     def _rule(self, name: str, limits: t.Mapping[int, t.Any] | None) -> Rule | None:

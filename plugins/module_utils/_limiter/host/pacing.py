@@ -109,25 +109,22 @@ class Concerned:
         self._too_many = len(names) > _MOST_RULES
         if self._too_many:
             return
-        in_place = self._in_place()
-        for name in names:
-            cgroup = host.cgroups.rule_cgroup(name)
-            self._cgroups.update((cgroup, *in_place.get(host.cgroups.identifier(cgroup), ())))
+        cgroups = [host.cgroups.rule_cgroup(name) for name in names]
+        self._cgroups.update(cgroups, self._in_place({host.cgroups.identifier(cgroup) for cgroup in cgroups}))
         for action in actions:
             if isinstance(action, (do.AddMember, do.RemoveMember)):
                 self._cgroups.add(action.cgroup)
             elif isinstance(action, do.Take):
                 self._pids.update(process.pid for process in action.processes)
 
-    def _in_place(self) -> dict[int | None, list[str]]:
-        """Rule -> cgroups that are limited in place."""
-        found: dict[int | None, list[str]] = {}
+    def _in_place(self, rules: t.Container[int | None]) -> list[str]:
+        """Cgroups that these rules limit in place."""
         maps = self._host.maps  # None: the first of the actions loads the program
-        for member, rule in maps.members().items() if maps else ():
-            path = self._host.libbpf.cgroup_path_of(self._host.cgroups.mount, member) if member != rule else None
-            if path:
-                found.setdefault(rule, []).append(path)
-        return found
+        members = (
+            [member for member, rule in maps.members().items() if rule in rules and member != rule] if maps else []
+        )
+        paths = (self._host.libbpf.cgroup_path_of(self._host.cgroups.mount, member) for member in members)
+        return [path for path in paths if path]
 
     def pids(self) -> set[int] | None:
         """As they are now; None: look at all there are."""
