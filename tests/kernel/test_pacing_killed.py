@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A task that is killed while sockets begin or cease to be paced: the next one that changes something, whatever it is,
-completes it, and until then speed_limit_info says it.
+completes it, and until then speed_limit_info says it. One that fails leaves pacing as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from unittest import mock
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from children import until
 from faults import End, Fault, run_with
 from kernels import RELEASES, adopting, releasing
@@ -123,3 +126,27 @@ def test_check_mode_ends_nothing() -> None:
         before = set(os.listdir(pins.PIN_DIR))
         rule(name="web", rate="2m", check=True)
         assert set(os.listdir(pins.PIN_DIR)) == before
+
+
+@contextlib.contextmanager
+def a_full_hook() -> Iterator[None]:
+    full = KernelError("the BPF program cannot be attached", errno.E2BIG)
+    with mock.patch.object(Programs, "_attach", side_effect=full), pytest.raises(KernelError, match="E2BIG"):
+        yield
+
+
+def test_a_load_that_fails_leaves_nothing_that_paces_and_nothing_to_settle() -> None:
+    with unpaced_sender() as sender:
+        before = memory.read()
+        with a_full_hook():
+            limiter.program()
+        assert (memory.read(), pacing()["state"]) == (before, "off")
+        assert set(os.listdir(pins.PIN_DIR)) == {*pins.MAPS, pins.LINK}
+        assert sender.charged("tcp") == {"web"}
+        assert not sender.is_paced()
+
+
+def test_a_rule_whose_load_fails_leaves_no_pin() -> None:
+    with a_full_hook():
+        rule(name="web", rate="1m")
+    assert (limiter.snapshot().pins, limiter.snapshot().cgroups) == ((), ())
