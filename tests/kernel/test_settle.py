@@ -132,8 +132,9 @@ def test_an_open_connection_is_paced_and_released(connection: Connection, name: 
 
 
 @not_adopting
-@pytest.mark.every_kernel
-@pytest.mark.parametrize("host", ["that had no rule", "on which pacing was off"])
+@pytest.mark.parametrize(
+    "host", [pytest.param("that had no rule", marks=pytest.mark.every_kernel), "on which pacing was off"]
+)
 def test_a_connection_that_the_kernel_cannot_adopt_stays_with_the_bucket_and_that_is_told(
     connection: Connection, host: str
 ) -> None:
