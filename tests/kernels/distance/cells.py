@@ -20,12 +20,13 @@ MBIT = 1_000_000
 RATES = (MBIT, 10 * MBIT, 50 * MBIT)
 CONNECTIONS = (1, 8)
 RTTS = (5, 20, 100, 200)  # milliseconds
+NEAR_RTTS = RTTS[:2]  # where losses are compared with those without a limit
 CONGESTION = ("cubic", "bbr")
 LOSS, LOSS_RTT = 0.5, 20  # per cent, milliseconds
 CHANGE_RTT, CHANGED = 50, (50 * MBIT, 5 * MBIT, 50 * MBIT)
 # Seconds: before and in what is measured; after a change of the rate; without a limit, where only losses are asked for.
-WARM_UP, WINDOW, AFTER_CHANGE, UNLIMITED_WINDOW = 5.0, 15.0, 8.0, 5.0
-TOGETHER = 35 * MBIT  # bits per second of a round with more than one cell
+WARM_UP, WINDOW, AFTER_CHANGE, UNLIMITED_WINDOW = 5.0, 15.0, 8.0, 3.0
+TOGETHER = 160 * MBIT  # bits per second of a round with more than one cell
 LANES = 12
 
 
@@ -69,7 +70,7 @@ def full() -> Iterator[Cell]:
         yield from _shaped(rate, LOSS_RTT, LOSS)
     for connections in CONNECTIONS:
         for congestion in CONGESTION:
-            for rtt in RTTS:
+            for rtt in NEAR_RTTS:
                 yield Cell(NONE, 0, connections, congestion, rtt, window=UNLIMITED_WINDOW)
             yield Cell(NONE, 0, connections, congestion, LOSS_RTT, LOSS)
             for shaper in (OURS, HTB, TBF):

@@ -11,6 +11,8 @@ import net
 
 # More packets than are ever on their way: a delay must not lose any.
 QUEUE = 200_000
+# What the way itself passes, as every real one does: or connections without a limit would take all of the CPU.
+NARROWEST = "100mbit"
 _numbers = itertools.count()
 
 
@@ -75,7 +77,7 @@ class Path:
             return
         loss = f" loss {loss_percent}%" if loss_percent else ""
         each = f"netem limit {QUEUE} delay {rtt_ms / 2:g}ms"
-        lines = [f"qdisc add dev far root {each}{loss}", f"qdisc add dev near root {each}"]
+        lines = [f"qdisc add dev far root {each}{loss} rate {NARROWEST}", f"qdisc add dev near root {each}"]
         batch("tc", "-n", self.router, lines=lines)
 
 
