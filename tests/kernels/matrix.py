@@ -127,8 +127,12 @@ class Run:
                 times[step] = time.monotonic() - times[step]
             return machine.GRACE
 
-        guest = machine.Guest(kernel, directory, self.kvm, lambda line: say(name, line), limit)
-        checkout, words = machine.CHECKOUT, " ".join(f"{step}:{seconds}" for step, seconds in limits.items())
+        measures = all(step in MEASURING for step in steps)
+        guest = machine.Guest(kernel, directory, self.kvm, lambda line: say(name, line), limit, measures)
+        # The clock of a guest that measures leaps ahead while it waits for a file.
+        patience = 20 if measures else 1
+        checkout = machine.CHECKOUT
+        words = " ".join(f"{step}:{seconds * patience}" for step, seconds in limits.items())
         command = (
             "mkdir -p /run/job && mount -t 9p -o trans=virtio,version=9p2000.L,access=any job /run/job && "
             f"exec sh /run/job/guest /run/job {machine.quoted(checkout)} {name} {words}"
