@@ -26,8 +26,8 @@ CHECKOUT = HERE.parent.parent
 VNG = CHECKOUT / ".venv/bin/vng"
 KVM = Path("/dev/kvm")
 
-BOOT = 300  # seconds; without KVM, on two cores that another guest uses, half a minute is usual
-GRACE = 90  # seconds between steps, and that a step may take longer than its own limit before the guest is ended
+BOOT = 480  # seconds; without KVM, on two cores that another guest uses, less than a minute is usual
+GRACE = 240  # seconds between steps, and that a step may take longer than its own limit before the guest is ended
 KVM_TRIAL = 60  # seconds; with KVM a boot takes three
 # Drivers of what a guest has and no test uses; loading these takes longer than all else of a boot without KVM.
 _NEEDLESS = [
