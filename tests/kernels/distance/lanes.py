@@ -189,11 +189,11 @@ def excess(counts: Sequence[traffic.Count], begin: int, rate: int) -> float:
 
 
 def violated(stored: Stored) -> str:
-    """What no cell may ever do, whatever its figures: how it did it, or nothing."""
-    if stored["broken"]:
-        return f"{stored['broken']} connections given up by the kernel"
+    """What no cell of ours may ever do, whatever its figures: how it did it, or nothing."""
     if stored["shaper"] != shapers.OURS:
         return ""
+    if stored["broken"]:
+        return f"{stored['broken']} connections given up by the kernel"
     # The default bucket is one second of the rate.
     allowed = stored["limit"] / 8 + 1.5 * LARGEST_PACKET
     if stored["excess"] > allowed:
