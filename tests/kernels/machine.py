@@ -235,6 +235,8 @@ def end_on_signals() -> None:
     """SIGTERM and SIGHUP unwind like ctrl-C, so that everything that was started ends and is removed."""
 
     def unwind(number: int, _frame: object) -> None:
+        for other in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(other, signal.SIG_IGN)  # once is enough
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):

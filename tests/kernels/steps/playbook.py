@@ -6,7 +6,6 @@ sends UDP packets all the while; counted is what arrives of them.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from step import BUILT, PINS, ROOT, Step, Wrong, main
 
-RATE, BUCKET = 125_000, 25 * 1024  # bytes, as in playbook.yml
+RATE, BUCKET = 125_000, 25 * 1024  # bytes per second, bytes
 OFFERED, SIZE = 2_000_000, 1400  # bytes per second, bytes of each packet without its headers
 HEADERS = 28  # IP and UDP
 SECONDS = 4.0
@@ -67,61 +66,71 @@ def cgroup2() -> Path:
     return Path(next(line.split()[4] for line in mounts if " - cgroup2 " in line))
 
 
-def unlimited(step: Step, receiver: Receiver, when: str) -> None:
-    came, seconds = receiver.during(SECONDS)
-    step.found[f"{when}_bps"] = 8 * came / seconds
-    print(f"{when}: {8 * came / seconds / 1e6:.2f} Mbit/s arrive")
-    # Else what comes later would prove nothing.
-    if came <= 2 * most(seconds):
-        raise Wrong(f"{when}: the sender gets only {came} bytes through in {seconds:.1f} s")
-
-
 def most(seconds: float) -> float:
     """What may pass of a rule: the rate, a bucket, and a packet that makes a debt."""
     return RATE * seconds + BUCKET + SIZE + HEADERS
 
 
-def play(step: Step, pid: int, *arguments: str) -> dict[str, int]:
-    """The counts of one run. A quick one neither looks for packages nor compiles; the object step has done that."""
-    shared = step.options["shared_object"]
-    quick: dict[str, object] = {"setup_manage_packages": False}
-    if Path(shared).exists():
-        quick.update(setup_object_from="file", setup_object=shared)
-    return step.playbook("playbook", *arguments, pid=pid, **(quick if step.options["quick"] else {}))
+class Playbook(Step):
+    """The step, with the sender's pid and the receiver."""
 
+    pid: int
+    receiver: Receiver
 
-def work(step: Step) -> None:
-    receiver = Receiver()
-    receiver.start()
-    with sender(receiver.port) as pid:
-        home = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii")
-        unlimited(step, receiver, "before")
+    def play(self, name: str, *arguments: str) -> dict[str, int]:
+        """What each play changed. A quick run neither looks for packages nor compiles, as the object step has done."""
+        shared = self.options["shared_object"]
+        quick: dict[str, object] = {"setup_manage_packages": False}
+        if Path(shared).exists():
+            quick.update(setup_object_from="file", setup_object=shared)
+        rules = [
+            {"name": "sender", "rate": RATE, "bucket": BUCKET, "pid": self.pid},
+            {"name": "nobody", "rate": "20m"},
+        ]
+        return self.playbook(name, *arguments, rules=rules, **(quick if self.options["quick"] else {}))
 
-        counts = play(step, pid, "--check", "--diff")
-        if not counts["changed"] or not any(line.startswith("+") and "sender" in line for line in step.output):
-            raise Wrong(f"check mode foretells no rule, or does not show it: {counts}")
-        if traces() or Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii") != home:
-            raise Wrong(f"check mode touched the host: {traces()}")
+    def home(self) -> str:
+        """The sender's cgroup."""
+        return Path(f"/proc/{self.pid}/cgroup").read_text(encoding="ascii")
 
-        if not play(step, pid)["changed"]:
-            raise Wrong("the playbook changed nothing")
+    def observe(self, when: str) -> None:
+        """While the rule holds."""
         time.sleep(1)  # what waits in the receiver's buffer from before
-        came, seconds = receiver.during(SECONDS)
-        step.found["limited_bps"] = 8 * came / seconds
-        print(f"limited to {8 * RATE / 1e6:.2f} Mbit/s: {8 * came / seconds / 1e6:.2f} Mbit/s arrive")
+        came, seconds = self.receiver.during(SECONDS)
+        self.found["limited_bps"] = 8 * came / seconds
+        print(f"{when} to {8 * RATE / 1e6:.2f} Mbit/s: {8 * came / seconds / 1e6:.2f} Mbit/s arrive", flush=True)
         if not 0 < came <= most(seconds):
             raise Wrong(f"{came} bytes came in {seconds:.2f} s through a rule that allows {most(seconds):.0f}")
 
-        counts = play(step, pid)
-        if counts["changed"]:
-            raise Wrong(f"the second run changed something: {step.last()} {counts}")
+    def unlimited(self, when: str) -> None:
+        """Else what the rule lets through would prove nothing."""
+        came, seconds = self.receiver.during(SECONDS)
+        self.found[f"{when}_bps"] = 8 * came / seconds
+        print(f"{when}: {8 * came / seconds / 1e6:.2f} Mbit/s arrive", flush=True)
+        if came <= 2 * most(seconds):
+            raise Wrong(f"{when}: the sender gets only {came} bytes through in {seconds:.1f} s")
 
-        if not step.playbook("purge")["changed"]:
-            raise Wrong("the purge changed nothing")
+
+def work(step: Playbook) -> None:
+    step.receiver = Receiver()
+    step.receiver.start()
+    with sender(step.receiver.port) as step.pid:
+        home = step.home()
+        step.unlimited("before")
+
+        changes = step.play("foretell", "--check", "--diff")
+        if not changes["Foretell"] or not any(line.startswith("+") and "sender" in line for line in step.output):
+            raise Wrong(f"check mode foretells no rule, or does not show it: {changes}")
+        if traces() or step.home() != home:
+            raise Wrong(f"check mode touched the host: {traces()}")
+
+        changes = step.play("playbook")
+        if not changes["Limit"] or changes["Again"] or not changes["Purge"]:
+            raise Wrong(f"the playbook, the same again, or the purge changed nothing or too much: {changes}")
         left = [trace for trace in traces() if trace not in (str(BUILT.parent), "/run/speed_limiter")]
-        if left or Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii") != home:
-            raise Wrong(f"the purge left {left}, or the sender where it was: {os.listdir('/run')}")
-        unlimited(step, receiver, "after")
+        if left or step.home() != home:
+            raise Wrong(f"the purge left {left}, or the sender where it was: {step.home()}")
+        step.unlimited("after")
 
 
-main("playbook", work)
+main("playbook", work, Playbook)

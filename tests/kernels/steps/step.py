@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -35,30 +36,42 @@ class Step:
         self.found: dict[str, Any] = {}
 
     def playbook(self, name: str, *arguments: str, **variables: object) -> dict[str, int]:
-        """Runs one of the playbooks beside the steps; gives the counts of its recap, and fails where a task did."""
+        """Runs one of the playbooks beside the steps; gives how much each play changed, by its name, and fails where a
+        task did. A task "Wait: NAME" that reads from the fifo ``fifo`` goes on when `observe` (NAME) has returned.
+        """
         own = {"HOME": "/tmp/ansible", "REMOTE_TEMP": "/tmp/ansible/tmp", "NOCOLOR": "1", "PIPELINING": "1"}
         environment = {**os.environ, **{f"ANSIBLE_{key}": value for key, value in own.items()}}
-        command = [
-            ".venv/bin/ansible-playbook",
-            f"tests/kernels/steps/{name}.yml",
-            "-e",
-            json.dumps(variables),
-            *arguments,
-        ]
+        fifo = Path(tempfile.mkdtemp()) / "fifo"
+        os.mkfifo(fifo)
+        variables["fifo"] = str(fifo)
+        path = f"tests/kernels/steps/{name}.yml"
+        command = [".venv/bin/ansible-playbook", path, "-e", json.dumps(variables), *arguments]
         self.output: list[str] = []
+        changes: dict[str, int] = {}
         log = self.directory / f"{name}.log"
         with log.open("a", encoding="utf-8") as file, running(command, environment) as process:
             assert process.stdout
-            for line in process.stdout:
-                self.output.append(line.rstrip())
-                file.write(line)
-                if re.match(r"TASK|fatal|ERROR", line):
-                    print(line.rstrip(" *\n"), flush=True)
-        recap = re.search(r"^localhost +: (.*)", "\n".join(self.output), re.M)
-        counts = {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", recap[1])} if recap else {}
-        if process.returncode or not counts:
+            try:
+                for line in process.stdout:
+                    self.output.append(line.rstrip())
+                    file.write(line)
+                    if play := re.match(r"PLAY \[(.*)\]", line):
+                        changes[play[1]] = 0
+                    elif line.startswith("changed: "):
+                        changes[list(changes)[-1]] += 1
+                    if re.match(r"PLAY|TASK|fatal|ERROR", line):
+                        print(line.rstrip(" *\n"), flush=True)
+                    if waiting := re.match(r"TASK \[Wait: (.*)\]", line):
+                        self.observe(waiting[1])
+                        fifo.write_text("\n", encoding="ascii")
+            finally:
+                process.kill()
+        if process.returncode or not changes:
             raise Wrong(f"ansible-playbook {name} {' '.join(arguments)} ended with {process.returncode}: {self.last()}")
-        return counts
+        return changes
+
+    def observe(self, when: str) -> None:
+        """What a step looks at while a playbook waits."""
 
     def last(self) -> str:
         """What Ansible said of the task that failed, or the last that it said."""
@@ -72,9 +85,9 @@ def running(command: list[str], environment: dict[str, str]) -> subprocess.Popen
     )
 
 
-def main(name: str, work: Callable[[Step], None]) -> None:
+def main(name: str, work: Callable[[Any], None], kind: type[Step] = Step) -> None:
     """Runs a step to its end and writes its result, whatever happens in it."""
-    step = Step(Path(sys.argv[1]))
+    step = kind(Path(sys.argv[1]))
     try:
         work(step)
         step.found["wrong"] = None
