@@ -34,7 +34,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 from children import DEADLINE, until
-from kernels import ADOPTS, OBJECT
+from kernels import OBJECT
 
 _NO_TYPES = "preserve_access_index\n#endif /* __VMLINUX_H__ */"  # nothing is compiled with them
 _MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules"
@@ -130,15 +130,6 @@ def purge(scope: str = "rules", **options: Any) -> dict[str, Any]:
 
 def info(**options: Any) -> dict[str, Any]:
     return task("speed_limit_info", **options)
-
-
-def follow_connections() -> None:
-    """Connections that are made from now on follow the rules to come: before Linux 6.12 they do so only on a host that
-    has had a rule.
-    """
-    if not ADOPTS:
-        rule(name="first", rate="1m")
-        rule(name="first", state="absent")
 
 
 # ---- what is on the host

@@ -231,9 +231,12 @@ def test_connections_and_listeners_are_free_at_once(scene: Scene, name: str) -> 
 
 
 def test_processes_that_are_moved_out_of_a_rule_are_free_at_once(scene: Scene) -> None:
-    limiter.follow_connections()
-    busy = Busy.begin(scene, scene.cgroup())
-    limiter.rule(name="moved", rate=str(RATE // 5), pids=busy.pids)
+    if ADOPTS:
+        busy = Busy.begin(scene, scene.cgroup())
+        limiter.rule(name="moved", rate=str(RATE // 5), pids=busy.pids)
+    else:  # what is older than its rule is not paced
+        limiter.rule(name="moved", rate=str(RATE // 5))
+        busy = Busy.begin(scene, Path(limiter.Cgroups.find().absolute("/speed_limiter/moved")))
     _assert_paced_and_then_free(scene.pair, busy, lambda: limiter.rule(state="absent", pids=busy.pids), RELEASES)
 
 

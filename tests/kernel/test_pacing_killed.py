@@ -21,7 +21,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from children import until
 from faults import End, Fault, run_with
-from kernels import RELEASES, adopting, releasing
+from kernels import ADOPTS, RELEASES, adopting, releasing
 from limiter import Sender, rule
 
 NO_STEP = -1  # of run_with's own faults
@@ -45,7 +45,8 @@ def unpaced_sender() -> Iterator[Sender]:
 
 @contextlib.contextmanager
 def paced_sender() -> Iterator[Sender]:
-    limiter.follow_connections()
+    if not ADOPTS:  # what is older than its rule is not paced
+        rule(name="web", cgroup_path="/", rate="1m")
     with limiter.senders("/home") as (one,):
         rule(name="web", pid=one.pid, rate="1m")
         until(lambda: bool(one.charged("tcp")) and one.is_paced())
