@@ -6,6 +6,7 @@ sends UDP packets all the while; counted is what arrives of them.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,23 +79,20 @@ class Playbook(Step):
     receiver: Receiver
 
     def play(self, name: str, *arguments: str) -> dict[str, int]:
-        """What each play changed. A quick run neither looks for packages nor compiles, as the object step has done."""
-        shared = self.options["shared_object"]
-        quick: dict[str, object] = {"setup_manage_packages": False}
-        if Path(shared).exists():
-            quick.update(setup_object_from="file", setup_object=shared)
+        """What each play changed. A quick run does not look for packages."""
         rules = [
             {"name": "sender", "rate": RATE, "bucket": BUCKET, "pid": self.pid},
             {"name": "nobody", "rate": "20m"},
         ]
-        return self.playbook(name, *arguments, rules=rules, **(quick if self.options["quick"] else {}))
+        return self.playbook(name, *arguments, rules=rules, setup_manage_packages=not self.options["quick"])
 
     def home(self) -> str:
         """The sender's cgroup."""
         return Path(f"/proc/{self.pid}/cgroup").read_text(encoding="ascii")
 
     def observe(self, when: str) -> None:
-        """While the rule holds."""
+        """While the rule holds. What the role built is kept for the step `object`."""
+        shutil.copy(BUILT, self.directory / "built.o")
         time.sleep(1)  # what waits in the receiver's buffer from before
         came, seconds = self.receiver.during(SECONDS)
         self.found["limited_bps"] = 8 * came / seconds
