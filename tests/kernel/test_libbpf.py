@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import typing as t
@@ -59,6 +60,17 @@ def test_a_refusal_has_the_errnos_name_and_number(libbpf: Libbpf) -> None:
     with pytest.raises(KernelError, match="ENOENT \\(No such file or directory\\)") as raised:
         libbpf.get("/sys/fs/bpf/nothing")
     assert (raised.value.kind, raised.value.errno) == ("kernel", 2)
+
+
+def test_what_libbpf_says_is_kept_when_another_instance_came_and_went(libbpf: Libbpf) -> None:
+    """libbpf has one function to print with: that of an instance that is gone was called, which is freed memory."""
+    libbpf.forget_log()
+    another = port.load()
+    del another
+    gc.collect()
+    with pytest.raises(KernelError):
+        libbpf.pointer("bpf_object__open_file", b"/etc/passwd", libbpf.ffi.NULL)
+    assert "'/etc/passwd' is not a proper ELF object" in libbpf.log(1)
 
 
 def test_what_libbpf_says_is_kept_and_not_printed(libbpf: Libbpf, capfd: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,11 @@ _LEVEL_DEBUG = 2
 _LOG_BYTES = 1 << 24  # what libbpf itself allows the verifier's log to grow to
 _FILEID_KERNFS = 0xFE
 
+# libbpf prints through one function for the whole process, the last that it was given: what it says belongs to every
+# instance, and the function must outlive the instance that gave it, or freed memory is called.
+_LOG: collections.deque[str] = collections.deque(maxlen=200)
+_PRINTERS: list[t.Any] = []
+
 
 class KernelError(LimiterError):
     """A refusal of the kernel or of libbpf, by ``errno``. Kind: ``not_permitted`` for EPERM, else ``kernel``."""
@@ -99,13 +104,13 @@ class Libbpf:
         self._library = library  # when it goes, the functions go
         self._functions = {name: getattr(library, name) for name in _OPERATIONS}
         self._version = (int(library.libbpf_major_version()), int(library.libbpf_minor_version()))
-        self._log: collections.deque[str] = collections.deque(maxlen=200)
         self._buffer: t.Any = None
         try:
             self._print = ffi.callback("int(int, const char *, void *)", self._keep)
         except (MemoryError, SystemError):  # a security module forbids the executable memory that a callback needs
             self._print = ffi.NULL
         library.libbpf_set_print(self._print)
+        _PRINTERS.append(self._print)
 
     def version(self) -> tuple[int, int]:
         return self._version
@@ -168,18 +173,18 @@ class Libbpf:
         return path[len(root) :] or "/"
 
     def forget_log(self) -> None:
-        self._log.clear()
+        _LOG.clear()
 
     def log(self, lines: int) -> str:
         """The last lines of what libbpf said since `forget_log`, the verifier's log included."""
-        return "\n".join(list(self._log)[-lines:])
+        return "\n".join(list(_LOG)[-lines:])
 
     def _keep(self, level: int, form: t.Any, arguments: t.Any) -> int:
         if level >= _LEVEL_DEBUG:
             return 0
         for line in self.format(form, arguments).splitlines():
             if line.strip():
-                self._log.append(line)
+                _LOG.append(line)
         return 0
 
     def format(self, form: t.Any, arguments: t.Any) -> str:
