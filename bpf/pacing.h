@@ -128,7 +128,7 @@ static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp,
 	if (pacing_settable(rate) != tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&
 	    bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value)))
 		return false;
-	/* Read back: 5.10 takes the number as signed, so from 17 Gbit/s on it is none. */
+	/* Read back: whatever the kernel made of it is what later is known as ours. */
 	pacing->set = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
 	return true;
 }

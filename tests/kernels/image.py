@@ -34,7 +34,7 @@ def make(directory: Path) -> Path:
     copy(CHECKOUT, stage / "checkout", [*tracked(), *packages()])
     size = int(subprocess.run(["du", "-sk", str(stage)], capture_output=True, text=True, check=True).stdout.split()[0])
     image.unlink(missing_ok=True)
-    options = ["-q", "-O", "^has_journal", "-m", "0", "-N", str(2 * sum(1 for _ in stage.rglob("*")) + 1000)]
+    options = ["-q", "-O", "^has_journal", "-m", "0", "-N", str(2 * len(list(stage.rglob("*"))) + 1000)]
     command = ["mke2fs", "-t", "ext4", *options, "-d", str(stage), str(image), f"{size * 6 // 5 + 65536}k"]
     subprocess.run(command, check=True, timeout=SECONDS, env=with_sbin(), stdout=subprocess.DEVNULL)
     shutil.rmtree(stage)

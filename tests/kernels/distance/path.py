@@ -42,7 +42,10 @@ class Path:
         peers = [(self.sender, "near", 1), (self.receiver, "far", 2)]
         # Both ends first: `ip link` names them.
         batch("ip", lines=[f"netns add {name}" for name in (self.sender, self.router, self.receiver)])
-        links = [f"link add veth0 netns {end} type veth peer name {side} netns {self.router}" for end, side, _ in peers]
+        links = [
+            f"link add veth0 netns {end} type veth peer name {side} netns {self.router}"
+            for end, side, _network in peers
+        ]
         batch("ip", lines=links)
         for end, _side, network in peers:
             batch(

@@ -81,7 +81,7 @@ def _by_place(found: Stored, wanted: Callable[[Stored], bool]) -> Iterator[tuple
         if cell["limit"] and wanted(cell):
             places.setdefault(cell["place"], {})[cell["shaper"]] = cell
     for cells in places.values():
-        yield next(iter(cells.values())), cells
+        yield list(cells.values())[0], cells
 
 
 def _each(cells: dict[str, Stored], figure: Callable[[Stored], str]) -> str:

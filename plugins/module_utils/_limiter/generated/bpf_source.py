@@ -1287,7 +1287,7 @@ SOURCES = {
         "\tif (pacing_settable(rate) != tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&\n"
         "\t    bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value)))\n"
         "\t\treturn false;\n"
-        "\t/* Read back: 5.10 takes the number as signed, so from 17 Gbit/s on it is none. */\n"
+        "\t/* Read back: whatever the kernel made of it is what later is known as ours. */\n"
         "\tpacing->set = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;\n"
         "\treturn true;\n"
         "}\n"
