@@ -22,7 +22,6 @@ def cgroups() -> Iterator[Cgroups]:
         yield found
 
 
-@pytest.mark.every_kernel
 def test_a_new_socket_has_the_cgroup_of_its_process(cgroups: Cgroups) -> None:
     if association.cgroup_of_new_socket() is None:
         pytest.skip("this kernel has no udp_diag")

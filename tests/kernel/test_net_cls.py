@@ -88,7 +88,6 @@ WITHOUT_LOG = ["unshare", "--mount", "sh", "-euc", 'mount --bind /dev/null /dev/
 
 
 @pytest.mark.spoils_kernel
-@pytest.mark.every_kernel
 def test_net_cls_ends_all_limits_on_kernels_that_have_the_flaw_and_every_module_says_so(
     hierarchy: Path, cgroups: Cgroups
 ) -> None:
