@@ -31,7 +31,7 @@ test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
 	@tests/kernels/run
 
-# Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 10 minutes, and the first time what debootstrap takes.
+# Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 15 minutes of CPU time, and the first time debootstrap's.
 test-userlands: setup-test
 	@tools/test userlands
 
