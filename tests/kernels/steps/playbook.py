@@ -19,7 +19,7 @@ from pathlib import Path
 
 from step import BUILT, PINS, ROOT, Step, Wrong, main
 
-RATE, BUCKET = 12_500, 12_500  # bytes per second, bytes
+RATE, BUCKET = 6_250, 6_250  # bytes per second, bytes
 # Bytes per second, which leave a slow guest time for Ansible; bytes of each packet without its headers.
 OFFERED, SIZE = 100_000, 1400
 HEADERS = 28  # IP and UDP
@@ -107,7 +107,7 @@ class Playbook(Step):
         self.receiver.catch_up()
         came, seconds = self.receiver.during(SECONDS)
         self.found["limited_bps"] = 8 * came / seconds
-        print(f"{when} to {8 * RATE / 1e6:.2f} Mbit/s: {8 * came / seconds / 1e6:.2f} Mbit/s arrive", flush=True)
+        print(f"{when} to {8 * RATE / 1000:.0f} kbit/s: {8 * came / seconds / 1000:.0f} kbit/s arrive", flush=True)
         if not 0 < came <= most(seconds):
             raise Wrong(f"{came} bytes came in {seconds:.2f} s through a rule that allows {most(seconds):.0f}")
 
@@ -115,7 +115,7 @@ class Playbook(Step):
         """Else what the rule lets through would prove nothing."""
         came, seconds = self.receiver.during(SECONDS)
         self.found[f"{when}_bps"] = 8 * came / seconds
-        print(f"{when}: {8 * came / seconds / 1e6:.2f} Mbit/s arrive", flush=True)
+        print(f"{when}: {8 * came / seconds / 1000:.0f} kbit/s arrive", flush=True)
         if came <= 2 * most(seconds):
             raise Wrong(f"{when}: the sender gets only {came} bytes through in {seconds:.1f} s")
 
