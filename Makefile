@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
-STEPS = lint sanity units packaging property simulation kernel integration kernels
+STEPS = lint sanity units packaging property simulation kernel integration
 
-.PHONY: setup setup-test setup-kernels demo test test-kernels test-userlands bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-kernels demo test kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -17,15 +17,18 @@ setup-kernels:
 demo: setup
 	@tests/demo/run
 
-test: setup-kernels
+test: setup-test
 	@tools/test $(STEPS)
 
-kernels: setup-kernels
 $(STEPS): setup-test
 	@tools/test $@
 
+# The oldest and the newest kernel of KERNELS in virtual machines, with less of everything than test-kernels.
+kernels: setup-kernels
+	@tools/test kernels
+
 # Every kernel that is supported, in virtual machines: "suite:series" of Debian, the oldest first. Writes docs/kernels.md. Takes hours
-# without KVM. The step `kernels` of `make test` is the oldest and the newest of them, with less of everything.
+# without KVM.
 KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
 test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
