@@ -81,10 +81,12 @@ class Outcome(NamedTuple):
 
 
 _running: set[subprocess.Popen[bytes]] = set()
+_ending = threading.Event()
 
 
 def end_all() -> None:
-    """Ends every guest, of whatever thread."""
+    """Ends every guest, of whatever thread, with the whole run."""
+    _ending.set()
     for process in list(_running):
         process.kill()  # its namespace dies with it
 
@@ -191,6 +193,8 @@ class Guest:
         status = process.wait()
         if status == 0:
             return Outcome(up, "")
+        if _ending.is_set():
+            return Outcome(up, f"{self.kernel.name}: ended before its time, as the whole run was")
         what = f"ended with status {status}" if up else "did not boot"
         return Outcome(up, self._wrong(f"{what}; the last it said was: {last or self.last_of_console()}"))
 

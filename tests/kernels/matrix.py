@@ -118,6 +118,7 @@ class Run:
         self.write_options(name)
         limits = {step: STEPS[step][0 if self.quick else 1] for step in steps}
         times: dict[str, float] = {}
+        statuses: dict[str, str] = {}
 
         def limit(line: str) -> float | None:
             """A new time limit begins with each step, and with what is between."""
@@ -130,6 +131,7 @@ class Run:
                 return limits[step] + machine.GRACE
             if word == "@end":
                 times[step] = time.monotonic() - times[step]
+                statuses[step] = rest.rpartition(" ")[2]
             return machine.GRACE
 
         measures = all(step in MEASURING for step in steps)
@@ -153,7 +155,7 @@ class Run:
         if outcome.wrong:
             say(name, f"FAILED: {outcome.wrong}")
         for step in steps:
-            self.note(name, step, times.get(step), outcome.wrong)
+            self.note(name, step, times.get(step), statuses.get(step), outcome.wrong)
         if name == self.first and not self.shared_object.exists():
             self.shared_object.with_suffix(".failed").touch()
 
@@ -173,12 +175,16 @@ class Run:
         }
         (self.directory / name / "options.json").write_text(json.dumps(options), encoding="utf-8")
 
-    def note(self, name: str, step: str, seconds: float | None, wrong: str) -> None:
-        """A step that left no result failed, and why is what went wrong with its guest."""
+    def note(self, name: str, step: str, seconds: float | None, status: str | None, wrong: str) -> None:
+        """Takes the step's own result. One that did not end with 0 has failed, and so has one that left no result:
+        why is what the guest died of, where it did.
+        """
         path = self.directory / name / f"{step}.json"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            found = {"wrong": wrong or f"{step} was ended or died: see its lines above"}
-        found["seconds"] = round(seconds) if seconds and not wrong else None
+            found = {"wrong": wrong or f"{step} left no result, and ended with {status}: see its lines above"}
+        if status != "0" and not found.get("wrong"):
+            found["wrong"] = wrong or f"{step} ended with {status}: see its lines above"
+        found["seconds"] = round(seconds) if seconds and status else None
         self.results[name]["steps"][step] = found

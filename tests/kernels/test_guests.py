@@ -94,6 +94,24 @@ def test_a_guest_that_hangs_in_a_step(
     assert running(f"sleep 1000 # {tmp_path}") == []
 
 
+def test_a_step_that_ends_with_a_failure(
+    kernel: fetch.Kernel, tmp_path: Path, stub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its result says; and one without a result."""
+    place = tmp_path / "run" / NAME
+    stub(
+        f"""echo "@up 0.0.1"; echo '{{"wrong": null}}' | tee {place}/object.json {place}/tests.json >/dev/null
+        for step in "object 1" "playbook 0" "tests 0"; do
+            echo "@begin ${{step% *}}:1"; echo "@end ${{step% *}}:1 ${{step#* }}"
+        done"""
+    )
+    monkeypatch.setattr(machine, "KVM", tmp_path / "none")
+    results = matrix.run([("none", "0.0")], ["object", "playbook", "tests"], True, tmp_path)
+    assert "object ended with 1" in str(report.why(results[NAME], "object"))
+    assert "playbook left no result" in str(report.why(results[NAME], "playbook"))
+    assert report.why(results[NAME], "tests") is None
+
+
 def test_a_step_that_is_not_run_is_a_failure() -> None:
     results = {NAME: {"wrong": None, "release": "0.0.1", "steps": {"object": {"wrong": None, "seconds": 1}}}}
     assert report.passed(results, ["object"])
