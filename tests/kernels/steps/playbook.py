@@ -19,7 +19,7 @@ from pathlib import Path
 
 from step import BUILT, PINS, ROOT, Step, Wrong, main
 
-RATE, BUCKET = 6_250, 6_250  # bytes per second, bytes
+RATE, BUCKET = 10_000, 10_000  # bytes per second, bytes
 # Bytes per second, which leave a slow guest time for Ansible; bytes of each packet without its headers.
 OFFERED, SIZE = 100_000, 1400
 HEADERS = 28  # IP and UDP
