@@ -6,11 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import elsewhere
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
@@ -57,30 +57,7 @@ unsafe = contextlib.contextmanager(_refused)  # where even looking is refused
 
 # ---- what the kernel or the system lacks
 
-ELSEWHERE = """
-import sys
-import limiter
-try:
-    print(limiter.{call})
-except limiter.LimiterError as error:
-    sys.exit(f"{{error.kind}}: {{error}}")
-"""
 IN_OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]
-
-
-def elsewhere(prefix: list[str], call: str) -> tuple[int, str]:
-    """Runs a module in a process that sees the host differently; exit code and what it printed, errors included."""
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    done = subprocess.run(
-        [*prefix, sys.executable, "-c", ELSEWHERE.format(call=call)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    assert "Traceback" not in done.stdout
-    return done.returncode, done.stdout
 
 
 def lacking(what: str, mount: str) -> list[str]:
@@ -104,13 +81,13 @@ def test_what_the_host_lacks_is_said_and_information_is_still_given(
     empty = nothing()
     prefix = lacking(what, cgroups.mount)
     for check in ("True", "False"):
-        code, text = elsewhere(prefix, f"rule(name='new', rate='1m', check={check})")
+        code, text = elsewhere.run(prefix, f"rule(name='new', rate='1m', check={check})")
         assert code != 0
         assert text.startswith(f"{kind}: "), text
         for word in words:
             assert word in text
     assert snapshot()._replace(files=()) == empty
-    code, text = elsewhere(prefix, "info()")
+    code, text = elsewhere.run(prefix, "info()")
     assert code == 0, text
 
 
@@ -137,7 +114,7 @@ def test_who_may_not_is_told_what_is_needed(
         rule(name="web", rate="1m")
     before = snapshot()
     for call in ("rule(name='new', rate='1m')", "rule(name='web', state='absent', rate='1m')", "purge('all')"):
-        code, text = elsewhere(prefix, call)
+        code, text = elsewhere.run(prefix, call)
         assert snapshot()._replace(files=(), pins=()) == before._replace(files=(), pins=())
         if code == 0:
             assert not loaded  # then there is nothing to purge that would need more

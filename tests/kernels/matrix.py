@@ -56,7 +56,7 @@ def alone(cache: Path) -> Iterator[None]:
 
 
 def run(wanted: list[tuple[str, str]], steps: list[str], quick: bool, cache: Path) -> Results:
-    """What came of each step on each kernel, by the kernel's name: see `Kernels.result`."""
+    """What came of each step on each kernel, by the kernel's name: see `Run.note`."""
     directory = cache / "run"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
