@@ -13,15 +13,8 @@ from typing import NamedTuple, Protocol
 
 import net
 
-HERE = Path(__file__).resolve().parent
 PORT, ECHO_PORT = 6000, 6001
 DEADLINE = 20.0  # seconds after which a program counts as hanging
-
-
-def compile_programs(directory: Path) -> None:
-    """Compiles the programs into a directory where `Programs` finds them."""
-    for name in ("send", "receive"):
-        subprocess.run(["cc", "-O2", "-o", directory / name, HERE / f"{name}.c"], check=True)
 
 
 class Count(NamedTuple):

@@ -30,7 +30,8 @@ def make(directory: Path) -> Path:
     shutil.rmtree(stage, ignore_errors=True)
     for part in ("usr", "checkout"):
         (stage / part).mkdir(parents=True)
-    copy(Path("/usr"), stage / "usr", [*libraries(), *programs()], "--exclude=*/test", "--exclude=*/dist-packages")
+    modules = libraries()
+    copy(Path("/usr"), stage / "usr", [*modules, *programs(modules)], "--exclude=*/test", "--exclude=*/dist-packages")
     copy(CHECKOUT, stage / "checkout", [*tracked(), *packages()])
     size = int(subprocess.run(["du", "-sk", str(stage)], capture_output=True, text=True, check=True).stdout.split()[0])
     image.unlink(missing_ok=True)
@@ -61,14 +62,14 @@ def libraries() -> list[str]:
     return [str(place.relative_to("/usr"))] if place.is_relative_to("/usr") and place.is_dir() else []
 
 
-def programs() -> list[str]:
-    """The programs that are used, and the shared libraries of each; the files themselves, not links to them."""
-    found: list[str] = []
-    for tool in TOOLS:
-        path = shutil.which(tool, path="/usr/bin:/usr/sbin")
-        if path:
-            shown = subprocess.run(["ldd", path], capture_output=True, text=True, check=False, timeout=SECONDS).stdout
-            found += [path, *re.findall(r"(/\S+) \(0x", shown)]
+def programs(modules: list[str]) -> list[str]:
+    """The programs that are used, and the shared libraries of each and of Python's own modules, which are in these
+    directories; the files themselves, not links to them.
+    """
+    tools = [path for path in (shutil.which(tool, path="/usr/bin:/usr/sbin") for tool in TOOLS) if path]
+    users = [*tools, *(str(path) for one in modules for path in Path("/usr", one).glob("lib-dynload/*.so"))]
+    shown = subprocess.run(["ldd", *users], capture_output=True, text=True, check=False, timeout=SECONDS).stdout
+    found = [*tools, *re.findall(r"(/\S+) \(0x", shown)]
     paths = [Path(name).resolve() for name in found]
     return [str(path.relative_to("/usr")) for path in paths if path.is_relative_to("/usr")]
 

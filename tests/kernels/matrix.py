@@ -10,6 +10,8 @@ import contextlib
 import fcntl
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -90,6 +92,11 @@ class Run:
         self.results, self.first = results, first
         shutil.copy(machine.HERE / "guest", directory / "guest")
         self.disk = image.make(directory)
+        # Not in the guests, which would read all of a compiler through 9p to compile two files.
+        self.programs = directory / "programs"
+        self.programs.mkdir()
+        command = [sys.executable, machine.CHECKOUT / "bench/programs.py", self.programs]
+        subprocess.run(command, check=True, timeout=image.SECONDS)
 
     def all(self, names: list[str]) -> None:
         """Boots every kernel for what does not measure, and again for what does."""
@@ -170,6 +177,7 @@ class Run:
             "first": name == self.first,
             "first_name": self.first,
             "shared_object": f"/tmp/run/{self.shared_object.name}",
+            "programs": f"/tmp/run/{self.programs.name}",
             "patience": STEPS["object"][0] * 0.75,
             "pytest": QUICK_TESTS if self.quick else FULL_TESTS,
         }
