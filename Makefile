@@ -17,8 +17,8 @@ setup-kernels:
 demo: setup
 	@tests/demo/run
 
-test: setup-test
-	@tools/test $(STEPS)
+test: setup-kernels
+	@tools/test $(STEPS) kernels
 
 $(STEPS): setup-test
 	@tools/test $@
@@ -30,7 +30,7 @@ kernels: setup-kernels
 # Every kernel that is supported, in virtual machines: "suite:series" of Debian, the oldest first. Writes docs/kernels.md. Takes hours
 # without KVM.
 KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
-test-kernels kernels: export KERNELS := $(KERNELS)
+test test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
 	@tests/kernels/run
 

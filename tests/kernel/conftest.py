@@ -39,7 +39,13 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("spoils_kernel") is not None)
+    """What spoils the kernel comes last, and what spoils most the very last."""
+
+    def spoiled(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("spoils_kernel")
+        return int(marker.args[0]) if marker else 0
+
+    items.sort(key=spoiled)
 
 
 def run_command(arguments: t.Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:

@@ -33,7 +33,8 @@ def cgroups() -> Iterator[limiter.Cgroups]:
         yield found
 
 
-@pytest.mark.spoils_kernel
+@pytest.mark.spoils_kernel(1)
+@pytest.mark.every_kernel
 def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown: Path) -> None:
     with limiter.senders("/mirror") as [sender]:
         for mode in ("integrity", "confidentiality"):

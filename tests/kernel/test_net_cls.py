@@ -87,7 +87,8 @@ WITHOUT_LOOPBACK = ["unshare", "--net"]
 WITHOUT_LOG = ["unshare", "--mount", "sh", "-euc", 'mount --bind /dev/null /dev/kmsg; exec "$@"', "sh"]
 
 
-@pytest.mark.spoils_kernel
+@pytest.mark.spoils_kernel(2)
+@pytest.mark.every_kernel
 def test_net_cls_ends_all_limits_on_kernels_that_have_the_flaw_and_every_module_says_so(
     hierarchy: Path, cgroups: Cgroups
 ) -> None:

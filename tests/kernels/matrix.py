@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,18 @@ def alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def run(wanted: list[tuple[str, str]], steps: list[str], quick: bool, cache: Path) -> Results:
-    """What came of each step on each kernel, by the kernel's name: see `Run.note`."""
+def run(
+    wanted: list[tuple[str, str]],
+    steps: list[str],
+    quick: bool,
+    cache: Path,
+    tests: list[str] | None = None,
+    keep: Callable[[Results], None] = lambda results: None,
+) -> Results:
+    """What came of each step on each kernel, by the kernel's name: see `Run.note`. ``tests``: other arguments of pytest
+    than the step `tests` has for it. ``keep`` gets what came of a kernel when its guest ends, so that who interrupts
+    hours of work loses little of it.
+    """
     directory = cache / "run"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -78,7 +88,8 @@ def run(wanted: list[tuple[str, str]], steps: list[str], quick: bool, cache: Pat
     if found:
         kvm, line = machine.find_accelerator(results[found[0]]["kernel"], directory / "kvm")
         say("", line)
-        Run(directory, steps, quick, kvm, results, first=found[0]).all(found)
+        tests = tests or (QUICK_TESTS if quick else FULL_TESTS)
+        Run(directory, steps, quick, kvm, results, found[0], tests, keep).all(found)
     for result in results.values():
         result.pop("kernel", None)
     return results
@@ -87,9 +98,20 @@ def run(wanted: list[tuple[str, str]], steps: list[str], quick: bool, cache: Pat
 class Run:
     """The guests of one run."""
 
-    def __init__(self, directory: Path, steps: list[str], quick: bool, kvm: bool, results: Results, first: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        steps: list[str],
+        quick: bool,
+        kvm: bool,
+        results: Results,
+        first: str,
+        tests: list[str],
+        keep: Callable[[Results], None],
+    ) -> None:
         self.directory, self.steps, self.quick, self.kvm = directory, steps, quick, kvm
-        self.results, self.first = results, first
+        self.results, self.first, self.tests = results, first, tests
+        self.keep = keep
         shutil.copy(machine.HERE / "guest", directory / "guest")
         self.disk = image.make(directory)
         # Not in the guests, which would read all of a compiler through 9p to compile two files.
@@ -163,6 +185,7 @@ class Run:
             say(name, f"FAILED: {outcome.wrong}")
         for step in steps:
             self.note(name, step, times.get(step), statuses.get(step), outcome.wrong)
+        self.keep({name: self.results[name]})
         if name == self.first and not self.shared_object.exists():
             self.shared_object.with_suffix(".failed").touch()
 
@@ -179,7 +202,7 @@ class Run:
             "shared_object": f"/tmp/run/{self.shared_object.name}",
             "programs": f"/tmp/run/{self.programs.name}",
             "patience": STEPS["object"][0] * 0.75,
-            "pytest": QUICK_TESTS if self.quick else FULL_TESTS,
+            "pytest": self.tests,
         }
         (self.directory / name / "options.json").write_text(json.dumps(options), encoding="utf-8")
 

@@ -106,7 +106,9 @@ def test_a_step_that_ends_with_a_failure(
         done"""
     )
     monkeypatch.setattr(machine, "KVM", tmp_path / "none")
-    results = matrix.run([("none", "0.0")], ["object", "playbook", "tests"], True, tmp_path)
+    kept: list[matrix.Results] = []
+    results = matrix.run([("none", "0.0")], ["object", "playbook", "tests"], True, tmp_path, keep=kept.append)
+    assert kept == [results]  # as soon as the guest has ended, for who interrupts the next
     assert "object ended with 1" in str(report.why(results[NAME], "object"))
     assert "playbook left no result" in str(report.why(results[NAME], "playbook"))
     assert report.why(results[NAME], "tests") is None
