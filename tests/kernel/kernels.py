@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -25,6 +26,18 @@ OBJECT = os.environ.get("LIMITER_OBJECT")
 # Of tasks that are spoiled before each of their steps, which takes hours there, only every so manieth is.
 APART = 11 if SLOW else 1
 
+MPTCP = 262  # IPPROTO_MPTCP, which Python's socket knows from 3.10 on
+
+
+def _has_mptcp() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, MPTCP).close()
+    except OSError:
+        return False
+    return True
+
+
+multipath = pytest.mark.skipif(not _has_mptcp(), reason="this kernel has no Multipath TCP, or it is switched off")
 releasing = pytest.mark.skipif(not RELEASES, reason="before Linux 6.1 no iterator may set socket options")
 adopting = pytest.mark.skipif(not ADOPTS, reason="before Linux 6.12 no iterator may ask for a socket's callbacks")
 not_adopting = pytest.mark.skipif(ADOPTS, reason="since Linux 6.12 an iterator may ask for a socket's callbacks")

@@ -18,6 +18,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
 from conftest import run_command
+from kernels import MPTCP, multipath
 
 # Sends one datagram for each line that it reads, through the socket of that name, which it opens at its first use.
 SENDER = """
@@ -131,7 +132,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, 262], ids=["TCP", "MPTCP"])
+@multipath
+@pytest.mark.parametrize("protocol", [socket.IPPROTO_TCP, MPTCP], ids=["TCP", "MPTCP"])
 def test_what_an_open_mptcp_listener_accepts_is_charged(sender: Sender, protocol: int) -> None:
     with subprocess.Popen([sys.executable, "-c", MPTCP_SERVER], stdout=subprocess.PIPE, text=True) as server:
         try:

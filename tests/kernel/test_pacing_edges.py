@@ -30,7 +30,7 @@ from scene import (
     wait_until,
     when_begun,
 )
-from slow import PATIENCE
+from slow import PATIENCE, SLOW
 
 LOWEST = 8000  # 64 kbit/s
 GBIT = 1000 * MBIT
@@ -316,7 +316,7 @@ def test_open_connections_are_paced_when_the_task_returns(scene: Scene, by: str)
         assert LEAST <= share_of(pair, rate) <= MOST
         # What was on its way when the rule was made may be dropped, which costs TCP a moment, and no retransmit.
         assert counters()["dropped_packets"] == dropped
-        assert sum(connection.info.retransmits for connection in connections) - retransmits <= 20
+        assert sum(connection.info.retransmits for connection in connections) - retransmits <= (100 if SLOW else 20)
 
 
 @adopting

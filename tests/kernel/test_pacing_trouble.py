@@ -15,8 +15,10 @@ import pytest
 from connections import borrowed
 from dataplane import cgroup2
 from foreign import INCLUDES
+from kernels import MPTCP, multipath
 from net import LONG, Pair, Process, run
 from scene import (
+    FIRST_WINDOW,
     LEAST,
     MOST,
     Scene,
@@ -34,7 +36,7 @@ import bpf
 
 RATE = FAST // 5
 HOURS = 36_000 * 10**9  # ten, in nanoseconds
-MPTCP, MPTCP_PORT = 262, 5003
+MPTCP_PORT = 5003
 
 # ---- the controller's state
 
@@ -179,7 +181,7 @@ def test_another_programs_callbacks_and_ours_go_together(
     sender = scene.pair.send_tcp(connections=4, cgroup=scene.limited(RATE))
     pause(0.7)
     assert LEAST <= share_of(scene.pair, RATE) <= MOST
-    assert counters()["dropped_packets"] == 0
+    assert counters()["dropped_packets"] <= 4 * FIRST_WINDOW
     before = count(counts, STATE_CB)
     sender.finish()
     wait_until(lambda: count(counts, STATE_CB) >= before + 4, "four connections are closed")
@@ -247,6 +249,7 @@ def test_a_connection_whose_first_packet_carries_data_is_paced(scene: Scene) -> 
         assert int(sent_in_syn.split()[-2]) >= 4, "the machine's TCP did not open them fast"
 
 
+@multipath
 def test_multipath_tcp_is_limited(scene: Scene) -> None:
     bucket, pair = RATE // 10, scene.pair
     cgroup = scene.limited(RATE, bucket=str(bucket))

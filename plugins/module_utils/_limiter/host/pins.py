@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import typing as t
@@ -14,6 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
+    KernelError,
     Libbpf,
     closing_fd,
     mount_bpffs,
@@ -88,7 +90,8 @@ def check(libbpf: Libbpf | None = None) -> None:
     """Refuses a directory that someone else could have filled.
 
     Raises LimiterError: ``unsafe_pin_directory`` where the directory, or anything in it, is a symlink or not root's, or
-    where its mode lets others in; with ``libbpf`` also ``foreign_pin`` where one of our names is not what it should be.
+    where its mode lets others in; with ``libbpf`` also ``foreign_pin`` where one of our names is not what it should be,
+    and ``not_permitted`` where we may open none.
     """
     if not os.path.lexists(PIN_DIR):
         return
@@ -189,6 +192,8 @@ def _check_kind(libbpf: Libbpf, name: str) -> None:
         return LimiterError("foreign_pin", f"{path(name)} is not the limiter's", why, _LOOK)
 
     fd = libbpf.try_call("bpf_obj_get", path(name).encode())
+    if fd == -errno.EPERM:  # not of the pin: 5.10 lets nobody without CAP_BPF open any
+        raise KernelError(f"{path(name)} cannot be opened", errno.EPERM)
     if fd < 0:
         raise wrong(f"it is no BPF object that can be opened: {errno_text(OSError(-fd, ''))}")
     with closing_fd(fd):
