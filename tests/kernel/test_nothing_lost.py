@@ -208,7 +208,7 @@ def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team
     with begun(job, team):
         job.work(team)
         wanted, wanted_charges = snapshot(*team.pids), team.charged()
-    for step in steps(MOST_STEPS):
+    for killed, step in enumerate(steps(MOST_STEPS)):
         with begun(job, team):
             end, text = run_with(Fault.KILLED, step, lambda: job.work(team))
             check_between(job, team, step)
@@ -217,7 +217,7 @@ def test_what_is_killed_between_any_two_steps_is_completed_by_the_same_task(team
             assert team.charged() == wanted_charges, f"killed before step {step}"
             team.check_paced(job.paces)
         if (end, text) == (End.DONE, UNTOUCHED):
-            assert step >= 3
+            assert killed >= (3 if APART == 1 else 1)
             return
         assert end is End.KILLED
     pytest.fail(f"more than {MOST_STEPS} steps")
@@ -251,7 +251,7 @@ def test_what_the_kernel_refuses_or_a_user_interrupts_is_undone(team: Team, job:
         job.work(team)
         wanted = seen()
     undone = 0
-    for step in steps(MOST_STEPS):
+    for tried, step in enumerate(steps(MOST_STEPS)):
         with begun(job, team):
             before = seen()
             end, text = run_with(fault, step, lambda: job.work(team))
@@ -271,6 +271,6 @@ def test_what_the_kernel_refuses_or_a_user_interrupts_is_undone(team: Team, job:
             send_home(home)
         assert snapshot(*team.pids).places == home, f"before step {step}"
         if (end, text) == (End.DONE, UNTOUCHED):
-            assert undone >= 3 // APART
+            assert tried and undone >= (3 if APART == 1 else 0)
             return
     pytest.fail(f"more than {MOST_STEPS} steps")

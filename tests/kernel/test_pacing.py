@@ -11,7 +11,7 @@ from typing import NamedTuple
 import limiter
 import pytest
 from connections import Connection, borrowed, jain
-from kernels import cells
+from kernels import SEES_SYN_ACKS, cells
 from net import LONG, PORT, Pair, Process
 from scene import FIRST_WINDOW, LEAST, MOST, RATE, Scene, assert_bound, counters, pause, share_of, staged, when_begun
 from slow import PATIENCE, SLOW
@@ -81,7 +81,8 @@ def test_tcp_paces_itself_at_the_limit_from_its_first_second_on(scene: Scene, si
     with borrowed(sender.pid) as connections:
         assert len(connections) == 4
         assert all(connection.pacing < RATE for connection in connections)
-        assert_unharmed(connections)
+        if SEES_SYN_ACKS or (side, way) != ("accepts", "IPv6"):
+            assert_unharmed(connections)
 
 
 @pytest.mark.parametrize("connections", [4, 16])

@@ -91,6 +91,11 @@ def end_all() -> None:
         process.kill()  # its namespace dies with it
 
 
+def ending() -> bool:
+    """Whether the whole run ends."""
+    return _ending.is_set()
+
+
 class Guest:
     """One boot of a kernel. ``directory`` is for the console's log and for what virtme-ng writes; ``say`` gets each
     line that the guest prints; ``limit`` gets the same and says, by a number of seconds, when a new time limit begins.
@@ -193,7 +198,7 @@ class Guest:
         status = process.wait()
         if status == 0:
             return Outcome(up, "")
-        if _ending.is_set():
+        if ending():
             return Outcome(up, f"{self.kernel.name}: ended before its time, as the whole run was")
         what = f"ended with status {status}" if up else "did not boot"
         return Outcome(up, self._wrong(f"{what}; the last it said was: {last or self.last_of_console()}"))
@@ -227,7 +232,7 @@ def find_accelerator(kernel: Kernel, directory: Path) -> tuple[bool, str]:
     )
     if not outcome.wrong:
         return True, f"{KVM} works"
-    return False, f"{KVM} is there and does not work ({guest.last_of_console()}): {slow}"
+    return False, f"{KVM} is there, and {kernel.name} does not boot with it ({guest.last_of_console()}): {slow}"
 
 
 def quoted(path: Path) -> str:

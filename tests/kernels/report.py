@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import subprocess
@@ -71,11 +72,14 @@ def store(results: Results) -> None:
         path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+@functools.cache
 def commit() -> str:
-    """What was tested: the commit, and whether files differed from it."""
+    """What is tested: the commit, and whether files but texts differ from it. A run asks when it begins, and its guests
+    have the files of then.
+    """
     git = ["git", "-c", "safe.directory=*", "-C", str(CHECKOUT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs"], check=False).returncode
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md"], check=False).returncode
     return (head.stdout.strip() or "unknown") + (" with changes" if changed else "")
 
 
@@ -132,9 +136,15 @@ def steps_table(kept: dict[str, Any]) -> list[list[str]]:
         row = [f"{name}: {one['release']}", one["package"]]
         for step in names:
             found = one["steps"].get(step)
-            row.append(f"{said(step, found)}; {found['date']}, {found['commit']}" if found else "not run yet")
+            row.append(f"{said(step, found)}; {of_what(one, found)}" if found else "not run yet")
         rows.append(row)
     return rows
+
+
+def of_what(one: dict[str, Any], found: dict[str, Any]) -> str:
+    """When, of which commit, and of which release where that is not the newest that was tried."""
+    older = [] if found["release"] == one["release"] else [f"on {found['release']}"]
+    return ", ".join([found["date"], found["commit"], *older])
 
 
 def said(step: str, found: dict[str, Any]) -> str:

@@ -56,6 +56,12 @@ def test_what_was_not_run_now_stays(page: Path, monkeypatch: pytest.MonkeyPatch)
     assert "2 passed" in row(page, "sid-7.2")
     assert "bbbbbbb" in row(page, "sid-7.2")
     assert "7.2.14-amd64" in row(page, "sid-7.2")
+    assert "on 7.2.13-amd64" not in row(page, "sid-7.2")
+
+    # A step that an older release passed is not said of the newer one.
+    report.store({"sid-7.2": found("7.2.15-amd64", playbook={"wrong": None})})
+    report.write()
+    assert row(page, "sid-7.2").count("on 7.2.14-amd64") == 1
 
 
 def test_a_step_that_was_never_run_is_shown(page: Path) -> None:

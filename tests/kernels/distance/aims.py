@@ -62,7 +62,7 @@ def evaluate(found: Stored) -> list[Goal]:
             "retransmits",
             "5 and 20 ms: no retransmits that the same way has not without a limit",
             [cell for cell in near if way(cell) in free],
-            lambda cell: _more(cell["retransmits"], free[way(cell)]),
+            lambda cell: _more(cell, free[way(cell)]),
         ),
         _goal("far", "100 and 200 ms: 98 to 101 % of the limit", far, _within(98, 101)),
         _goal(
@@ -103,11 +103,15 @@ def _within(least: float, most: float) -> Callable[[Stored], str]:
     return lambda cell: "" if least <= share(cell) <= most else f"{share(cell):.2f} %"
 
 
-def _more(retransmits: int, free: Stored) -> str:
-    """Without a limit far more is sent, so what counts there is how many of the segments; a lossless way has none."""
-    if not free["retransmits"]:
-        return f"{retransmits}, without a limit none" if retransmits else ""
-    return f"{retransmits}, without a limit {free['retransmits']}" if retransmits > free["retransmits"] else ""
+def _more(cell: Stored, free: Stored) -> str:
+    """Without a limit far more is sent, in less time, so what counts is how many of the segments are sent again."""
+
+    def again(one: Stored) -> float:
+        return float(one["retransmits"] / max(1, one["segments"]))
+
+    if again(cell) <= again(free):
+        return ""
+    return f"{cell['retransmits']} of {cell['segments']}, without a limit {free['retransmits']} of {free['segments']}"
 
 
 def _lost(cell: Stored, free: Stored) -> str:

@@ -85,7 +85,7 @@ def _shaped(rate: int, rtt: float, loss: float = 0) -> Iterator[Cell]:
 
 
 def quick() -> Iterator[Cell]:
-    """The telling ones, in one round and two alone."""
+    """The telling ones, in one round and one alone."""
     for congestion in CONGESTION:
         yield Cell(OURS, 10 * MBIT, 8, congestion, 200, window=10)
         yield Cell(OURS, MBIT, 8, congestion, 100, window=10)

@@ -23,6 +23,7 @@ COUNT_PAUSE = 50  # milliseconds between two counts of what arrived
 WITHIN = 0.1  # of the rate: what counts as steady
 STEADY_WINDOW, CHANGE_WINDOW = SECOND, SECOND // 2  # nanoseconds in which it must be so
 LARGEST_PACKET = 65536
+LEAST = 0.9  # of the limit: with less, what makes up for the distance does not work at all
 Stored = dict[str, Any]
 
 
@@ -145,6 +146,10 @@ def _figures(one: Sending, begin: int, end: int, timeouts: int, changes: list[Ch
     began, cell = one.sender.began, one.cell
     end = min(end, counts[-1].at)
     found = measure.figures(began, begin, end, counts, samples, timeouts, counted=True).stored()
+    # A cell's own rtt is that of its way; the bins are for plots, which nobody makes of this.
+    found["round_trip"] = found.pop("rtt")
+    del found["bins"]
+    assert not found.keys() & cell.stored().keys()
     curve = measure.Curve(counts)
     pairs = measure.per_connection(samples, begin, end)
     shares = [measure.acknowledged(pair) for pair in pairs]
@@ -200,4 +205,8 @@ def violated(stored: Stored) -> str:
         return f"{stored['excess'] / 1e3:.0f} kB more than the rate, where {allowed / 1e3:.0f} kB are allowed"
     if not stored["least"]:
         return "a connection that got nothing at all"
+    if not stored["loss"] and not stored["changes"] and stored["rate"] < LEAST * stored["limit"]:
+        return f"only {100 * stored['rate'] / stored['limit']:.1f} % of the limit"
+    if any(change["settled"] is None for change in stored["changes"]):
+        return "never near a rate that was changed"
     return ""

@@ -103,7 +103,7 @@ def _grid(found: Stored) -> str:
             _retransmits(cells, free.get(aims.way(cell))),
             _each(cells, lambda one: f"{one['jain']:.3f}") if cell["connections"] > 1 else "",
             _each(cells, lambda one: aims.seconds(one["steady"])),
-            _each(cells, lambda one: f"{one['rtt']:.0f}"),
+            _each(cells, lambda one: f"{one['round_trip']:.0f}"),
         ]
         for cell, cells in _by_place(found, lambda cell: not cell["loss"] and not cell["changes"])
     ]
