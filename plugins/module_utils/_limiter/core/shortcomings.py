@@ -91,7 +91,8 @@ def _lockdown(kernel: Kernel) -> str:
 
 def explained(error: LimiterError, kernel: Kernel) -> LimiterError:
     """The error of a failed load with the kernel's shortcoming as its cause, where one explains it; else as it is."""
-    if error.kind == "not_permitted" and kernel.lockdown not in (None, "none"):
+    # In integrity, as with Secure Boot, everything works: whoever may not do it there lacks something else.
+    if error.kind == "not_permitted" and kernel.lockdown == "confidentiality":
         return LimiterError(error.kind, error.what, f"{error.why}; the kernel is in {_lockdown(kernel)}", error.remedy)
     locked = _LOCKED_AWAY in error.why and kernel.lockdown == "confidentiality"
     causes = [_locked_down(kernel)] if locked else of(kernel)

@@ -65,10 +65,11 @@ def test_a_refusal_that_a_shortcoming_explains_gets_its_kind_and_keeps_its_own_w
     assert why in str(error)
 
 
-def test_where_nothing_may_be_done_lockdown_is_told() -> None:
+def test_where_nothing_may_be_done_a_lockdown_that_forbids_something_is_told() -> None:
     error = LimiterError("not_permitted", "it was refused", "EPERM", "Run it as root")
-    assert "lockdown (integrity," in str(explained(error, GOOD._replace(lockdown="integrity")))
-    assert "lockdown" not in str(explained(error, GOOD))
+    assert "lockdown (confidentiality," in str(explained(error, GOOD._replace(lockdown="confidentiality")))
+    for mode in ("integrity", "none", None):  # in integrity, as with Secure Boot, everything works
+        assert "lockdown" not in str(explained(error, GOOD._replace(lockdown=mode)))
 
 
 def test_what_lockdown_takes_of_pacing_is_told_with_the_kernels_words() -> None:
