@@ -210,7 +210,7 @@ class _Draft:
     def _take(self, target: Target, rule: Rule) -> None:
         request = target.request
         if request.takes_processes and not target.matched:
-            self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} is kept without one")
+            self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} has none")
         wanted = self._claim(target, rule)
         moved = tuple(process for process in wanted if rule_of(process.cgroup) != rule.name)
         if not moved:
