@@ -69,12 +69,13 @@ def run(
     steps: list[str],
     quick: bool,
     cache: Path,
+    cells: str = "",
     tests: list[str] | None = None,
     keep: Callable[[Results], None] = lambda results: None,
 ) -> Results:
-    """What came of each step on each kernel, by the kernel's name: see `Run.note`. ``tests``: other arguments of pytest
-    than the step `tests` has for it. ``keep`` gets what came of a kernel when its guest ends, so that who interrupts
-    hours of work loses little of it.
+    """What came of each step on each kernel, by the kernel's name: see `Run.note`. ``cells``: which of the step
+    `distance`, as a regular expression. ``tests``: other arguments of pytest than the step `tests` has for it. ``keep``
+    gets what came of a kernel when its guest ends, so that who interrupts hours of work loses little of it.
     """
     directory = cache / "run"
     shutil.rmtree(directory, ignore_errors=True)
@@ -96,7 +97,7 @@ def run(
         kvm, line = machine.find_accelerator(results[found[0]]["kernel"], directory / "kvm")
         say("", line)
         tests = tests or (quick_tests() if quick else FULL_TESTS)
-        Run(directory, steps, quick, kvm, results, found[0], tests, keep).all(found)
+        Run(directory, steps, quick, kvm, results, found[0], cells, tests, keep).all(found)
     for result in results.values():
         result.pop("kernel", None)
     return results
@@ -113,11 +114,12 @@ class Run:
         kvm: bool,
         results: Results,
         first: str,
+        cells: str,
         tests: list[str],
         keep: Callable[[Results], None],
     ) -> None:
         self.directory, self.steps, self.quick, self.kvm = directory, steps, quick, kvm
-        self.results, self.first, self.tests = results, first, tests
+        self.results, self.first, self.cells, self.tests = results, first, cells, tests
         self.keep = keep
         shutil.copy(machine.HERE / "guest", directory / "guest")
         self.disk = image.make(directory)
@@ -212,6 +214,7 @@ class Run:
             "shared_object": f"/tmp/run/{self.shared_object.name}",
             "programs": f"/tmp/run/{self.programs.name}",
             "patience": STEPS["object"][0] * 0.75,
+            "cells": self.cells,
             "pytest": self.tests,
         }
         (self.directory / name / "options.json").write_text(json.dumps(options), encoding="utf-8")

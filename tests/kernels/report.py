@@ -68,8 +68,18 @@ def store(results: Results) -> None:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps": {}}
         kept.update(release=result["release"], package=result["package"])
         for step, found in result["steps"].items():
+            earlier = kept["steps"].get(step, {})
             kept["steps"][step] = {**found, **run, "release": result["release"]}
+            if "cells" in found:
+                kept["steps"][step]["cells"] = merged(earlier.get("cells", []), found["cells"])
         path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def merged(earlier: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells, of which those that were measured now take the place of the same ones."""
+    now = {(cell["place"], cell["shaper"]): cell for cell in found}
+    before = {(cell["place"], cell["shaper"]): cell for cell in earlier}
+    return list({**before, **now}.values())
 
 
 @functools.cache
@@ -152,6 +162,8 @@ def said(step: str, found: dict[str, Any]) -> str:
         return "**failed**"
     if step == "tests":
         return f"{found['passed']} passed, {len(found['skipped'])} not for this kernel"
+    if step == "distance":
+        return f"{len(found['cells'])} of {found['planned']} cells"
     return "passed"
 
 

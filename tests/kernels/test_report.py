@@ -64,6 +64,32 @@ def test_what_was_not_run_now_stays(page: Path, monkeypatch: pytest.MonkeyPatch)
     assert row(page, "sid-7.2").count("on 7.2.14-amd64") == 1
 
 
+def test_cells_that_were_not_measured_now_stay(page: Path) -> None:
+    def cell(place: str, shaper: str, rate: float) -> dict[str, Any]:
+        found = {
+            "retransmits": 0,
+            "segments": 9,
+            "jain": 1.0,
+            "steady": 0.0,
+            "round_trip": 5.0,
+            "changes": [],
+            "loss": 0,
+        }
+        way = {"limit": 1e6, "connections": 1, "congestion": "cubic", "rtt": 5}
+        return {"place": place, "shaper": shaper, "rate": rate, **way, **found}
+
+    def store(*cells: dict[str, Any]) -> None:
+        distance = {"wrong": None, "planned": 204, "cells": list(cells)}
+        report.store({"sid-7.2": found("7.2.13-amd64", distance=distance)})
+        report.write()
+
+    store(cell("1x1/5/cubic", "speed_limiter", 5e5), cell("1x1/20/cubic", "speed_limiter", 6e5))
+    store(cell("1x1/5/cubic", "speed_limiter", 9e5), cell("1x1/5/cubic", "htb", 8e5))
+    assert "3 of 204 cells" in row(page, "sid-7.2")
+    assert "90.00 / 80.00 / –" in row(page, "1x1/5/cubic")
+    assert "60.00 / – / –" in row(page, "1x1/20/cubic")
+
+
 def test_a_step_that_was_never_run_is_shown(page: Path) -> None:
     report.store(
         {"sid-7.2": found("7.2.13-amd64", object={"wrong": None}), "trixie-6.12": found("6.12.1-amd64", playbook={})}

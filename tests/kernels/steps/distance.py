@@ -14,6 +14,7 @@ options = json.loads((directory / "options.json").read_text(encoding="utf-8"))
 command = [sys.executable, "tests/kernels/distance/run", str(directory / "distance.json")]
 if options["quick"]:
     command.append("--quick")
+command += ["--only", options["cells"]]
 # Compiling takes longer than a round of cells.
 if Path(options["shared_object"]).exists():
     command += ["--object", options["shared_object"]]
