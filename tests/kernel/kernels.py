@@ -23,8 +23,8 @@ RELEASES = RELEASE >= (6, 1)
 # It may ask for callbacks: connections that are older than their rule are paced.
 ADOPTS = RELEASE >= (6, 12)
 # Programs for egress see a listener's SYN-ACKs over IPv6; 5.10 runs them only where a packet's socket is the one that
-# sends it. So what is accepted (from 5.15 on: what a cgroup accepts first) is paced a round trip late, and what it tries
-# to send meanwhile counts as dropped.
+# sends it. So what is accepted (from 5.15 on: what a cgroup accepts first) is paced a round trip late, and what it
+# tries to send meanwhile counts as dropped.
 SEES_SYN_ACKS = RELEASE >= (6, 6)
 
 OBJECT = os.environ.get("LIMITER_OBJECT")

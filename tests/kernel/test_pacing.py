@@ -140,7 +140,8 @@ def test_the_tightest_of_nested_rules_holds(scene: Scene) -> None:
     sender = scene.pair.send_tcp(connections=4, cgroup=inner)
     pause(0.5)
     assert LEAST <= share_of(scene.pair, RATE // 2) <= MOST
-    assert counters("outer")["dropped_packets"] == counters("inner")["dropped_packets"] == 0
+    dropped = [counters(name)["dropped_packets"] for name in ("outer", "inner")]
+    assert max(dropped) <= 4 * FIRST_WINDOW
     with borrowed(sender.pid) as connections:
         assert all(connection.pacing < RATE // 2 for connection in connections)
 
