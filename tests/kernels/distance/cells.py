@@ -60,7 +60,9 @@ class Cell:
 
     def stored(self) -> dict[str, Any]:
         fields = asdict(self)
-        return {**fields, "limit": fields.pop("rate"), "place": self.place}
+        # What is measured has a rate of its own.
+        limit = fields.pop("rate")
+        return {**fields, "limit": limit, "place": self.place}
 
 
 def full() -> Iterator[Cell]:
