@@ -70,8 +70,9 @@ def store(results: Results) -> None:
         for step, found in result["steps"].items():
             earlier = kept["steps"].get(step, {})
             kept["steps"][step] = {**found, **run, "release": result["release"]}
-            if "cells" in found:
-                kept["steps"][step]["cells"] = merged(earlier.get("cells", []), found["cells"])
+            # Also where the step left no result.
+            if cells := merged(earlier.get("cells", []), found.get("cells", [])):
+                kept["steps"][step]["cells"] = cells
         path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

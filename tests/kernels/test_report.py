@@ -89,6 +89,11 @@ def test_cells_that_were_not_measured_now_stay(page: Path) -> None:
     assert "90.00 / 80.00 / –" in row(page, "1x1/5/cubic")
     assert "60.00 / – / –" in row(page, "1x1/20/cubic")
 
+    report.store({"sid-7.2": found("7.2.13-amd64", distance={"wrong": "the guest hung"})})
+    report.write()
+    assert "**failed**" in row(page, "sid-7.2")
+    assert "60.00 / – / –" in row(page, "1x1/20/cubic")
+
 
 def test_a_step_that_was_never_run_is_shown(page: Path) -> None:
     report.store(
