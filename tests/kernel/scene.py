@@ -26,6 +26,7 @@ RATE = 100 * MBIT // (10 if SLOW else 1)
 FIRST_WINDOW = 10 if SLOW else 0
 # As a part of the limit, while TCP paces itself. What must never be exceeded is in assert_bound(), on any machine.
 LEAST, MOST = (0.8, 1.1) if SLOW else (0.9, 1.05)
+WINDOWS = 5
 GSO_PACKET = 65536 + 45 * 52  # the largest ordinary one, in IP bytes on the wire
 # Of the controller: the others are half as long.
 _LONG_FIELDS = layout.FAIR_SHARE.size // 4 - len(layout.FairShare._fields)
@@ -88,6 +89,16 @@ def share_of(pair: Pair, rate: int, seconds: float = 1.0) -> float:
     share = (after.bytes - before.bytes) / (after.seconds - before.seconds) / rate
     print(f"{share:.4f} of {rate} bytes/s")
     return share
+
+
+def assert_held(pair: Pair, rate: int, seconds: float = 1.0, least: float = LEAST, most: float = MOST) -> None:
+    """A rate is kept from now on, in one of the next windows: what a busy machine withholds in one, TCP sends in the
+    following one.
+    """
+    shares: list[float] = []
+    while not shares or not least <= shares[-1] <= most:
+        assert len(shares) < WINDOWS, f"of {rate} bytes/s, in windows of {seconds} s: {shares}"
+        shares.append(share_of(pair, rate, seconds))
 
 
 def pause(seconds: float) -> None:

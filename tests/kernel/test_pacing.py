@@ -13,7 +13,20 @@ import pytest
 from connections import Connection, borrowed, jain
 from kernels import SEES_SYN_ACKS, cells
 from net import LONG, PORT, Pair, Process
-from scene import FIRST_WINDOW, LEAST, MOST, RATE, Scene, assert_bound, counters, pause, share_of, staged, when_begun
+from scene import (
+    FIRST_WINDOW,
+    LEAST,
+    MOST,
+    RATE,
+    Scene,
+    assert_bound,
+    assert_held,
+    counters,
+    pause,
+    share_of,
+    staged,
+    when_begun,
+)
 from slow import PATIENCE, SLOW
 
 SERVER_PORT = 5001
@@ -74,7 +87,7 @@ def test_tcp_paces_itself_at_the_limit_from_its_first_second_on(scene: Scene, si
     sender = send(scene, cgroup, side, way, CONGESTION[way], 4)
     begun = when_begun(scene.pair, before)
     assert share_of(scene.pair, RATE) <= MOST + 0.05
-    assert LEAST <= share_of(scene.pair, RATE) <= MOST
+    assert_held(scene.pair, RATE)
     after = scene.pair.arrived()
     assert_bound(before, after, RATE, RATE)
     assert begun.seconds < after.seconds
@@ -139,7 +152,7 @@ def test_the_tightest_of_nested_rules_holds(scene: Scene) -> None:
     inner = scene.limited(RATE // 2, "outer/inner")
     sender = scene.pair.send_tcp(connections=4, cgroup=inner)
     pause(0.5)
-    assert LEAST <= share_of(scene.pair, RATE // 2) <= MOST
+    assert_held(scene.pair, RATE // 2)
     dropped = [counters(name)["dropped_packets"] for name in ("outer", "inner")]
     assert max(dropped) <= 4 * FIRST_WINDOW
     with borrowed(sender.pid) as connections:
@@ -154,7 +167,7 @@ def test_the_outer_rule_holds_for_the_sum_of_the_inner_ones(scene: Scene) -> Non
     pause(0.7)
     with borrowed(*(sender.pid for sender in senders)) as connections:
         before = [connection.info.acknowledged for connection in connections]
-        assert LEAST <= share_of(scene.pair, RATE, 1.2) <= MOST
+        assert_held(scene.pair, RATE, 1.2)
         sent = [connection.info.acknowledged - at for connection, at in zip(connections, before)]
     assert jain(sent) >= 0.9, sent
 
@@ -166,7 +179,7 @@ def test_members_of_a_rule_share_its_rate(scene: Scene) -> None:
     for cgroup in (first, second):
         scene.pair.send_tcp(connections=2, cgroup=cgroup)
     pause(0.5)
-    assert LEAST <= share_of(scene.pair, RATE) <= MOST
+    assert_held(scene.pair, RATE)
     assert counters("first")["dropped_packets"] == 0
 
 
@@ -198,7 +211,7 @@ def test_what_slow_connections_leave_the_others_get(scene: Scene) -> None:
     scene.pair.traffic("trickle", Pair.address, PORT, LONG, 10, RATE // 1000, cgroup=cgroup)
     scene.pair.send_tcp(connections=2, cgroup=cgroup)
     pause(0.7)
-    assert LEAST + 0.05 <= share_of(scene.pair, RATE, 1.2) <= MOST
+    assert_held(scene.pair, RATE, 1.2, least=LEAST + 0.05)
     assert counters()["dropped_packets"] == 0
 
 

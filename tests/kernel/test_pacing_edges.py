@@ -18,12 +18,12 @@ from connections import UNPACED, Connection, borrowed
 from kernels import ADOPTS, RELEASES, adopting
 from net import LONG, PORT, Pair, Process
 from scene import (
-    LEAST,
     MBIT,
     MOST,
     RATE,
     Scene,
     assert_bound,
+    assert_held,
     counters,
     pause,
     share_of,
@@ -137,7 +137,7 @@ def test_the_lower_of_its_own_rate_and_its_share_holds_for_a_busy_connection(sce
         pair.traffic("fetch", Pair.sender_address, SERVER_PORT, LONG, namespace=pair.receiver)
     pause(0.3)
     # Its own rate is of data alone.
-    assert LEAST <= share_of(pair, OWN) <= MOST + 0.05
+    assert_held(pair, OWN, most=MOST + 0.05)
     with borrowed(sender.pid) as connections:
         assert [connection.pacing for connection in connections] == [OWN]
         limiter.rule(name="paced", state="absent")
@@ -151,12 +151,12 @@ def test_a_process_that_sets_its_own_rate_meanwhile_gets_no_more_than_its_share(
         wait_until(lambda: connection.info.acknowledged > RATE // 10, "as much as a tenth of a second brings")
         connection.pacing = OWN
         pause(0.3)
-        assert LEAST <= share_of(scene.pair, OWN, 0.7) <= MOST + 0.05
+        assert_held(scene.pair, OWN, 0.7, most=MOST + 0.05)
         for higher in (UNPACED, 2 * RATE):
             connection.pacing = higher
             wait_until(lambda: connection.pacing < RATE, f"its share instead of {higher}")
             pause(0.3)
-            assert LEAST <= share_of(scene.pair, RATE, 0.7) <= MOST
+            assert_held(scene.pair, RATE, 0.7)
         limiter.rule(name="paced", state="absent")
         if RELEASES:
             assert connection.pacing == 2 * RATE
@@ -178,7 +178,7 @@ def test_a_changed_rate_reaches_live_connections(scene: Scene) -> None:
             pause(0.3)
             # What was sent before a lower rate was heard of may have been dropped.
             dropped = counters()["dropped_packets"]
-            assert LEAST <= share_of(scene.pair, rate) <= MOST
+            assert_held(scene.pair, rate)
             assert counters()["dropped_packets"] == dropped
 
 
@@ -313,7 +313,7 @@ def test_open_connections_are_paced_when_the_task_returns(scene: Scene, by: str)
         assert all(connection.pacing <= rate for connection in connections)
         pause(0.5)
         dropped = counters()["dropped_packets"]
-        assert LEAST <= share_of(pair, rate) <= MOST
+        assert_held(pair, rate)
         # What was on its way when the rule was made may be dropped, which costs TCP a moment, and no retransmit.
         assert counters()["dropped_packets"] == dropped
         assert sum(connection.info.retransmits for connection in connections) - retransmits <= (100 if SLOW else 20)

@@ -19,15 +19,13 @@ from kernels import MPTCP, multipath
 from net import LONG, Pair, Process, run
 from scene import (
     FIRST_WINDOW,
-    LEAST,
-    MOST,
     Scene,
     StateEntry,
     assert_bound,
+    assert_held,
     counters,
     pacing,
     pause,
-    share_of,
     wait_until,
 )
 from scene import RATE as FAST
@@ -180,7 +178,7 @@ def test_another_programs_callbacks_and_ours_go_together(
     limiter.program()
     sender = scene.pair.send_tcp(connections=4, cgroup=scene.limited(RATE))
     pause(0.7)
-    assert LEAST <= share_of(scene.pair, RATE) <= MOST
+    assert_held(scene.pair, RATE)
     assert counters()["dropped_packets"] <= 4 * FIRST_WINDOW
     before = count(counts, STATE_CB)
     sender.finish()
@@ -223,7 +221,7 @@ def setting(pair: Pair, name: str, value: str) -> Iterator[None]:
 
 def assert_paced(pair: Pair, sender: Process, connections: int) -> None:
     pause(1.5)  # what left before TCP was told is made up for
-    assert LEAST <= share_of(pair, RATE) <= MOST
+    assert_held(pair, RATE)
     with borrowed(sender.pid) as each:
         assert len(each) == connections
         assert all(connection.pacing <= RATE for connection in each)
@@ -257,6 +255,6 @@ def test_multipath_tcp_is_limited(scene: Scene) -> None:
     before = pair.arrived()
     pair.traffic("tcp", Pair.address, MPTCP_PORT, LONG, 2, "cubic", "", MPTCP, cgroup=cgroup)
     pause(0.7)
-    assert 0.7 <= share_of(pair, RATE) <= 1.05
+    assert_held(pair, RATE, least=0.7)
     assert_bound(before, pair.arrived(), RATE, bucket)
     print(counters(), pacing())
