@@ -254,7 +254,7 @@ def _assert_paced_and_then_free(pair: Pair, busy: Busy, end: Callable[[], object
         wait_until(lambda: all(connection.info.acknowledged for connection in accepted), "the later one is served")
         assert [connection.pacing for connection in accepted] == [UNPACED] * 2
     later.kill()
-    assert share_of(pair, RATE // 5, 0.3) > 3
+    wait_until(lambda: share_of(pair, RATE // 5, 0.3) > 3, "nothing is limited any more")
 
 
 def wait_until_all(connections: list[Connection], condition: Callable[[int], bool], what: str) -> None:
