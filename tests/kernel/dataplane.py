@@ -117,10 +117,12 @@ class Dataplane:
         self.set_config(cgroup, rate, bucket)
         self.add_member(cgroup, cgroup)
 
-    def spend(self, rule: Path) -> None:
-        """Empties a rule's bucket."""
-        state = self.state_of(rule)._replace(tokens=0, last_update_ns=time.monotonic_ns())
+    def spend(self, rule: Path) -> float:
+        """Empties a rule's bucket, and returns since when it fills again, in seconds of the monotonic clock."""
+        now = time.monotonic_ns()
+        state = self.state_of(rule)._replace(tokens=0, last_update_ns=now)
         self.state[key_of(rule)] = layout.STATE.pack(*state[:-1], *state.fair)
+        return now / 1e9
 
     def set_config(self, rule: Path, rate: int, bucket: int) -> None:
         self.config[key_of(rule)] = struct.pack("=QQ", rate, bucket)
