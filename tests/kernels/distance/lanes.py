@@ -161,22 +161,36 @@ def _figures(one: Sending, begin: int, end: int, timeouts: int, changes: list[Ch
         "least": min(shares) / (sum(shares) / len(shares)) if any(shares) else 0.0,
         "steady": steady,
         "excess": excess(counts, began, max([cell.rate, *(change.rate for change in changes)])),
-        "changes": [
-            {
-                "rate": change.rate,
-                "took": (change.given - change.asked) / SECOND,
-                "settled": settled(curve, change.given, min(change.until, end), change.rate, CHANGE_WINDOW),
-            }
-            for change in changes
-        ],
+        "changes": [_followed(curve, change, end) for change in changes],
     }
+
+
+def _followed(curve: measure.Curve, change: Change, end: int) -> dict[str, float | None]:
+    """How a change was followed; all but the rate in seconds."""
+    end = min(change.until, end)
+    return {
+        "rate": change.rate,
+        "took": (change.given - change.asked) / SECOND,
+        "reached": reached(curve, change.given, end, change.rate, CHANGE_WINDOW),
+        "settled": settled(curve, change.given, end, change.rate, CHANGE_WINDOW),
+    }
+
+
+def _near(curve: measure.Curve, start: int, window: int, rate: int) -> bool:
+    return abs(curve.rate(start, start + window) / rate - 1) <= WITHIN
+
+
+def reached(curve: measure.Curve, begin: int, end: int, rate: int, window: int) -> float | None:
+    """Seconds from `begin` to the first window that is near `rate`; None if there is none."""
+    starts = range(begin, end - window + 1, measure.BIN // 2)
+    return next(((start - begin) / SECOND for start in starts if _near(curve, start, window, rate)), None)
 
 
 def settled(curve: measure.Curve, begin: int, end: int, rate: int, window: int) -> float | None:
     """Seconds after `begin` from which on every window is near `rate`, to the end; None if the last one is not."""
     last = None
     for start in range(end - window, begin - 1, -measure.BIN // 2):
-        if abs(curve.rate(start, start + window) / rate - 1) > WITHIN:
+        if not _near(curve, start, window, rate):
             break
         last = (start - begin) / SECOND
     return last
@@ -207,6 +221,6 @@ def violated(stored: Stored) -> str:
         return "a connection that got nothing at all"
     if not stored["loss"] and not stored["changes"] and stored["rate"] < LEAST * stored["limit"]:
         return f"only {100 * stored['rate'] / stored['limit']:.1f} % of the limit"
-    if any(change["settled"] is None for change in stored["changes"]):
+    if any(change["reached"] is None for change in stored["changes"]):
         return "never near a rate that was changed"
     return ""

@@ -133,6 +133,10 @@ def _changed(found: Stored) -> str:
     for cell, cells in _by_place(found, lambda cell: bool(cell["changes"])):
         for index, change in enumerate(cell["changes"]):
             rate = f"{change['rate'] / 1e6:g} Mbit/s"
-            settled = _each(cells, lambda one, i=index: aims.seconds(one["changes"][i]["settled"]))  # type: ignore[misc]
-            rows.append([cell["place"], rate, settled])
-    return _table(["rate changed; this collection / htb / tbf", "to", "near it for good after"], rows) if rows else ""
+            columns = [
+                _each(cells, lambda one, i=index, key=key: aims.seconds(one["changes"][i][key]))  # type: ignore[misc]
+                for key in ("reached", "settled")
+            ]
+            rows.append([cell["place"], rate, *columns])
+    head = ["rate changed; this collection / htb / tbf", "to", "near it after", "near it for good after"]
+    return _table(head, rows) if rows else ""
