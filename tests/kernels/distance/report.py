@@ -17,7 +17,8 @@ SHOWN = (OURS, HTB, TBF)
 METHOD = """## Over distance
 
 TCP through three network namespaces in a row; netem in the middle one delays half of the round trip each way. Counted
-is what arrives, in IP bytes, in 15 s that begin 5 s after the start. Beside it, in the same guest, htb (with fq_codel)
+is what arrives, in IP bytes, in 15 s that begin 5 s after the start (with losses and one connection of cubic, in 120 s,
+since it is chance how many it meets in 15). Beside it, in the same guest, htb (with fq_codel)
 and tbf on the sender's interface; they count Ethernet headers, too, so 99 % is exact for them. A guest without KVM has
 the clock of the instructions that it executes, which a busy machine does not disturb.
 
