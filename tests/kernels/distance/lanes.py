@@ -182,18 +182,23 @@ def _near(curve: measure.Curve, start: int, window: int, rate: int) -> bool:
 
 def reached(curve: measure.Curve, begin: int, end: int, rate: int, window: int) -> float | None:
     """Seconds from `begin` to the first window that is near `rate`; None if there is none."""
-    starts = range(begin, end - window + 1, measure.BIN // 2)
+    starts = _starts(begin, end, window)
     return next(((start - begin) / SECOND for start in starts if _near(curve, start, window, rate)), None)
 
 
 def settled(curve: measure.Curve, begin: int, end: int, rate: int, window: int) -> float | None:
     """Seconds after `begin` from which on every window is near `rate`, to the end; None if the last one is not."""
     last = None
-    for start in range(end - window, begin - 1, -measure.BIN // 2):
+    for start in reversed(_starts(begin, end, window)):
         if not _near(curve, start, window, rate):
             break
         last = (start - begin) / SECOND
     return last
+
+
+def _starts(begin: int, end: int, window: int) -> range:
+    """When windows begin that end in time."""
+    return range(begin, end - window + 1, measure.BIN // 2)
 
 
 def excess(counts: Sequence[traffic.Count], begin: int, rate: int) -> float:
