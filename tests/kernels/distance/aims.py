@@ -75,7 +75,7 @@ def evaluate(found: Stored) -> list[Goal]:
             "steady",
             f"100 and 200 ms: steady (each second within 10 % of the limit) at most {STEADY:g} s after the start",
             far,
-            lambda cell: "" if cell["steady"] is not None and cell["steady"] <= STEADY else seconds(cell["steady"]),
+            lambda cell: "" if cell["steady"] is not None and cell["steady"] <= STEADY else steady(cell),
         ),
         _goal(
             "loss",
@@ -125,6 +125,12 @@ def _late(cell: Stored) -> str:
     allowed = CHANGE_SECONDS + CHANGE_RTTS * cell["rtt"] / 1000
     late = [one for one in cell["changes"] if one["settled"] is None or one["settled"] > allowed]
     return "; ".join(f"{one['rate'] / 1e6:g} Mbit/s: {seconds(one['settled'])}" for one in late)
+
+
+def steady(cell: Stored) -> str:
+    """Since when, and how far off the second was that deviated most when it should have been."""
+    worst = f" (one second {100 * cell['worst']:+.0f} %)" if cell.get("worst") is not None else ""
+    return seconds(cell["steady"]) + worst
 
 
 def seconds(value: float | None) -> str:

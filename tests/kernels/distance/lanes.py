@@ -15,6 +15,7 @@ import measure
 import path
 import shapers
 import traffic
+from aims import STEADY
 from cells import AFTER_CHANGE, CHANGED, WARM_UP, Cell
 from children import until
 from measure import SECOND
@@ -160,6 +161,7 @@ def _figures(one: Sending, begin: int, end: int, timeouts: int, changes: list[Ch
         "retransmits_in_all": sum(pair[1].retransmits for pair in pairs),
         "least": min(shares) / (sum(shares) / len(shares)) if any(shares) else 0.0,
         "steady": steady,
+        "worst": worst(curve, began + int(STEADY * SECOND), end, cell.rate) if cell.rate and not changes else None,
         "excess": excess(counts, began, max([cell.rate, *(change.rate for change in changes)])),
         "changes": [_followed(curve, change, end) for change in changes],
     }
@@ -194,6 +196,12 @@ def settled(curve: measure.Curve, begin: int, end: int, rate: int, window: int) 
             break
         last = (start - begin) / SECOND
     return last
+
+
+def worst(curve: measure.Curve, begin: int, end: int, rate: int) -> float:
+    """The deviation of the second that deviates most, as a part of the rate: -0.2 with a fifth less."""
+    deviations = [curve.rate(start, start + SECOND) / rate - 1 for start in _starts(begin, end, SECOND)]
+    return max(deviations, key=abs, default=0.0)
 
 
 def _starts(begin: int, end: int, window: int) -> range:
