@@ -104,6 +104,12 @@ def arrived_when_spent(plane: Dataplane, rule: Path, pair: Pair, rate: int) -> A
     raise AssertionError("the bucket is never spent: nothing is limited, or too little is offered")
 
 
+def arrived_since_spending(plane: Dataplane, rule: Path, pair: Pair) -> Arrived:
+    """What has arrived when the bucket was just emptied. It fills from then on, however late the count is read."""
+    emptied = plane.spend(rule)
+    return pair.arrived()._replace(seconds=emptied)
+
+
 def spent_rate(plane: Dataplane, rule: Path, pair: Pair, rate: int, seconds: float = 1.2) -> float:
     """Bytes a second that arrive while the bucket is spent. It is a second deep in these tests, so that senders which
     get no CPU for a while lose nothing: they catch up, and the count is taken when they have."""
@@ -311,8 +317,7 @@ def test_a_bound_socket_is_charged_to_its_rule(plane: Dataplane, make: Make, pai
     wait_for_rate(pair, 3 * rate)
     with borrow(sender, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as borrowed:
         plane.bind_socket(borrowed.fileno(), rule)
-    spent = plane.spend(rule)
-    before = pair.arrived()._replace(seconds=spent)
+    before = arrived_since_spending(plane, rule, pair)
     wait_for_drops(plane, rule)
     time.sleep(1.0)
     assert_bound(before, pair.arrived(), rate, bucket=0)
@@ -346,8 +351,7 @@ def test_ipv6_is_limited_alike(plane: Dataplane, make: Make, pair: Pair) -> None
     pair.send_udp(3 * rate, address=Pair.address6, cgroup=rule)
     assert spent_rate(plane, rule, pair, rate) == pytest.approx(rate, rel=0.005)
     pair.stop()
-    spent = plane.spend(rule)
-    before = pair.arrived()._replace(seconds=spent)
+    before = arrived_since_spending(plane, rule, pair)
     pair.send_tcp(1.0, 4, address=Pair.address6, cgroup=rule).result()
     assert_bound(before, pair.arrived(), rate, bucket=0)
 
