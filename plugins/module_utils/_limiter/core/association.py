@@ -69,9 +69,10 @@ def judge(own: int | None, socket: int | None) -> str:
     return UNKNOWN if own in (None, ROOT_ID) else LOST
 
 
-def used(values: t.Iterable[str]) -> bool:
-    """Whether one of the files net_cls.classid or net_prio.ifpriomap has ever been given a value, as far as it shows.
+def used(value: str) -> bool:
+    """Whether a file net_cls.classid or net_prio.ifpriomap, whose text this is, has ever been given a value, as far as
+    it shows.
 
     They have one number, or a line of interface and number for each interface.
     """
-    return any(line.split()[-1] not in ("0", "0x0") for value in values for line in value.splitlines() if line.strip())
+    return any(line.split()[-1] not in ("0", "0x0") for line in value.splitlines() if line.strip())

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
+import signal
 import socket
 import struct
 import typing as t
@@ -50,8 +52,9 @@ def look(
     if not association.can_be_lost(kernel.version(), controllers()):
         return Association(association.KEPT)
     state = try_here(cgroups)
-    there = [cgroup for cgroup in inside if cgroups.exists(cgroup)] if state == association.UNKNOWN else []
-    if there:
+    there = [cgroup for cgroup in inside if cgroups.exists(cgroup)]
+    # Where nothing is told of a socket at all, no child learns more.
+    if state == association.UNKNOWN and there and cgroup_of_new_socket() is not None:
         with contextlib.suppress(LimiterError, OSError), guard():
             state = _try_inside(cgroups, there[0])
     if state == association.LOST:
@@ -116,22 +119,38 @@ def _cgroup_id(answer: bytes) -> int | None:
 
 
 def _try_inside(cgroups: Cgroups, cgroup: str) -> str:
-    """As `try_here`, by a child that goes into the cgroup for it and ends there."""
+    """As `try_here`, by a child that goes into the cgroup for it and ends there.
+
+    A cgroup may be frozen, and the child with it: it is not waited for, and holds nothing that is ours, the lock least.
+    """
     answers = {state[0].encode(): state for state in (association.KEPT, association.LOST)}
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            _close_all_but(writing)
             with open(f"{cgroups.absolute(cgroup)}/cgroup.procs", "wb", buffering=0) as file:
                 file.write(b"0")  # the writer itself
             os.write(writing, try_here(cgroups)[0].encode())
         finally:
             os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
+    try:
+        with open(reading, "rb", buffering=0) as pipe:
+            poll = select.poll()
+            poll.register(pipe, select.POLLIN)
+            answer = pipe.read(1) if poll.poll(_TIMEOUT * 1000) else b""
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     return answers.get(answer, association.UNKNOWN)
+
+
+def _close_all_but(fd: int) -> None:
+    for other in map(int, os.listdir("/proc/self/fd")):
+        if other != fd:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(other)
 
 
 def _traces() -> Association:
@@ -139,10 +158,9 @@ def _traces() -> Association:
     if _kernel_said_so():
         return Association(association.LOST, "the kernel's log says so: disabling cgroup2 socket matching")
     for place in _hierarchies():
-        found = _values(place)
-        if association.used(found.values()):
-            path = next(path for path, value in found.items() if association.used([value]))
-            return Association(association.SUSPECTED, f"{path} has a value, and what came of it could not be tried")
+        trace = _trace(place)
+        if trace:
+            return Association(association.SUSPECTED, f"{trace}, and what came of it could not be tried")
     return Association(association.UNKNOWN)
 
 
@@ -172,13 +190,23 @@ def _hierarchies() -> list[str]:
     return [row[1] for row in rows if row[2] == "cgroup" and set(association.CONTROLLERS) & set(row[3].split(","))]
 
 
-def _values(hierarchy: str) -> dict[str, str]:
-    """The values in a hierarchy by the paths of their files, of as many cgroups as can be looked through."""
-    found: dict[str, str] = {}
+def _trace(hierarchy: str) -> str | None:
+    """The first trace of a use in a hierarchy, in words; as many cgroups as can be looked through are.
+
+    A use is a value that is written, and with net_prio also a process that is moved (commit 090e28b229af,
+    Linux 5.7).
+    """
     for seen, (directory, _below, files) in enumerate(os.walk(hierarchy)):
-        for name in {"net_cls.classid", "net_prio.ifpriomap"} & set(files):
+        for name in sorted({"net_cls.classid", "net_prio.ifpriomap"} & set(files)):
             path = f"{directory}/{name}"
-            found[path] = (processes.read_file(path) or b"").decode("ascii", "replace")
+            if association.used((processes.read_file(path) or b"").decode("ascii", "replace")):
+                return f"{path} has a value"
+        if (
+            "net_prio.ifpriomap" in files
+            and directory != hierarchy
+            and processes.read_file(f"{directory}/cgroup.procs")
+        ):
+            return f"{directory} of net_prio has processes"
         if seen == _MOST_CGROUPS:
             break
-    return found
+    return None
