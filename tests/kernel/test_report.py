@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import limiter
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
 from limiter import info, program, rule, rules
 
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
@@ -67,3 +71,22 @@ def test_kernels_that_have_lost_the_cgroups_of_new_sockets_are_in_the_report(mem
         text = reported(WANTED)
     assert ", 2 not limited\n" in text
     assert "    connections that are opened from now on are not limited: since a program has used net_cls" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [
+        # The service was restarted meanwhile.
+        (LimiterError("no_cgroup", "the cgroup /mirror cannot be opened", "No such file or directory"), []),
+        (KernelError("the BPF programs of a cgroup cannot be listed", errno.ENOMEM), ["/mirror", "cannot be listed"]),
+    ],
+)
+def test_what_cannot_be_looked_at_when_the_work_is_done_does_not_fail_the_task(
+    member: str, error: LimiterError, reasons: list[str]
+) -> None:
+    with mock.patch.object(Programs, "on_hook", side_effect=error):
+        done = rule(**WANTED)
+    assert done["changed"]
+    assert len(done["unenforced"]) == bool(reasons)
+    assert all(reason in done["unenforced"][0] for reason in reasons)
+    assert [found["name"] for found in info(gather=["rules"])["rules"]] == ["mirror"]

@@ -10,6 +10,7 @@ import os
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
     Counters,
     Request,
@@ -91,12 +92,25 @@ def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
     places = {member for rule in present for member in rule.members}
     if any(rule.pids or not rule.members for rule in present):
         places.add(MANAGED)
-    return [
+    return [reason for reason in (_why_unseen(host, place) for place in sorted(places)) if reason]
+
+
+def _why_unseen(host: Host, place: str) -> str | None:
+    """Raises nothing: what was to be done is done, so the task may not fail any more."""
+    if not host.cgroups.exists(place):
+        return None
+    try:
+        runs = any(program["ours"] for program in host.programs.on_hook(place))
+    except LimiterError as error:
+        # A service that is restarted meanwhile.
+        gone = error.kind == "no_cgroup"
+        return None if gone else f"whether the program runs for {place} could not be found out: {error}"
+    if runs:
+        return None
+    return (
         f"the program does not run for {place}: nothing limits it. speed_limit_info with cgroup_path={place} and "
         "gather=program,hook shows where it is attached, and what runs instead"
-        for place in sorted(places)
-        if host.cgroups.exists(place) and not any(program["ours"] for program in host.programs.on_hook(place))
-    ]
+    )
 
 
 def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
