@@ -128,7 +128,7 @@ actions:
   elements: str
   returned: success
   sample: ["built /usr/lib/speed_limiter/limiter.bpf.o", "loaded /usr/lib/speed_limiter/limiter.bpf.o, attached to /"]
-unenforced:
+unenforced_rules:
   description: Rules that are no longer enforced after O(state=absent).
   type: list
   elements: str
@@ -179,7 +179,7 @@ def work(module: AnsibleModule) -> Result:
         ),
         "program": program if change.identity else None,
         "actions": list(change.done),
-        "unenforced": list(change.unenforced),
+        "unenforced_rules": list(change.unenforced),
         "warnings": warnings,
     }
 
