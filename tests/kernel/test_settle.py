@@ -211,6 +211,20 @@ def test_the_first_rule_of_a_host_paces_what_its_process_has_open(connection: Co
     until(connection.is_paced)
 
 
+def test_who_removes_the_attachments_by_hand_frees_what_is_opened_from_then_on_until_the_next_task(
+    connection: Connection,
+) -> None:
+    open_and_limit(connection)
+    for link in Path(pins.PIN_DIR).glob("*_link"):
+        link.unlink()
+    assert limiter.info(gather=["program"])["program"] is None
+    assert connection.rate("open") == NONE
+    assert connection.rate("send") == NONE
+    assert in_place()["changed"]
+    connection.rate("open")
+    until(connection.is_paced)
+
+
 def test_a_process_that_leaves_its_rule_is_released(connection: Connection) -> None:
     limiter.rule(name="it", rate=str(RATE), pid=connection.pid)
     connection.rate("open")
