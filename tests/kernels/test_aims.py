@@ -47,3 +47,19 @@ def test_a_changed_rate_is_allowed_the_round_trips_of_the_way() -> None:
     late = {"rate": 5e6, "settled": 1.4}
     assert missed(cell(aims.OURS, 50, 50, changes=[late], round_trip=500.0))["change"] == (1, ["50x1/50/cubic"])
     assert missed(cell(aims.OURS, 50, 50, changes=[{**late, "settled": 1.1}]))["change"] == (1, [])
+
+
+def test_what_is_measured_with_every_change_is_held_to_more() -> None:
+    good = cell(aims.OURS, 10, 200, broken=0, excess=0, least=1.0)
+    assert aims.violated(good) == aims.regressed(good) == ""
+    for worse, words in (
+        ({"rate": 9.6e6}, "only 96.00 %"),
+        ({"rate": 8.9e6, "loss": 0.5}, "only 89.00 %"),
+        ({"jain": 0.9}, "Jain's index 0.900"),
+        ({"changes": [{"rate": 5e6, "reached": 0.1, "settled": 2.1}]}, "2.10 s until a changed rate held"),
+        ({"changes": [{"rate": 5e6, "reached": 0.1, "settled": None}]}, "never until a changed rate held"),
+    ):
+        assert aims.violated({**good, **worse}) == ""
+        assert words in aims.regressed({**good, **worse})
+    assert aims.regressed({**good, "rate": 9.1e6, "loss": 0.5}) == ""
+    assert "only 89.00 %" in aims.violated({**good, "rate": 8.9e6})

@@ -23,8 +23,6 @@ from measure import SECOND
 COUNT_PAUSE = 50  # milliseconds between two counts of what arrived
 WITHIN = 0.1  # of the rate: what counts as steady
 STEADY_WINDOW, CHANGE_WINDOW = SECOND, SECOND // 2  # nanoseconds in which it must be so
-LARGEST_PACKET = 65536
-LEAST = 0.9  # of the limit: with less, what makes up for the distance does not work at all
 Stored = dict[str, Any]
 
 
@@ -218,22 +216,3 @@ def excess(counts: Sequence[traffic.Count], begin: int, rate: int) -> float:
             least = min(least, ahead)
             most = max(most, ahead - least)
     return most
-
-
-def violated(stored: Stored) -> str:
-    """What no cell of ours may ever do, whatever its figures: how it did it, or nothing."""
-    if stored["shaper"] != shapers.OURS:
-        return ""
-    if stored["broken"]:
-        return f"{stored['broken']} connections given up by the kernel"
-    # The default bucket is one second of the rate.
-    allowed = stored["limit"] / 8 + 1.5 * LARGEST_PACKET
-    if stored["excess"] > allowed:
-        return f"{stored['excess'] / 1e3:.0f} kB more than the rate, where {allowed / 1e3:.0f} kB are allowed"
-    if not stored["least"]:
-        return "a connection that got nothing at all"
-    if not stored["loss"] and not stored["changes"] and stored["rate"] < LEAST * stored["limit"]:
-        return f"only {100 * stored['rate'] / stored['limit']:.1f} % of the limit"
-    if any(change["reached"] is None for change in stored["changes"]):
-        return "never near a rate that was changed"
-    return ""
