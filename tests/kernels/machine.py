@@ -138,6 +138,8 @@ class Guest:
             keeper = threading.Thread(target=self._keep, args=(process,))
             keeper.start()
             _running.add(process)
+            if ending():
+                process.kill()  # it was started while the others were ended
             try:
                 return self._watch(process, seconds)
             finally:

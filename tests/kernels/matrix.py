@@ -90,7 +90,8 @@ def run(
             results[name]["wrong"] = str(error)
             say(name, f"FAILED: {error}")
             continue
-        say(name, f"Linux {kernel.release}, package {kernel.package}")
+        other = "" if kernel.release.startswith(series) else f"; {suite} has no {series} any more"
+        say(name, f"Linux {kernel.release}, package {kernel.package}{other}")
         results[name].update(release=kernel.release, package=kernel.package, kernel=kernel)
     found = [name for name, result in results.items() if not result["wrong"]]
     if found:
@@ -160,17 +161,17 @@ class Run:
         statuses: dict[str, str] = {}
 
         def limit(line: str) -> float | None:
-            """A new time limit begins with each step, and with what is between."""
-            if not line.startswith("@"):
+            """A new time limit begins with each step, and with what is between. What tests print is another matter."""
+            said = re.fullmatch(r"@(?:up \S+|(begin|end) (\w+):\d+ ?(\d*))", line)
+            if not said or said[2] not in (None, *limits):
                 return None
-            word, _space, rest = line.partition(" ")
-            step = rest.partition(":")[0]
-            if word == "@begin":
+            word, step, status = said.groups()
+            if word == "begin":
                 times[step] = time.monotonic()
                 return limits[step] + machine.GRACE
-            if word == "@end":
+            if word == "end" and step in times:
                 times[step] = time.monotonic() - times[step]
-                statuses[step] = rest.rpartition(" ")[2]
+                statuses[step] = status
             return machine.GRACE
 
         measures = all(step in MEASURING for step in steps)
@@ -189,6 +190,8 @@ class Run:
             machine.Share("kernel", kernel.modules.parent.parent),
             machine.Share("job", self.directory, writable=True),
         ]
+        if machine.ending():
+            return
         say(name, f"booting for {', '.join(steps)}")
         outcome = guest.run(command, shares, disk=self.disk)
         if outcome.wrong:

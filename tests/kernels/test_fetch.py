@@ -69,6 +69,15 @@ def test_one_series_is_not_the_beginning_of_another(apt: fetch.Apt) -> None:
         apt.newest("6.13")
 
 
+def test_sid_gives_its_newest_once_it_has_moved_on_and_no_other_suite_does(apt: fetch.Apt) -> None:
+    with pytest.raises(fetch.FetchError, match=r"has no kernel 5\.10; it has: 6\.1, 6\.12"):
+        apt.newest("5.10")
+    apt.suite = "sid"
+    assert apt.newest("5.10") == ("6.12.10+deb13-amd64", "1.2-3")
+    with pytest.raises(fetch.FetchError, match=r"has no kernel 6\.13"):
+        apt.newest("6.13")
+
+
 def test_what_was_fetched_half_way_is_no_kernel(tmp_path: Path) -> None:
     keep(tmp_path, "trixie-6.12", b"")
     whole = fetch.read(tmp_path / "trixie-6.12")

@@ -76,6 +76,15 @@ def test_a_kernel_that_never_comes_up(kernel: fetch.Kernel, tmp_path: Path) -> N
     assert running(str(tmp_path)) == []
 
 
+def test_a_guest_that_is_just_starting_when_all_are_ended(
+    kernel: fetch.Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ending", lambda: True)
+    outcome = machine.Guest(kernel, tmp_path / "run", kvm=False).run("true", [], seconds=600)
+    assert "ended before its time" in outcome.wrong
+    assert running(str(tmp_path)) == []
+
+
 def test_a_guest_that_hangs_in_a_step(
     kernel: fetch.Kernel, tmp_path: Path, stub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +111,8 @@ def test_a_step_that_ends_with_a_failure(
     stub(
         f"""echo "@up 0.0.1"; echo '{{"wrong": null}}' | tee {place}/object.json {place}/tests.json >/dev/null
         for step in "object 1" "playbook 0" "tests 0"; do
-            echo "@begin ${{step% *}}:1"; echo "@end ${{step% *}}:1 ${{step#* }}"
+            echo "@begin ${{step% *}}:1"; echo "@@ -1 +1 @@"; echo "@end something:1 1"
+            echo "@end ${{step% *}}:1 ${{step#* }}"
         done"""
     )
     monkeypatch.setattr(machine, "KVM", tmp_path / "none")

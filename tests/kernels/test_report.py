@@ -64,35 +64,68 @@ def test_what_was_not_run_now_stays(page: Path, monkeypatch: pytest.MonkeyPatch)
     assert row(page, "sid-7.2").count("on 7.2.14-amd64") == 1
 
 
-def test_cells_that_were_not_measured_now_stay(page: Path) -> None:
-    def cell(place: str, shaper: str, rate: float) -> dict[str, Any]:
-        found = {
-            "retransmits": 0,
-            "segments": 9,
-            "jain": 1.0,
-            "steady": 0.0,
-            "round_trip": 5.0,
-            "changes": [],
-            "loss": 0,
-        }
-        way = {"limit": 1e6, "connections": 1, "congestion": "cubic", "rtt": 5}
-        return {"place": place, "shaper": shaper, "rate": rate, **way, **found}
+def cell(place: str, shaper: str, rate: float) -> dict[str, Any]:
+    found = {
+        "retransmits": 0,
+        "segments": 9,
+        "jain": 1.0,
+        "steady": 0.0,
+        "round_trip": 5.0,
+        "changes": [],
+        "loss": 0,
+        "broken": 0,
+        "excess": 0,
+        "least": 1.0,
+    }
+    way = {"limit": 1e6, "connections": 1, "congestion": "cubic", "rtt": 5}
+    return {"place": place, "shaper": shaper, "rate": rate, **way, **found}
 
-    def store(*cells: dict[str, Any]) -> None:
+
+def test_cells_that_were_not_measured_now_stay(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def store(commit: str, release: str, *cells: dict[str, Any]) -> None:
+        monkeypatch.setattr(report, "commit", lambda: commit)
         distance = {"wrong": None, "planned": 204, "cells": list(cells)}
-        report.store({"sid-7.2": found("7.2.13-amd64", distance=distance)})
+        report.store({"sid-7.2": found(release, distance=distance)})
         report.write()
 
-    store(cell("1x1/5/cubic", "speed_limiter", 5e5), cell("1x1/20/cubic", "speed_limiter", 6e5))
-    store(cell("1x1/5/cubic", "speed_limiter", 9e5), cell("1x1/5/cubic", "htb", 8e5))
-    assert "3 of 204 cells" in row(page, "sid-7.2")
+    old = [cell(f"1x1/{rtt}/cubic", "speed_limiter", 9.6e5) for rtt in (5, 20, 100)]
+    store("aaaaaaa", "7.2.13-amd64", *old)
+    store("bbbbbbb", "7.2.14-amd64", cell("1x1/5/cubic", "speed_limiter", 9e5), cell("1x1/5/cubic", "htb", 8e5))
+    # Each of them was measured when, of what and on what it was.
+    assert "4 of 204 cells" in row(page, "sid-7.2")
+    assert "2 bbbbbbb, 2 aaaaaaa, 2 on 7.2.13-amd64" in row(page, "sid-7.2")
     assert "90.00 / 80.00 / –" in row(page, "1x1/5/cubic")
-    assert "60.00 / – / –" in row(page, "1x1/20/cubic")
+    assert "96.00 / – / –" in row(page, "1x1/20/cubic")
 
-    report.store({"sid-7.2": found("7.2.13-amd64", distance={"wrong": "the guest hung"})})
+    report.store({"sid-7.2": found("7.2.14-amd64", distance={"wrong": "the guest hung"})})
     report.write()
     assert "**failed**" in row(page, "sid-7.2")
-    assert "60.00 / – / –" in row(page, "1x1/20/cubic")
+    assert "96.00 / – / –" in row(page, "1x1/20/cubic")
+
+
+def test_what_a_cell_did_is_not_forgotten_by_measuring_others(page: Path) -> None:
+    def store(*cells: dict[str, Any], wrong: str = "") -> None:
+        report.store(
+            {"sid-7.2": found("7.2.13-amd64", distance={"wrong": wrong, "planned": 204, "cells": list(cells)})}
+        )
+        report.write()
+
+    store(cell("1x1/5/cubic", "speed_limiter", 4e5), wrong="1x1/5/cubic speed_limiter: only 40.00 % of the limit")
+    store(cell("1x1/20/cubic", "speed_limiter", 1e6))
+    assert "**failed**" in row(page, "sid-7.2")
+    assert "1x1/5/cubic speed_limiter: only 40.00 % of the limit" in page.read_text(encoding="utf-8")
+    store(cell("1x1/5/cubic", "speed_limiter", 1e6))
+    assert "2 of 204 cells" in row(page, "sid-7.2")
+
+
+def test_misses_are_shown_with_what_the_others_came_to_and_why(page: Path) -> None:
+    cells = [cell("1x1/5/cubic", "speed_limiter", 9.5e5), cell("1x1/5/cubic", "htb", 9.4e5)]
+    bbr = {**cell("10x1/20/bbr", "speed_limiter", 9.5e6), "limit": 1e7, "rtt": 20}
+    distance = {"wrong": None, "planned": 204, "cells": [*cells, bbr]}
+    report.store({"sid-7.2": found("7.2.13-amd64", distance=distance)})
+    report.write()
+    assert "| error | 1x1/5/cubic | 95.00 % (htb 94.00 %) | not found yet |" in page.read_text(encoding="utf-8")
+    assert "| error | 10x1/20/bbr | 95.00 % (alone) | the 15 s end with" in page.read_text(encoding="utf-8")
 
 
 def test_a_step_that_was_never_run_is_shown(page: Path) -> None:

@@ -43,6 +43,7 @@ class Step:
         environment = {**os.environ, **{f"ANSIBLE_{key}": value for key, value in own.items()}}
         fifo = Path(tempfile.mkdtemp()) / "fifo"
         os.mkfifo(fifo)
+        gate = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # which waits for no reader: it may have ended
         variables["fifo"] = str(fifo)
         path = f"tests/kernels/steps/{name}.yml"
         command = [".venv/bin/ansible-playbook", path, "-e", json.dumps(variables), *arguments]
@@ -63,9 +64,10 @@ class Step:
                         print(line.rstrip(" *\n"), flush=True)
                     if waiting := re.match(r"TASK \[Wait: (.*)\]", line):
                         self.observe(waiting[1])
-                        fifo.write_text("\n", encoding="ascii")
+                        os.write(gate, b"\n")
             finally:
                 process.kill()
+                os.close(gate)
         if process.returncode or not changes:
             raise Wrong(f"ansible-playbook {name} {' '.join(arguments)} ended with {process.returncode}: {self.last()}")
         return changes
