@@ -21,6 +21,7 @@ from scene import (
     MBIT,
     MOST,
     RATE,
+    WINDOWS,
     Scene,
     assert_bound,
     assert_held,
@@ -106,9 +107,12 @@ def test_one_connection_over_loopback_is_not_slowed_down_by_a_rate_that_it_does_
     limiter.rule(name="paced", rate=str(rate), cgroup_path="/paced")
     limited = pair.send_tcp(address="127.0.0.1", cgroup=cgroup)
     pause(0.5)
-    reached = acknowledged(limited, 0.7)
-    print(f"{without / GBIT:.2f} Gbit/s without, {reached / GBIT:.2f} with a rule")
-    assert min(without, rate) / 3 <= reached <= 1.05 * rate
+    reached: list[float] = []
+    # The machine may be busier in one window than it was without a rule.
+    while not reached or reached[-1] < min(without, rate) / 3:
+        assert len(reached) < WINDOWS, f"{reached} bytes/s in {WINDOWS} windows, {without} without a rule"
+        reached.append(acknowledged(limited, 0.7))
+        assert reached[-1] <= 1.05 * rate
 
 
 def test_a_share_that_cannot_be_set_is_none(scene: Scene) -> None:
