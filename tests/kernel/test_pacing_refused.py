@@ -116,9 +116,8 @@ def test_what_was_refused_is_tried_again_when_the_program_is_reloaded(attach: t.
     check, made = (limiter.program(state="reloaded", check=check) for check in (True, False))
     assert check["program"] == made["program"]
     assert made["program"]["pacing"]["state"] == "on"
-    until(
-        lambda: mode() == ("paced", None)
-    )  # the connection that was not paced has ended, and is forgotten after a second
+    # The connection that was not paced has ended, and is forgotten after a second.
+    until(lambda: mode() == ("paced", None))
 
 
 def test_a_program_for_sockets_that_the_verifier_refuses_is_left_out_with_its_words(
