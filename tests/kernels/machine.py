@@ -88,7 +88,13 @@ def end_all() -> None:
     """Ends every guest, of whatever thread, with the whole run."""
     _ending.set()
     for process in list(_running):
-        process.kill()  # its namespace dies with it
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Its namespace dies with it; what it has just forked does only from its next steps on, so its group dies, too."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def ending() -> bool:
@@ -139,11 +145,11 @@ class Guest:
             keeper.start()
             _running.add(process)
             if ending():
-                process.kill()  # it was started while the others were ended
+                _kill(process)  # it was started while the others were ended
             try:
                 return self._watch(process, seconds)
             finally:
-                process.kill()  # its namespace dies with it
+                _kill(process)
                 _running.remove(process)
                 process.wait()
                 keeper.join()
