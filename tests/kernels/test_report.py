@@ -81,16 +81,20 @@ def cell(place: str, shaper: str, rate: float) -> dict[str, Any]:
     return {"place": place, "shaper": shaper, "rate": rate, **way, **found}
 
 
-def test_cells_that_were_not_measured_now_stay(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def store(commit: str, release: str, *cells: dict[str, Any]) -> None:
-        monkeypatch.setattr(report, "commit", lambda: commit)
-        distance = {"wrong": None, "planned": 204, "cells": list(cells)}
-        report.store({"sid-7.2": found(release, distance=distance)})
-        report.write()
+def measured(*cells: dict[str, Any], wrong: str = "", release: str = "7.2.13-amd64") -> None:
+    """A run of the step distance, and the page after it."""
+    distance = {"wrong": wrong, "planned": 204, "cells": list(cells)}
+    report.store({"sid-7.2": found(release, distance=distance)})
+    report.write()
 
+
+def test_cells_that_were_not_measured_now_stay(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = [cell(f"1x1/{rtt}/cubic", "speed_limiter", 9.6e5) for rtt in (5, 20, 100)]
-    store("aaaaaaa", "7.2.13-amd64", *old)
-    store("bbbbbbb", "7.2.14-amd64", cell("1x1/5/cubic", "speed_limiter", 9e5), cell("1x1/5/cubic", "htb", 8e5))
+    monkeypatch.setattr(report, "commit", lambda: "aaaaaaa")
+    measured(*old)
+    monkeypatch.setattr(report, "commit", lambda: "bbbbbbb")
+    new = [cell("1x1/5/cubic", "speed_limiter", 9e5), cell("1x1/5/cubic", "htb", 8e5)]
+    measured(*new, release="7.2.14-amd64")
     # Each of them was measured when, of what and on what it was.
     assert "4 of 204 cells" in row(page, "sid-7.2")
     assert "2 bbbbbbb, 2 aaaaaaa, 2 on 7.2.13-amd64" in row(page, "sid-7.2")
@@ -104,26 +108,18 @@ def test_cells_that_were_not_measured_now_stay(page: Path, monkeypatch: pytest.M
 
 
 def test_what_a_cell_did_is_not_forgotten_by_measuring_others(page: Path) -> None:
-    def store(*cells: dict[str, Any], wrong: str = "") -> None:
-        report.store(
-            {"sid-7.2": found("7.2.13-amd64", distance={"wrong": wrong, "planned": 204, "cells": list(cells)})}
-        )
-        report.write()
-
-    store(cell("1x1/5/cubic", "speed_limiter", 4e5), wrong="1x1/5/cubic speed_limiter: only 40.00 % of the limit")
-    store(cell("1x1/20/cubic", "speed_limiter", 1e6))
+    measured(cell("1x1/5/cubic", "speed_limiter", 4e5), wrong="1x1/5/cubic speed_limiter: only 40.00 % of the limit")
+    measured(cell("1x1/20/cubic", "speed_limiter", 1e6))
     assert "**failed**" in row(page, "sid-7.2")
     assert "1x1/5/cubic speed_limiter: only 40.00 % of the limit" in page.read_text(encoding="utf-8")
-    store(cell("1x1/5/cubic", "speed_limiter", 1e6))
+    measured(cell("1x1/5/cubic", "speed_limiter", 1e6))
     assert "2 of 204 cells" in row(page, "sid-7.2")
 
 
 def test_misses_are_shown_with_what_the_others_came_to_and_why(page: Path) -> None:
     cells = [cell("1x1/5/cubic", "speed_limiter", 9.5e5), cell("1x1/5/cubic", "htb", 9.4e5)]
     bbr = {**cell("10x1/20/bbr", "speed_limiter", 9.5e6), "limit": 1e7, "rtt": 20}
-    distance = {"wrong": None, "planned": 204, "cells": [*cells, bbr]}
-    report.store({"sid-7.2": found("7.2.13-amd64", distance=distance)})
-    report.write()
+    measured(*cells, bbr)
     assert "| error | 1x1/5/cubic | 95.00 % (htb 94.00 %) | not found yet |" in page.read_text(encoding="utf-8")
     assert "| error | 10x1/20/bbr | 95.00 % (alone) | the 15 s end with" in page.read_text(encoding="utf-8")
 

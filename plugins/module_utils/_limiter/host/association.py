@@ -52,11 +52,12 @@ def look(
     if not association.can_be_lost(kernel.version(), controllers()):
         return Association(association.KEPT)
     state = try_here(cgroups)
-    there = [cgroup for cgroup in inside if cgroups.exists(cgroup)]
     # Where nothing is told of a socket at all, no child learns more.
-    if state == association.UNKNOWN and there and cgroup_of_new_socket() is not None:
-        with contextlib.suppress(LimiterError, OSError), guard():
-            state = _try_inside(cgroups, there[0])
+    if state == association.UNKNOWN and cgroup_of_new_socket() is not None:
+        there = next((cgroup for cgroup in inside if cgroups.exists(cgroup)), None)
+        if there:
+            with contextlib.suppress(LimiterError, OSError), guard():
+                state = _try_inside(cgroups, there)
     if state == association.LOST:
         return Association(state, "a socket that was opened to try it has no cgroup")
     return Association(state) if state == association.KEPT else _traces()
