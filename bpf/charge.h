@@ -20,40 +20,37 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	__u32 generation = generation_paces >> 1;
 	bool paces = generation_paces & 1;
 	struct rate_limit_state *state = rule_state(&rule, generation);
-	struct packet packet = wire_packet(measured);
+	struct packet packet = packet_unpack(measured);
 	struct rate_limit_pacing *pacing = NULL;
 	struct bpf_sock *sk = skb->sk;
 	enum verdict verdict;
-	__u64 now = 0, share;
+	__u64 now, share;
 
 	if (!state)
 		return 0;
 	place %= LIMITER_MAX_NESTED;
 	if (paces && packet.tcp && sk)
-		pacing = pacing_measure(sk, &packet, &now);
+		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	/* Read before the lock is taken: no helper may be called under it. */
-	if (!now)
-		now = bpf_ktime_get_ns();
+	now = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : bpf_ktime_get_ns();
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
-		/* Another rule holds it back: of this one it wants no more. */
-		if (pacing->tightest != place)
-			packet.held = false;
+		packet.round_trip_ns = pacing->round_trip_us * 1000ULL;
 		packet.starved = pacing_starved(pacing, now);
+		/* For the whole walk it is the rule that bound the last packet. */
+		packet.elsewhere = (measured >> PACKET_BINDS) % LIMITER_MAX_NESTED != place;
 	}
 	bpf_spin_lock(&state->lock);
 	verdict = fair_share_charge(state, pacing ? &pacing->marks[place] : NULL, &packet, now, paces);
-	share = state->fair.share;
+	share = fair_share_offer(&state->fair, packet.early);
 	bpf_spin_unlock(&state->lock);
 	if (!pacing)
 		return verdict;
 	if (verdict != VERDICT_DROP)
 		pacing->passed = pacing_time(now);
-	/* The smallest of its rules' shares; one that is not known yet leaves it what it had. */
-	if (share && (!place || share < pacing->share)) {
-		pacing->share = share;
-		pacing->tightest = place;
-	}
+	if (!packet.control)
+		connection_note_verdict(pacing, verdict == VERDICT_DROP);
+	connection_take_offer(pacing, place, share);
 	return verdict;
 }
 
@@ -61,7 +58,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 __noinline int charge_refund(__u64 rule, __u64 measured, int verdict, bool paces)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
-	struct packet packet = wire_packet(measured);
+	struct packet packet = packet_unpack(measured);
 
 	if (!state)
 		return 0;
@@ -80,6 +77,8 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 	int verdicts[LIMITER_MAX_NESTED] = {};
 	bool notice = false, dropped = false;
 
+	if (paces && measured >> PACKET_TCP & 1)
+		measured = pacing_look(skb, measured);
 /* Unrolled: the 5.10 verifier takes only constant offsets into the stack. */
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {

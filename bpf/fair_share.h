@@ -15,6 +15,7 @@
 #ifndef LIMITER_FAIR_SHARE_H
 #define LIMITER_FAIR_SHARE_H
 
+#include "use.h"
 #include "verdict.h"
 
 #define MILLISECONDS 1000000ULL /* in nanoseconds */
@@ -26,6 +27,8 @@
 /* The correction takes this long, or as many epochs and lags: a quicker one would overshoot. */
 #define CORRECTION_SHORTEST (100 * MILLISECONDS)
 #define CORRECTION_SLOWNESS 4
+/* What the bucket holds above its reserve is spent in this time, or in as many epochs and lags. */
+#define SPEND_SHORTEST (200 * MILLISECONDS)
 /* What any honest state stays within; anything else is garbage, and is forgotten. */
 #define LAG_LONGEST NANOSECONDS
 #define CONNECTIONS_MOST 65535
@@ -37,32 +40,35 @@
  * deaf for longer than anyone waits. Where there are so many connections that this is too much, the guard limits.
  */
 #define SHARE_LEAST (BURST_SMALLEST / 4)
-/* What TCP may make up for later, besides its lag. */
-#define CREDIT_MOST (100 * MILLISECONDS)
-/*
- * And a part of the time in which it kept to its rate, up to this and twice its lag: every ten seconds bbr sends next to
- * nothing for 200 ms and a round trip. It has to be earned, or what slow start leaves unused would be made up for, too.
- */
-#define EARNED_SHARE 32
-#define EARNED_MOST (200 * MILLISECONDS)
 /* What the bucket should hold beside (a tenth of a second), and how much of what is missing slows TCP down at once. */
 #define RESERVE_SHARE 10
 #define MISSING_SHARE 40
 /* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
 #define GUARD_DEBT (100 * MILLISECONDS)
+/* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
+#define LUMP_LONGEST_MS 100
+/*
+ * What a connection that begins leaves those that have begun: a part of a second of the rate, and of the bucket. From
+ * this rate on (bytes per second) it is four times as much where nobody is held back.
+ */
+#define BEGIN_SHARE 20
+#define BEGIN_BUCKET 8
+#define BEGIN_RATE 163840
+#define BEGIN_ALONE 4
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
 #define FOREIGN_AVERAGE_MS 100
 
 /* fair_share_mark.flags: in this epoch the connection */
-#define FAIR_SHARE_ACTIVE 1 /* sent data */
-#define FAIR_SHARE_HELD 2   /* was held back by pacing alone, when its last packet left */
-#define FAIR_SHARE_KNOWN 4  /* sent in the epoch before, too */
+#define FAIR_SHARE_ACTIVE 1    /* sent data */
+#define FAIR_SHARE_HELD 2      /* was held back by pacing alone, when its last packet left */
+#define FAIR_SHARE_KNOWN 4     /* sent in the epoch before, too */
+#define FAIR_SHARE_ELSEWHERE 8 /* was held back by another rule */
 
-/* A new epoch is long enough for each connection to send a burst in it. */
+/* A new epoch is long enough for each connection that is held to send a burst in it. Of the others the sum counts. */
 static __always_inline __u64 fair_share_period(const struct fair_share *fair, __u64 rate)
 {
-	__u64 connections = fair->active_before;
+	__u64 connections = fair->holders_before;
 	__u64 period;
 
 	if (connections > CONNECTIONS_MOST)
@@ -79,22 +85,37 @@ static __always_inline __s64 fair_share_debt(const struct fair_share *fair, __u6
 	return fair->clock_ns - now;
 }
 
-/* The level up to which connections are filled, from what was sent in the last `elapsed` nanoseconds. */
+/* Nanoseconds over which an error is corrected: long enough to be stable at any distance. */
+static __always_inline __u64 fair_share_slowness(const struct fair_share *fair, __u64 shortest)
+{
+	__u64 slowness = CORRECTION_SLOWNESS * (fair->period_ns + fair->lag_ns);
+
+	return slowness > shortest ? slowness : shortest;
+}
+
+/*
+ * The level up to which connections are filled, from what was sent in the last `elapsed` nanoseconds: the held share what
+ * the modest leave. Where nobody is held, it is what is left and what the largest of the modest has already: so whoever
+ * begins to want more finds it (consistent marking).
+ */
 static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elapsed, __u64 now)
 {
 	__u64 modest = fair->modest_bytes * NANOSECONDS / elapsed;
 	__u64 rest = fair->paced_rate > modest ? fair->paced_rate - modest : 0;
-	__u64 connections = (__u64)fair->active_before + fair->newcomers;
-	__u64 correction = CORRECTION_SLOWNESS * (fair->period_ns + fair->lag_ns);
-	__u64 level = fair->paced_rate / (connections ? connections : 1);
-	__s64 debt = fair_share_debt(fair, now), most;
+	__u64 holders = fair->holders_before;
+	__u64 correction = fair_share_slowness(fair, CORRECTION_SHORTEST);
+	__u64 level = fair->paced_rate / (fair->active_before ? fair->active_before : 1);
+	__s64 debt = fair_share_debt(fair, now), most = correction / 4;
 
+	if (!holders) {
+		rest += fair->largest_bytes * NANOSECONDS / elapsed;
+		if (rest > fair->paced_rate)
+			rest = fair->paced_rate;
+		holders = 1;
+	}
 	/* Never below the share of all: what the modest sent may have been a burst. */
-	if (fair->holders_before && rest / fair->holders_before > level)
-		level = rest / fair->holders_before;
-	if (correction < CORRECTION_SHORTEST)
-		correction = CORRECTION_SHORTEST;
-	most = correction / 4;
+	if (rest / holders > level)
+		level = rest / holders;
 	if (debt > most)
 		debt = most;
 	if (debt < -most)
@@ -111,7 +132,6 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	struct fair_share *fair = &state->fair;
 	__u64 rate = state->rate;
 
-	state->earned_us = 0;
 	fair->share = 0;
 	fair->paced_rate = rate;
 	fair->clock_ns = now;
@@ -120,6 +140,8 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->epoch_start_ns = now;
 	fair->lag_ns = 0;
 	fair->modest_bytes = 0;
+	fair->largest_bytes = 0;
+	fair->control_bytes = 0;
 	fair->foreign_bytes = 0;
 	fair->foreign_rate = 0;
 	fair->active = 0;
@@ -128,46 +150,46 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->unpaced_before = 0;
 	fair->holders = 0;
 	fair->holders_before = 0;
+	fair->elsewhere = 0;
+	fair->elsewhere_before = 0;
 	fair->newcomers = 0;
 	fair->burst = BURST_SMALLEST;
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
+/* What the bucket should hold, for what comes unpaced. */
+static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *state)
+{
+	__u64 reserve = state->rate / RESERVE_SHARE, half = state->bucket / 2;
+
+	return reserve < half ? reserve : half;
+}
+
+/* Datagrams beyond their part take every token that there is: then TCP has its own account, the clock, alone. */
+static __always_inline bool fair_share_flooded(const struct rate_limit_state *state)
+{
+	return state->fair.foreign_rate >= state->rate / FOREIGN_SHARE;
+}
+
 /*
- * Keeps the clock in line with the bucket. Time in which nothing was sent is not saved up for a burst; what an epoch and
- * a lag left unused is, as far as half of the bucket can pay for it. And what the bucket lost (to datagrams, to
- * connections that started, to a change of the rate) is saved again: at exactly the rate it would stay empty, and packets
- * be dropped.
+ * Keeps TCP's account in line with the bucket. Time in which nothing was sent is saved by the bucket, not by the clock.
+ * What the bucket lost of its reserve (to datagrams, to connections that started, to a change of the rate) is saved
+ * again: at exactly the rate it would stay empty, and packets be dropped.
  */
-static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 elapsed, __u64 now)
+static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate, half = state->bucket / 2, reserve = rate / RESERVE_SHARE, missing;
-	__u64 credit = fair->lag_ns + (fair->period_ns < CREDIT_MOST ? fair->period_ns : CREDIT_MOST);
-	__u64 earned = state->earned_us * MICROSECONDS, most = EARNED_MOST + 2 * fair->lag_ns;
+	__u64 rate = state->rate;
+	__s64 missing = fair_share_reserve(state) - state->tokens;
 
-	if (fair->holders_before && fair_share_debt(fair, now) > -(__s64)credit)
-		earned += elapsed / EARNED_SHARE;
-	if (earned > most)
-		earned = most;
-	state->earned_us = earned / MICROSECONDS;
-	credit += earned;
-	if (half > rate)
-		half = rate;
-	if (credit > half * NANOSECONDS / rate)
-		credit = half * NANOSECONDS / rate;
-	if (fair_share_debt(fair, now) < -(__s64)credit)
-		fair->clock_ns = now - credit;
-	if (reserve > half)
-		reserve = half;
-	/* Datagrams beyond their part take every token that there is. */
-	if (fair->paced_rate <= rate - rate / FOREIGN_SHARE || state->tokens >= (__s64)reserve)
+	if (fair_share_debt(fair, now) < 0)
+		fair->clock_ns = now;
+	if (fair_share_flooded(state) || missing <= 0)
 		return;
-	missing = reserve - state->tokens;
-	if (missing > rate / MISSING_SHARE)
+	if (missing > (__s64)(rate / MISSING_SHARE))
 		missing = rate / MISSING_SHARE;
 	missing = missing * NANOSECONDS / rate;
-	if ((__s64)missing > fair_share_debt(fair, now))
+	if (missing > fair_share_debt(fair, now))
 		fair->clock_ns = now + missing;
 }
 
@@ -187,34 +209,49 @@ static __always_inline void fair_share_average_foreign(struct fair_share *fair, 
 	fair->foreign_rate = (fair->foreign_rate * (1024 - weight) + latest * weight) / 1024;
 }
 
+/* What TCP may send per second: what is foreign has up to its part, and what the bucket has saved is spent. */
+static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state)
+{
+	const struct fair_share *fair = &state->fair;
+	__u64 most = state->rate / FOREIGN_SHARE;
+	__s64 saved = state->tokens - fair_share_reserve(state);
+
+	if (fair_share_flooded(state))
+		return state->rate - most;
+	if (saved <= 0)
+		return state->rate - fair->foreign_rate;
+	/* In milliseconds: a bucket times nanoseconds would overflow. */
+	return state->rate - fair->foreign_rate +
+	       saved * 1000 / (fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS);
+}
+
 static __always_inline void fair_share_next_epoch(struct rate_limit_state *state, __u64 elapsed, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate;
-	__u64 foreign;
 
-	fair_share_average_foreign(fair, rate, elapsed);
-	foreign = fair->foreign_rate;
-	if (foreign > rate / FOREIGN_SHARE)
-		foreign = rate / FOREIGN_SHARE;
-	fair->paced_rate = rate - foreign;
+	fair_share_average_foreign(fair, state->rate, elapsed);
+	fair->paced_rate = fair_share_paced_rate(state);
 	fair->active_before = fair->active;
 	fair->unpaced_before = fair->unpaced;
-	fair->holders_before = fair->holders + fair->newcomers;
-	fair_share_settle_clock(state, elapsed, now);
+	fair->holders_before = fair->holders;
+	fair->elsewhere_before = fair->elsewhere;
+	fair_share_settle_clock(state, now);
 	fair_share_fill(fair, elapsed, now);
 	fair->active = 0;
 	fair->unpaced = 0;
 	fair->holders = 0;
+	fair->elsewhere = 0;
 	fair->newcomers = 0;
 	fair->modest_bytes = 0;
+	fair->largest_bytes = 0;
+	fair->control_bytes = 0;
 	fair->foreign_bytes = 0;
 	fair->epoch++;
 	fair->epoch_start_ns = now;
 	fair->lag_ns -= fair->lag_ns >> 4;
 	if (fair->burst > BURST_SMALLEST)
 		fair->burst -= fair->burst >> 2;
-	fair->period_ns = fair_share_period(fair, rate);
+	fair->period_ns = fair_share_period(fair, state->rate);
 }
 
 /* A debt that no packet can have left: a large one at a low rate is seconds. */
@@ -223,10 +260,10 @@ static __always_inline bool fair_share_beyond(__s64 debt, __u64 rate)
 	return debt > (__s64)NANOSECONDS && debt > (__s64)(NANOSECONDS + TOKEN_DEBT_MOST * NANOSECONDS / rate);
 }
 
-/* Nanoseconds without a packet after which nothing is known any more. What was earned is for such a pause. */
-static __always_inline __u64 fair_share_memory(const struct rate_limit_state *state)
+/* The most that it can be, with a full bucket. */
+static __always_inline __u64 fair_share_paced_most(const struct rate_limit_state *state)
 {
-	return EPOCHS_FORGET * state->fair.period_ns + 2 * state->earned_us * MICROSECONDS;
+	return state->rate + state->bucket * (NANOSECONDS / SPEND_SHORTEST);
 }
 
 /* To be called for every packet, before anything else: ends the epoch when it is over. */
@@ -242,9 +279,10 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	 * is no little while: the map was tampered with, or comes from another time namespace. Nor does an honest share
 	 * leave out half of the rate: who was told next to nothing would be deaf to anything better.
 	 */
-	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)fair_share_memory(state) ||
+	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
 	    fair_share_beyond(debt, rate) || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
-	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > rate || fair->paced_rate < rate / FOREIGN_SHARE ||
+	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > fair_share_paced_most(state) ||
+	    fair->paced_rate < rate / FOREIGN_SHARE ||
 	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
 		fair_share_forget(state, now);
 		return;
@@ -261,23 +299,29 @@ static __always_inline void fair_share_change_rate(struct rate_limit_state *stat
 {
 	struct fair_share *fair = &state->fair;
 
-	state->earned_us = 0;
 	fair->paced_rate = rate;
 	fair->period_ns = fair_share_period(fair, rate);
 	if (fair->share)
 		fair_share_fill(fair, fair->period_ns, now);
 }
 
-/* What a packet of TCP tells of its connection: that it is there, and whether it wants more than it gets. */
+/*
+ * What a packet of TCP with data tells of its connection: that it is there, and whether it wants more than it gets. Of
+ * early ones only the sum counts: TCP sends them as fast as it can, whatever it wants.
+ */
 static __always_inline void fair_share_observe(struct fair_share *fair, struct fair_share_mark *mark,
-					       const struct packet *packet, bool held, __u64 now)
+					       const struct packet *packet, bool wants, __u64 now)
 {
+	bool held = wants && !packet->elsewhere;
+
 	if (mark->epoch != fair->epoch)
 		*mark = (struct fair_share_mark){
 			.epoch = fair->epoch,
 			.flags = mark->epoch + 1 == fair->epoch ? FAIR_SHARE_KNOWN : 0,
 		};
-	if (packet->bytes > CONTROL_PACKET_BYTES && !(mark->flags & FAIR_SHARE_ACTIVE)) {
+	if (packet->control)
+		return;
+	if ((!packet->early || held) && !(mark->flags & FAIR_SHARE_ACTIVE)) {
 		mark->flags |= FAIR_SHARE_ACTIVE;
 		fair->active++;
 		if (!packet->paced)
@@ -285,12 +329,17 @@ static __always_inline void fair_share_observe(struct fair_share *fair, struct f
 		if (fair->active > fair->active_before)
 			fair->active_before = fair->active;
 	}
+	if (wants && packet->elsewhere && !(mark->flags & FAIR_SHARE_ELSEWHERE)) {
+		mark->flags |= FAIR_SHARE_ELSEWHERE;
+		fair->elsewhere++;
+	}
 	if (held && !(mark->flags & FAIR_SHARE_HELD)) {
 		mark->flags |= FAIR_SHARE_HELD;
 		fair->modest_bytes -= mark->bytes < fair->modest_bytes ? mark->bytes : fair->modest_bytes;
 		fair->holders++;
 		/* One that was not there in the last epoch: all would have too much until this one ends. */
-		if (!(mark->flags & FAIR_SHARE_KNOWN) && fair->holders > fair->holders_before) {
+		if ((!(mark->flags & FAIR_SHARE_KNOWN) || !fair->holders_before) &&
+		    fair->holders > fair->holders_before) {
 			fair->holders_before = fair->holders;
 			fair_share_fill(fair, fair->period_ns, now);
 		}
@@ -308,17 +357,24 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 {
 	__u64 rate = fair->paced_rate ? fair->paced_rate : 1;
 
-	fair->clock_ns += packet->bytes * NANOSECONDS / rate;
+	/* What TCP does not pace the bucket pays; the paced give way, but not so far that the guard would stop them. */
+	if (!packet->early || fair_share_debt(fair, now) < (__s64)(GUARD_DEBT / 2))
+		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
 	if (packet->bytes > fair->burst && fair->burst < BURST_LARGEST) {
 		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
 		fair->period_ns = fair_share_period(fair, rate);
 	}
+	if (packet->control)
+		fair->control_bytes += packet->bytes;
 	if (mark) {
 		fair_share_observe(fair, mark, packet, packet->held, now);
 		mark->bytes += packet->bytes;
 	}
-	if (!mark || !(mark->flags & FAIR_SHARE_HELD))
+	if (!mark || !(mark->flags & FAIR_SHARE_HELD)) {
 		fair->modest_bytes += packet->bytes;
+		if (mark && mark->bytes > fair->largest_bytes)
+			fair->largest_bytes = mark->bytes;
+	}
 }
 
 /*
@@ -328,7 +384,7 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 static __always_inline void fair_share_refused(struct fair_share *fair, struct fair_share_mark *mark,
 					       const struct packet *packet, __u64 now)
 {
-	if (mark && packet->bytes > CONTROL_PACKET_BYTES)
+	if (mark && !packet->begins)
 		fair_share_observe(fair, mark, packet, true, now);
 }
 
@@ -338,25 +394,36 @@ static __always_inline void fair_share_refund(struct fair_share *fair, const str
 	fair->clock_ns -= packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
 }
 
-/* A packet of anything but TCP was offered, whether it passes or not: what passes depends on what TCP leaves. */
+/* What is foreign was offered, whether it passes or not: what passes depends on what TCP leaves. */
 static __always_inline void fair_share_foreign(struct fair_share *fair, const struct packet *packet)
 {
 	fair->foreign_bytes += packet->bytes;
 }
 
-/* A connection was established: what it may send. It takes its part from what the others may, at once. */
+/*
+ * What a connection may send. A new one leaves room for the others that are new. None of them changes what the others may
+ * until it is seen to be held: most connections send little.
+ */
+static __always_inline __u64 fair_share_offer(const struct fair_share *fair, bool early)
+{
+	__u64 most = fair->share, connections = (__u64)fair->holders_before + fair->newcomers;
+
+	if (early && connections && most > fair->paced_rate / connections)
+		most = fair->paced_rate / connections;
+	return most > SHARE_LEAST || !most ? most : SHARE_LEAST;
+}
+
+/* A connection was established: what it may send. */
 static __always_inline __u64 fair_share_join(struct rate_limit_state *state, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 most;
 
 	token_bucket_refill(state, state->rate, state->bucket, now);
 	fair_share_advance(state, now);
 	fair->newcomers++;
-	most = fair->paced_rate / ((__u64)fair->holders_before + fair->newcomers);
-	if (!fair->share || fair->share > most)
-		fair->share = most > SHARE_LEAST ? most : SHARE_LEAST;
-	return fair->share;
+	if (!fair->share)
+		fair_share_fill(fair, fair->period_ns, now);
+	return fair_share_offer(fair, true);
 }
 
 /* A connection's round trip time. */
@@ -370,32 +437,73 @@ static __always_inline void fair_share_hear(struct fair_share *fair, __u64 round
  * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
  * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
  */
-static __always_inline void fair_share_guard(const struct fair_share *fair, const struct packet *packet, __u64 now,
-					     struct thresholds *thresholds)
+static __always_inline void fair_share_guard(const struct rate_limit_state *state, const struct packet *packet,
+					     __u64 now, struct thresholds *thresholds)
 {
+	const struct fair_share *fair = &state->fair;
 	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
+	bool lump = packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share && packet->bytes > BURST_SMALLEST;
 
-	if (!packet->paced || packet->bytes <= CONTROL_PACKET_BYTES)
+	if (!packet->paced || packet->control)
 		return;
 	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	thresholds->notice = 2 * debt > allowed && !packet->held ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	thresholds->notice =
+		(fair->share && lump) || (2 * debt > allowed && !packet->held) ? TOKENS_HIGHEST : TOKENS_LOWEST;
 	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
 
+/*
+ * A packet that is refused while nothing is on the way costs TCP 200 ms, and the second time half a second more. So
+ * those that begin are refused first, while there are some tokens left for those that have begun; and they go before
+ * the paced. Beside a flood of datagrams there never are any.
+ */
+static __always_inline void fair_share_admit(const struct rate_limit_state *state, const struct packet *packet,
+					     struct thresholds *thresholds)
+{
+	__u64 part = state->fair.holders_before || state->rate < BEGIN_RATE ? 1 : BEGIN_ALONE;
+	__u64 begin = state->rate * part / BEGIN_SHARE, most = state->bucket * part / BEGIN_BUCKET;
+	__s64 debt = verdict_debt(state->rate) - packet->bytes;
+
+	thresholds->notice = TOKENS_LOWEST;
+	if (debt > verdict_half_debt(state->rate))
+		thresholds->drop = -debt;
+	if (packet->begins && !fair_share_flooded(state))
+		thresholds->drop = begin < most ? begin : most;
+}
+
+/* Packets without payload may have half of the rate before data has any. More of them is a flood as of anything else. */
+static __always_inline bool fair_share_too_much_control(const struct rate_limit_state *state,
+							const struct packet *packet)
+{
+	const struct fair_share *fair = &state->fair;
+
+	return packet->control &&
+	       fair->control_bytes > TCP_DEBT_BYTES + state->rate / 2000 * (fair->period_ns / MILLISECONDS);
+}
+
 /* One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told. */
 static __always_inline enum verdict fair_share_charge(struct rate_limit_state *state, struct fair_share_mark *mark,
-						      const struct packet *packet, __u64 now, bool paces)
+						      struct packet *packet, __u64 now, bool paces)
 {
-	struct thresholds thresholds = verdict_thresholds(state->rate, state->bucket, packet);
+	struct thresholds thresholds;
 	enum verdict verdict;
 
 	token_bucket_refill(state, state->rate, state->bucket, now);
-	if (!paces)
+	use_measure(state, now);
+	if (!paces) {
+		thresholds = verdict_thresholds(state->rate, state->bucket, packet);
 		return verdict_take(state, &thresholds, packet);
+	}
 	fair_share_advance(state, now);
 	fair_share_hear(&state->fair, packet->round_trip_ns);
-	fair_share_guard(&state->fair, packet, now, &thresholds);
+	if (fair_share_too_much_control(state, packet))
+		packet->tcp = false;
+	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
+	if (packet->paced && (packet->early || packet->refused))
+		fair_share_admit(state, packet, &thresholds);
+	else
+		fair_share_guard(state, packet, now, &thresholds);
 	verdict = verdict_take(state, &thresholds, packet);
 	if (!packet->tcp)
 		fair_share_foreign(&state->fair, packet);

@@ -11,7 +11,7 @@
 #ifndef LIMITER_LAYOUT_H
 #define LIMITER_LAYOUT_H
 
-#define LIMITER_SCHEMA 2
+#define LIMITER_SCHEMA 3
 #define LIMITER_MAX_RULES 65536
 #define LIMITER_MAX_MEMBERS 131072
 /* Most rules that can hold on one way up from a socket's cgroup. */
@@ -34,23 +34,27 @@ struct rate_limit_config {
  */
 struct fair_share {
 	__u64 share;          /* what one connection may send now, per second; 0: not known yet */
-	__u64 paced_rate;     /* what all of TCP may send: the rate without what does not pace itself */
+	__u64 paced_rate;     /* what all of TCP may send: the rate without what is foreign, and a part of the bucket */
 	__u64 clock_ns;       /* when what TCP sent would have left at exactly paced_rate; later than now is a debt */
 	__u64 epoch;          /* number */
 	__u64 epoch_start_ns; /* CLOCK_MONOTONIC */
 	__u64 period_ns;      /* an epoch's length */
 	__u64 lag_ns;         /* longest round trip lately: how long a share takes to be heard */
 	__u64 modest_bytes;   /* this epoch: sent by connections that want no more than they get */
-	__u64 foreign_bytes;  /* this epoch: offered by all but TCP, dropped or not */
+	__u64 largest_bytes;  /* this epoch: the most that one of these sent */
+	__u64 control_bytes;  /* this epoch: of TCP without payload */
+	__u64 foreign_bytes;  /* this epoch: offered by what can't be told a rate, dropped or not */
 	__u64 foreign_rate;   /* the same per second, averaged; no more than the rule's rate */
 	__u32 active;         /* connections that sent data in this epoch */
 	__u32 active_before;  /* ... in the last one */
 	__u32 unpaced;        /* of the active, those that do not pace themselves */
 	__u32 unpaced_before; /* ... in the last one */
-	__u32 holders;        /* connections that only pacing holds back, in this epoch */
-	__u32 holders_before; /* ... in the last one, newcomers included */
-	__u32 newcomers;      /* connections established in this epoch */
-	__u32 burst;          /* bytes of the largest packet lately */
+	__u32 holders;        /* connections that only this rule's pacing holds back, in this epoch */
+	__u32 holders_before; /* ... in the last one */
+	__u32 elsewhere;      /* connections that another rule holds back, in this epoch */
+	__u32 elsewhere_before;
+	__u32 newcomers; /* connections established in this epoch */
+	__u32 burst;     /* bytes of the largest packet lately */
 };
 
 /* rate_limit_state_map: rule -> */
@@ -67,7 +71,10 @@ struct rate_limit_state {
 	__u64 rate;             /* copies of the configuration, as of `generation`: one look-up less for a packet */
 	__u64 bucket;
 	__u32 generation; /* 0: not copied yet */
-	__u32 earned_us;  /* what TCP may make up for, since it has kept to its rate for long */
+	__u32 reserved;
+	__u64 use_start_ns; /* beginning of the second or so in which use is measured */
+	__u64 use_bytes;    /* `bytes` then */
+	__u64 use_rate;     /* what passed in the one before, per second */
 	struct fair_share fair;
 };
 
@@ -94,12 +101,15 @@ struct rate_limit_pacing {
 	__u64 share;                     /* the smallest of theirs, as of its last packet */
 	__u64 set;                       /* the SO_MAX_PACING_RATE that it was given; 0: none */
 	__u64 own;                       /* the one that its process wants; all bits: none */
+	__u64 sent_ns;                   /* TCP's clock when it last offered data */
 	__u32 generation;
 	__u32 suspected; /* the generation in which a round trip passed without a packet under a rule */
 	__u32 tightest;  /* place of the rule whose share it is */
 	__u32 passed;    /* when its last packet passed: CLOCK_MONOTONIC in 2^20 ns, a millisecond or so */
 	__u32 clamp;     /* the greatest congestion window that it was given, in segments; 0: none */
-	__u32 reserved;
+	__u32 flags;     /* CONNECTION_*, see connection.h */
+	__u32 segment;   /* payload of its segments lately, bytes */
+	__u32 round_trip_us;
 	struct fair_share_mark marks[LIMITER_MAX_NESTED];
 };
 #define LIMITER_UNPACED (~0ULL)

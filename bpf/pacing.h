@@ -9,64 +9,72 @@
 #ifndef LIMITER_PACING_H
 #define LIMITER_PACING_H
 
+#include "connection.h"
 #include "rule_state.h"
 
 /* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
 #define SOL_SOCKET 1
 #define SO_MAX_PACING_RATE 47
 #define SOL_TCP 6
-/* A share below this lets no more than two segments go before the first round trip: TCP does not pace its first ten. */
-#define SLOW_START_SLOWLY 2500000 /* bytes per second */
-#define SLOW_INITIAL_WINDOW 2
-/*
- * However slow, a socket so near makes packets as large as half its congestion window (since 5.18): of minutes, at the
- * lowest rates. So the window is clamped to packets that last this long, and some round trips.
- */
-#define SLOW_PACKET_US 50000
-#define SLOW_WINDOW_LEAST 4
 #define WINDOW_UNCLAMPED 0x7fffffff
-/* From this on (34 Gbit/s) a rate does not fit into what a program can set, on every kernel so far. */
-#define PACING_MOST 0xffffffffULL
 /* Of a segment: IP and TCP header, with time stamps. */
 #define HEADERS_IPV4 52
 #define HEADERS_IPV6 72
 #define AF_INET6 10
-/* bbr stays a hundredth below what it may, and says so. */
-#define NEARLY 16
-
 /* As vmlinux.h has it from 6.1 on; the program may be built on an older kernel. */
 enum bpf_func_id___settle { BPF_FUNC_user_ringbuf_drain___settle };
 
-/*
- * Looks at the connection of a TCP packet while it leaves: snd_nxt is still where the packet begins. Its headers are
- * counted as if they were data, which errs by a few bytes on the side of "not held". NULL where there is no memory for
- * its storage.
- */
-static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock *sk, struct packet *packet, __u64 *now)
+static __always_inline __u64 pacing_headers(const struct tcp_sock *tcp)
 {
-	struct rate_limit_pacing *pacing;
-	struct tcp_sock *tcp;
-	__s32 unsent, window;
+	return tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
+}
 
+/*
+ * Adds to a TCP packet what its connection tells, once for all rules: snd_nxt is still where the packet begins. Its
+ * headers are counted as if they were data, which errs by a few bytes on the side of "not held". Not inlined: charge.h.
+ * Without storage a connection cannot be told a rate, and is foreign. A listener sends for connections to come.
+ */
+__noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
+{
+	struct packet packet = packet_unpack(measured);
+	struct bpf_sock *sk = skb->sk;
+	struct rate_limit_pacing *pacing;
+	struct connection seen = {};
+	struct tcp_sock *tcp;
+	__u64 more;
+	__u8 state;
+
+	packet.tcp = false;
+	if (!sk)
+		return packet_pack(&packet);
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	tcp = pacing ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (!tcp)
-		return NULL;
-	unsent = tcp->write_seq - tcp->snd_nxt - packet->bytes;
-	window = tcp->snd_una + tcp->snd_wnd - tcp->snd_nxt - packet->bytes;
-	packet->paced = pacing->set && pacing->set != LIMITER_UNPACED;
-	/* What is left of a window and smaller than a segment is not sent. */
-	packet->held = packet->paced && unsent > 0 && window >= (__s32)tcp->mss_cache &&
-		       tcp->packets_out + packet->segments < tcp->snd_cwnd &&
-		       /* It would go faster: neither its process nor its congestion control wants less. */
-		       pacing->set != pacing->own &&
-		       tcp->inet_conn.icsk_inet.sk.sk_pacing_rate >= pacing->set - pacing->set / NEARLY;
-	packet->round_trip_ns = (__u64)(tcp->srtt_us >> 3) * 1000;
-	/* TCP reads the clock whenever it begins to send data, for all that leaves then; not always to acknowledge some. */
-	if (packet->bytes > CONTROL_PACKET_BYTES &&
-	    tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == TCP_ESTABLISHED)
-		*now = tcp->tcp_clock_cache;
-	return pacing;
+		return packet_pack(&packet);
+	packet.tcp = true;
+	packet.paced = pacing->set && pacing->set != LIMITER_UNPACED;
+	pacing->round_trip_us = tcp->srtt_us >> 3;
+	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BINDS;
+	state = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
+	if (!packet.control && state != TCP_LISTEN) {
+		seen.now_ns = tcp->tcp_clock_cache;
+		seen.timer_ns = tcp->pacing_timer.node.expires;
+		seen.pacing_rate = tcp->inet_conn.icsk_inet.sk.sk_pacing_rate;
+		seen.most_rate = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
+		seen.unsent = tcp->write_seq - tcp->snd_nxt - packet.bytes;
+		seen.room = tcp->snd_una + tcp->snd_wnd - tcp->snd_nxt - packet.bytes;
+		seen.sent = tcp->data_segs_out;
+		seen.out = tcp->packets_out;
+		seen.window = tcp->snd_cwnd;
+		seen.mss = tcp->mss_cache;
+		seen.headers = pacing_headers(tcp);
+		/* The SYN counts as a byte. */
+		seen.acked = connection_less(1, tcp->bytes_acked);
+		connection_look(&seen, pacing, &packet);
+		/* It reads the clock whenever it begins to send data, for all that leaves then. */
+		more |= (__u64)(state == TCP_ESTABLISHED) << PACKET_CLOCK;
+	}
+	return packet_pack(&packet) | more;
 }
 
 /* In 2^20 ns: it comes round after 52 days. */
@@ -106,19 +114,6 @@ static __always_inline __u64 pacing_settable(__u64 rate)
 	return rate < PACING_MOST ? rate : LIMITER_UNPACED;
 }
 
-/* Pacing counts data alone, a share whole packets. */
-static __always_inline __u64 pacing_payload(const struct tcp_sock *tcp, __u64 share)
-{
-	__u64 headers = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
-	__u64 segment = tcp->mss_cache, rate;
-
-	/* Nothing known, or nothing to be told; a product of such numbers would overflow. */
-	if (!segment || share > 2 * PACING_MOST)
-		return share;
-	rate = share * segment / (segment + headers);
-	return rate ? rate : 1;
-}
-
 /* `target`: what the program type's setsockopt wants. False where the kernel refuses. */
 static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
 				       __u64 rate)
@@ -133,17 +128,6 @@ static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp,
 	return true;
 }
 
-/* The congestion window that a share needs, in segments, where it is a low one; else 0. */
-static __always_inline __u32 pacing_window(const struct tcp_sock *tcp, __u64 share)
-{
-	__u64 segment = tcp->mss_cache, window;
-
-	if (share >= SLOW_START_SLOWLY || !segment)
-		return 0;
-	window = 2 * share * (SLOW_PACKET_US + (tcp->srtt_us >> 3)) / 1000000 / segment;
-	return window > SLOW_WINDOW_LEAST ? window : SLOW_WINDOW_LEAST;
-}
-
 /*
  * Only where settle_sockets can undo it (6.1): user space could not. What else clamps the window (a route) more tightly
  * stays. Setting it sets ssthresh, too: without a clamp, slow start begins again.
@@ -155,10 +139,14 @@ static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tc
 
 	if (!bpf_core_enum_value_exists(enum bpf_func_id___settle, BPF_FUNC_user_ringbuf_drain___settle))
 		return;
-	if (window == pacing->clamp || (!pacing->clamp && window >= tcp->snd_cwnd_clamp))
+	if (!pacing->clamp && window >= tcp->snd_cwnd_clamp)
 		return;
-	/* A little less is near enough. */
-	if (window && window < pacing->clamp && window > pacing->clamp - pacing->clamp / 4)
+	/*
+	 * A little less is near enough. A window that is larger already only shrinks after a congestion notice, and then
+	 * to ssthresh, which the notice has set: so it is set once more.
+	 */
+	if (!window == !pacing->clamp && window <= pacing->clamp && window >= pacing->clamp - pacing->clamp / 4 &&
+	    (!window || tcp->snd_cwnd <= pacing->clamp))
 		return;
 	if (!bpf_setsockopt(target, SOL_TCP, TCP_BPF_SNDCWND_CLAMP, &value, sizeof(value)))
 		pacing->clamp = window;
@@ -168,12 +156,12 @@ static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tc
 static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
 {
 	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
-	__u64 rate = pacing_payload(tcp, pacing->share);
+	__u64 rate = connection_payload(pacing, tcp->mss_cache, pacing_headers(tcp));
 
 	if (!pacing->set || actual != pacing->set)
 		pacing->own = actual;
 	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
-	pacing_clamp(target, tcp, pacing, pacing_window(tcp, pacing->share));
+	pacing_clamp(target, tcp, pacing, connection_window(pacing, tcp->mss_cache, tcp->srtt_us >> 3));
 }
 
 /*
@@ -190,21 +178,24 @@ static __always_inline bool pacing_release(void *target, const struct tcp_sock *
 	return true;
 }
 
-/* A connection comes under its rules: the share that they leave it. */
-static __always_inline void pacing_join(struct rate_limit_pacing *pacing, __u32 generation)
+/* A connection comes under its rules: the share that they leave it. True where one of their buckets is poor. */
+static __always_inline bool pacing_join(struct rate_limit_pacing *pacing, __u32 generation)
 {
-	__u64 least = LIMITER_UNPACED, share;
+	__u64 joined, poor = 0;
 
+	pacing->share = LIMITER_UNPACED;
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		pacing->marks[i] = (struct fair_share_mark){};
-		share = pacing->rules[i] ? rule_join(pacing->rules[i], generation) : LIMITER_UNPACED;
-		if (share < least) {
-			least = share;
+		joined = pacing->rules[i] ? rule_join(pacing->rules[i], generation) : LIMITER_UNPACED >> 1;
+		poor |= joined & RULE_POOR;
+		joined &= ~RULE_POOR;
+		if (joined < pacing->share) {
+			pacing->share = joined;
 			pacing->tightest = i;
 		}
 	}
-	pacing->share = least;
 	pacing->passed = pacing_time(bpf_ktime_get_ns());
+	return poor;
 }
 
 /* Asks to be called once a round trip. It replaces what other programs want, so that is kept. */
@@ -217,10 +208,11 @@ static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct 
 					 struct rate_limit_pacing *pacing, __u32 generation)
 {
 	__u32 window = SLOW_INITIAL_WINDOW;
+	bool poor;
 
 	pacing_call_back(ops);
-	pacing_join(pacing, generation);
-	if (pacing->share < SLOW_START_SLOWLY && ops->snd_cwnd > window)
+	poor = pacing_join(pacing, generation);
+	if (poor && pacing->share < SLOW_SHARE && ops->snd_cwnd > window)
 		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
 	pacing_tell(ops, tcp, pacing);
 }

@@ -6,11 +6,58 @@
 struct packet {
 	__u32 bytes;    /* IP bytes, with the headers of every segment */
 	__u32 segments; /* IP packets */
-	bool tcp;
-	/* Of TCP, from its socket (pacing.h): */
-	bool held;           /* only pacing holds the connection back */
-	bool paced;          /* the connection paces itself as it was told */
+	bool tcp;       /* of a connection that can be told a rate; all else is foreign */
+	bool control;   /* TCP without payload: SYN, FIN, RST, acknowledgements */
+	/* Of TCP with payload, from its connection (connection.h): */
+	bool paced;   /* the connection paces itself as it was told */
+	bool held;    /* only pacing holds the connection back */
+	bool early;   /* TCP did not pace it: one of the connection's first segments */
+	bool begins;  /* nothing of its connection is on the way or was refused yet */
+	bool refused; /* its connection was refused when nothing was on the way: it waits for a timer already */
+	/* Of the connection at one rule: */
+	bool elsewhere;      /* another rule holds it back */
 	bool starved;        /* nothing of the connection has passed for seconds */
 	__u64 round_trip_ns; /* 0: not known yet */
 };
+
+/*
+ * A packet in one number, since functions that are verified on their own take and give nothing else (charge.h): bytes,
+ * 16 bits of segments, two bits that name the place of the rule that binds its connection, and flags.
+ */
+#define PACKET_SEGMENTS 32 /* the first bit of each */
+#define PACKET_BINDS 48
+#define PACKET_TCP 50
+#define PACKET_CONTROL 51
+#define PACKET_PACED 52
+#define PACKET_HELD 53
+#define PACKET_EARLY 54
+#define PACKET_BEGINS 55
+#define PACKET_REFUSED 56
+#define PACKET_CLOCK 57 /* TCP's clock was read as it began to send */
+#define PACKET_SEGMENTS_MOST 0xffff
+
+static __always_inline __u64 packet_pack(const struct packet *packet)
+{
+	__u64 segments = packet->segments & PACKET_SEGMENTS_MOST;
+
+	return packet->bytes | segments << PACKET_SEGMENTS | (__u64)packet->tcp << PACKET_TCP |
+	       (__u64)packet->control << PACKET_CONTROL | (__u64)packet->paced << PACKET_PACED |
+	       (__u64)packet->held << PACKET_HELD | (__u64)packet->early << PACKET_EARLY |
+	       (__u64)packet->begins << PACKET_BEGINS | (__u64)packet->refused << PACKET_REFUSED;
+}
+
+static __always_inline struct packet packet_unpack(__u64 packed)
+{
+	return (struct packet){
+		.bytes = packed,
+		.segments = packed >> PACKET_SEGMENTS & PACKET_SEGMENTS_MOST,
+		.tcp = packed >> PACKET_TCP & 1,
+		.control = packed >> PACKET_CONTROL & 1,
+		.paced = packed >> PACKET_PACED & 1,
+		.held = packed >> PACKET_HELD & 1,
+		.early = packed >> PACKET_EARLY & 1,
+		.begins = packed >> PACKET_BEGINS & 1,
+		.refused = packed >> PACKET_REFUSED & 1,
+	};
+}
 #endif

@@ -37,17 +37,24 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 	return state;
 }
 
-/* A connection comes under a rule: its share there; LIMITER_UNPACED where the rule limits nothing. Not inlined: charge.h. */
+/* Beside a share: the bucket has less than what a new connection may send at once. */
+#define RULE_POOR (1ULL << 63)
+#define RULE_POOR_BYTES 32768
+
+/* A connection comes under a rule: its share there, and whether it is poor. Not inlined: charge.h. */
 __noinline __u64 rule_join(__u64 rule, __u32 generation)
 {
 	/* A rule that was just made has not seen a packet yet. */
 	struct rate_limit_state *state = rule_state(&rule, generation);
 	__u64 now = bpf_ktime_get_ns(), share;
 
+	/* It limits nothing. */
 	if (!state)
-		return LIMITER_UNPACED;
+		return LIMITER_UNPACED >> 1;
 	bpf_spin_lock(&state->lock);
 	share = fair_share_join(state, now);
+	if (state->tokens < RULE_POOR_BYTES)
+		share |= RULE_POOR;
 	bpf_spin_unlock(&state->lock);
 	return share;
 }

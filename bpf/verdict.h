@@ -22,20 +22,16 @@ enum verdict {
 };
 
 /*
- * TCP may run into a debt that UDP may not: an eighth of a second of the rate, and
- * never more than the largest ordinary GSO packet, which any packet may leave
- * behind anyway. So what passes in any time t stays within rate * t, one bucket
+ * TCP may run into a debt that UDP may not: an eighth of a second of the rate, and never more than the largest ordinary
+ * GSO packet, which any packet may leave behind anyway. So what passes in any time t stays within rate * t, one bucket
  * and one such packet, or one and a half where TCP is paced. Without it a flood of UDP, which takes each token as it
  * comes, would leave TCP nothing, and TCP would lose its ACK clock at every drop.
+ *
+ * Data may use half of that debt. The rest is for packets without payload, or connections could not be made, closed or
+ * acknowledged beside busy ones; and for those that would wait longest for another try (fair_share_guard).
  */
 #define TCP_DEBT_BYTES 65536
 #define TCP_DEBT_SHARE 8
-/*
- * Data may use half of that debt. The rest is for control packets, which are known by
- * their size: SYN, FIN and pure ACKs with all their options, over IPv6 too. Or
- * connections could not be made, closed or acknowledged beside busy ones.
- */
-#define CONTROL_PACKET_BYTES 128
 /* Of paced TCP: two segments, however low the rate. */
 #define PACED_DEBT_LEAST 3000
 /*
@@ -52,26 +48,45 @@ struct thresholds {
 	__s64 notice; /* what leaves fewer than this passes with a notice */
 };
 
+/* Bytes that TCP may owe. */
+static __always_inline __s64 verdict_debt(__u64 rate)
+{
+	return rate / TCP_DEBT_SHARE < TCP_DEBT_BYTES ? rate / TCP_DEBT_SHARE : TCP_DEBT_BYTES;
+}
+
+/* Half of them, which all of paced TCP's data may. */
+static __always_inline __s64 verdict_half_debt(__u64 rate)
+{
+	__s64 half = verdict_debt(rate) / 2;
+
+	return half > PACED_DEBT_LEAST ? half : PACED_DEBT_LEAST;
+}
+
+/* So that a packet leaves no more than a debt; a larger packet passes if there is none. One byte less than just that. */
+static __always_inline __s64 verdict_leave(__s64 debt, const struct packet *packet)
+{
+	return packet->bytes <= debt ? (__s64)packet->bytes - debt - 1 : 0;
+}
+
 static __always_inline struct thresholds verdict_thresholds(__u64 rate, __u64 bucket, const struct packet *packet)
 {
 	struct thresholds thresholds = { .drop = 0, .notice = TOKENS_LOWEST };
-	__s64 debt = rate / TCP_DEBT_SHARE;
+	__s64 whole = packet->bytes < bucket ? packet->bytes : bucket;
 
-	if (!packet->tcp)
-		return thresholds;
-	thresholds.notice = rate / NOTICE_SHARE < bucket / 2 ? rate / NOTICE_SHARE : bucket / 2;
-	if (debt > TCP_DEBT_BYTES)
-		debt = TCP_DEBT_BYTES;
-	if (packet->bytes > CONTROL_PACKET_BYTES)
-		debt /= 2;
-	/* Paced, it has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. */
-	if (packet->paced && packet->bytes > CONTROL_PACKET_BYTES) {
-		thresholds.drop = debt > PACED_DEBT_LEAST ? -debt : -PACED_DEBT_LEAST;
+	if (!packet->tcp) {
+		/* A datagram finds its bytes above TCP's part of the debt: a large one would leave TCP none. */
+		if (whole > verdict_half_debt(rate))
+			thresholds.drop = whole - verdict_half_debt(rate) - 1;
 		return thresholds;
 	}
-	/* One byte less than what would leave just that debt. */
-	if (packet->bytes <= debt)
-		thresholds.drop = (__s64)packet->bytes - debt - 1;
+	thresholds.notice = rate / NOTICE_SHARE < bucket / 2 ? rate / NOTICE_SHARE : bucket / 2;
+	if (packet->control)
+		thresholds.drop = verdict_leave(verdict_debt(rate), packet);
+	else if (packet->paced)
+		/* It has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. */
+		thresholds.drop = -verdict_half_debt(rate);
+	else
+		thresholds.drop = verdict_leave(verdict_debt(rate) / 2, packet);
 	return thresholds;
 }
 

@@ -19,6 +19,8 @@
 #define WIRE_IPV6_HEADER 40
 #define WIRE_IPV6_NEXT 6 /* offset */
 #define WIRE_UDP_HEADER 8
+#define WIRE_TCP_HEADER 20
+#define WIRE_TCP_OFFSET 12
 #define NEXTHDR_HOP 0
 #define NEXTHDR_ROUTING 43
 #define NEXTHDR_DEST 60
@@ -69,26 +71,32 @@ static __always_inline __u32 wire_segment_header(struct __sk_buff *skb, bool *tc
 }
 
 /* Read from the packet, since a helper call costs as much as all of this. Behind an extension header TCP is not seen. */
-static __always_inline bool wire_is_tcp(struct __sk_buff *skb)
+static __always_inline bool wire_is_tcp(struct __sk_buff *skb, bool *control)
 {
-	__u8 *ip = (void *)(long)skb->data;
+	__u8 *ip = (void *)(long)skb->data, *tcp;
 	void *end = (void *)(long)skb->data_end;
+	__u32 header = WIRE_IPV6_HEADER;
 
 	if ((void *)ip + WIRE_IPV4_HEADER > end)
 		return false;
-	return ip[ip[0] >> 4 == WIRE_IPV4_VERSION ? WIRE_IPV4_PROTOCOL : WIRE_IPV6_NEXT] == IPPROTO_TCP;
-}
-
-/* A packet's bytes, segments and whether it is TCP, in one number: functions take and give nothing else (charge.h). */
-static __always_inline __u64 wire_pack(__u32 bytes, __u32 segments, bool tcp)
-{
-	return (__u64)tcp << 63 | (__u64)segments << 32 | bytes;
+	if (ip[0] >> 4 == WIRE_IPV4_VERSION) {
+		if (ip[WIRE_IPV4_PROTOCOL] != IPPROTO_TCP)
+			return false;
+		header = (ip[0] & 0xf) * 4;
+	} else if (ip[WIRE_IPV6_NEXT] != IPPROTO_TCP) {
+		return false;
+	}
+	tcp = ip + header;
+	if ((void *)tcp + WIRE_TCP_HEADER <= end)
+		*control = header + (tcp[WIRE_TCP_OFFSET] >> 4) * 4 >= skb->len;
+	return true;
 }
 
 /* Of a GSO packet. Not inlined: see charge.h. */
 __noinline __u64 wire_measure_gso(struct __sk_buff *skb)
 {
 	__u32 bytes = skb->len, segments = skb->gso_segs, size = skb->gso_size, header;
+	struct packet packet;
 	bool tcp = false;
 
 	/* Known for certain now, also behind the extension header that BIG TCP adds. */
@@ -98,20 +106,22 @@ __noinline __u64 wire_measure_gso(struct __sk_buff *skb)
 		segments = (bytes - header + size - 1) / size;
 	if (!segments)
 		segments = 1;
-	return wire_pack(bytes + (segments - 1) * header, segments, tcp);
+	packet = (struct packet){ .bytes = bytes + (segments - 1) * header, .segments = segments, .tcp = tcp };
+	return packet_pack(&packet);
 }
 
+/* Of any other. Not inlined: see charge.h. */
+__noinline __u64 wire_measure_plain(struct __sk_buff *skb)
+{
+	struct packet packet = { .bytes = skb->len, .segments = 1 };
+
+	packet.tcp = wire_is_tcp(skb, &packet.control);
+	return packet_pack(&packet);
+}
+
+/* A packet's bytes, segments and whether it is TCP, packed. */
 static __always_inline __u64 wire_measure(struct __sk_buff *skb)
 {
-	return skb->gso_size ? wire_measure_gso(skb) : wire_pack(skb->len, 1, wire_is_tcp(skb));
-}
-
-static __always_inline struct packet wire_packet(__u64 measured)
-{
-	return (struct packet){
-		.bytes = measured,
-		.segments = measured << 1 >> 33,
-		.tcp = measured >> 63,
-	};
+	return skb->gso_size ? wire_measure_gso(skb) : wire_measure_plain(skb);
 }
 #endif

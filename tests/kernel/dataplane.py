@@ -75,7 +75,10 @@ class State(NamedTuple):
     rate: int
     bucket: int
     generation: int
-    earned_us: int
+    reserved: int
+    use_start_ns: int
+    use_bytes: int
+    use_rate: int
     fair: layout.FairShare
 
 

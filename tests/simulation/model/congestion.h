@@ -224,7 +224,7 @@ static void congestion_acked(struct simulation *sim, struct flow *flow, const st
 	}
 	if (flow->window > flow->clamp)
 		flow->window = flow->clamp;
-	if (flow->pacing_rate > flow->set)
-		flow->pacing_rate = flow->set;
+	if (flow->pacing.set && flow->pacing_rate > flow->pacing.set)
+		flow->pacing_rate = flow->pacing.set;
 }
 #endif

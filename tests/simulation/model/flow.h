@@ -52,19 +52,18 @@ struct flow {
 	uint32_t number;
 	bool open;
 	/* As in the program: socket storage. */
-	struct fair_share_mark mark;
-	uint64_t share; /* left by its last packet */
+	struct rate_limit_pacing pacing;
 	uint32_t clamp; /* of the window, segments; INT32_MAX: none */
-	uint64_t set;   /* payload bytes per second that it may send at most */
 
 	uint64_t pacing_rate, next_departure, last_sent;
 	uint64_t written, sent, acked, chunk_left; /* chunk_left: of the buffer that the next packet is cut from */
-	uint64_t segments_out;                     /* ever */
+	uint64_t segments_out, segments_offered;   /* ever; those that were refused count among the second */
 	uint64_t usage_end, round_end, reduction_end;
 	uint64_t smoothed_round_trip, least_round_trip;
 	uint32_t window, threshold, out, most_out; /* segments */
 	uint32_t reduction_from, reduction_delivered, reduction_sent;
 	bool reducing, window_limited, odd_segment;
+	uint64_t waited_for; /* the pacing timer's last time */
 	double growth, cubic_most;
 	uint64_t cubic_start;
 

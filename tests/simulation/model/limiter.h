@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline, unused))
+#include "connection.h"
 #include "fair_share.h"
 #include "random.h"
 #include "scenario.h"
@@ -64,14 +65,15 @@ static void limiter_start(struct limiter *limiter, const struct change *change, 
 	limiter_change(limiter, change, now);
 }
 
-static enum verdict limiter_charge(struct limiter *limiter, struct fair_share_mark *mark, const struct packet *packet,
+static enum verdict limiter_charge(struct limiter *limiter, struct fair_share_mark *mark, struct packet *packet,
 				   uint64_t time)
 {
 	struct rate_limit_state *state = &limiter->state;
+	bool tcp = packet->tcp;
 	enum verdict verdict = fair_share_charge(state, mark, packet, limiter_clock(limiter, time), true);
 
 	if (verdict == VERDICT_DROP) {
-		limiter->bin->drops += packet->tcp;
+		limiter->bin->drops += tcp;
 		return verdict;
 	}
 	limiter->bin->notices += verdict == VERDICT_PASS_WITH_NOTICE;

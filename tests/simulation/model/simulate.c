@@ -18,11 +18,11 @@ static uint64_t pause_of(struct simulation *sim, uint64_t bytes, uint64_t rate)
 static void datagram(struct simulation *sim, struct flow *flow)
 {
 	bool tcp = flow->spec->kind == KIND_ACKS;
-	struct packet packet = { .segments = 1, .tcp = tcp, .paced = tcp };
+	struct packet packet = { .segments = 1, .tcp = tcp, .control = tcp, .paced = tcp };
 
 	packet.round_trip_ns = tcp ? flow->spec->round_trip : 0;
 	packet.bytes = tcp ? ACKNOWLEDGEMENT : flow->spec->chunk + DATAGRAM_HEADERS;
-	if (limiter_charge(&sim->limiter, tcp ? &flow->mark : NULL, &packet, sim->now) != VERDICT_DROP)
+	if (limiter_charge(&sim->limiter, tcp ? &flow->pacing.marks[0] : NULL, &packet, sim->now) != VERDICT_DROP)
 		flow_count(sim, flow, &packet);
 }
 

@@ -5,45 +5,34 @@
 
 #include "congestion.h"
 
-#define UNPACED_SEGMENTS 10 /* TCP does not pace its first ones */
 #define RETRY_AFTER (200 * MILLISECONDS)
 #define DELAYED_ACK (40 * MILLISECONDS)
-/* bpf/pacing.h. */
-#define SLOW_START_SLOWLY 2500000
-#define SLOW_INITIAL_WINDOW 2
-#define NEARLY 16
-#define SLOW_PACKET (50 * MILLISECONDS)
-#define SLOW_WINDOW_LEAST 4
-#define PACING_MOST 0xffffffffULL
-
+#define POOR 32768 /* RULE_POOR_BYTES of bpf/rule_state.h */
 /* A slow socket's window, or its packets would last for seconds. Setting it sets the threshold, too. */
 static void tcp_clamp(struct flow *flow)
 {
-	uint32_t clamp = INT32_MAX;
+	uint32_t clamp = connection_window(&flow->pacing, flow->spec->mss, flow->smoothed_round_trip / MICROSECONDS);
 
-	if (flow->share < SLOW_START_SLOWLY) {
-		clamp = 2 * flow->share * (SLOW_PACKET + flow->smoothed_round_trip) / NANOSECONDS / flow->spec->mss;
-		if (clamp < SLOW_WINDOW_LEAST)
-			clamp = SLOW_WINDOW_LEAST;
-	}
-	if (clamp > flow->clamp || clamp < flow->clamp - flow->clamp / 4)
+	if (!clamp)
+		clamp = INT32_MAX;
+	if (clamp > flow->clamp || clamp < flow->clamp - flow->clamp / 4 || flow->window > clamp)
 		flow->clamp = flow->threshold = clamp;
 }
 
-/* Pacing counts data only, the share headers too. */
 static void tcp_take_share(struct flow *flow)
 {
+	struct rate_limit_pacing *pacing = &flow->pacing;
 	uint64_t set;
 
-	if (flow->spec->unpaced || !flow->share)
+	if (flow->spec->unpaced || !pacing->share)
 		return;
-	set = (unsigned __int128)flow->share * flow->spec->mss / (flow->spec->mss + flow->spec->headers);
-	if (flow->spec->own_pacing && flow->spec->own_pacing < set)
-		set = flow->spec->own_pacing;
-	flow->set = !set ? 1 : set < PACING_MOST ? set : UNLIMITED;
+	set = connection_payload(pacing, flow->spec->mss, flow->spec->headers);
+	if (set > pacing->own)
+		set = pacing->own;
+	pacing->set = set < PACING_MOST ? set : LIMITER_UNPACED;
 	tcp_clamp(flow);
-	if (flow->pacing_rate > flow->set)
-		flow->pacing_rate = flow->set;
+	if (flow->pacing_rate > pacing->set)
+		flow->pacing_rate = pacing->set;
 }
 
 static uint64_t tcp_unsent(const struct flow *flow)
@@ -109,7 +98,7 @@ static void tcp_sent(struct simulation *sim, struct flow *flow, const struct pac
 		late = sim->now - flow->next_departure;
 		flow->next_departure = sim->now;
 	}
-	if (flow->pacing_rate != UNLIMITED && flow->segments_out >= UNPACED_SEGMENTS && !flow->spec->unpaced) {
+	if (flow->pacing_rate != UNLIMITED && flow->segments_offered >= UNPACED_SEGMENTS && !flow->spec->unpaced) {
 		uint64_t lasts = bytes * NANOSECONDS / flow->pacing_rate;
 
 		flow->next_departure += lasts - (late < lasts / 2 ? late : lasts / 2);
@@ -135,12 +124,14 @@ static bool tcp_send_packet(struct simulation *sim, struct flow *flow)
 {
 	uint64_t unsent = tcp_unsent(flow), room = flow->spec->window - (flow->sent - flow->acked), bytes, segments;
 	uint32_t mss = flow->spec->mss, quota;
-	struct packet packet = { .tcp = true, .paced = !flow->spec->unpaced && flow->set != UNLIMITED };
+	struct packet packet = { .tcp = true };
+	struct connection seen;
 	enum verdict verdict;
 
 	if (!unsent || flow->out >= flow->window || room < (unsent < mss ? unsent : mss))
 		return false;
 	if (flow->next_departure > sim->now) {
+		flow->waited_for = flow->next_departure;
 		if (!flow_armed(sim, flow, TIMER_PACING))
 			flow_arm(sim, flow, TIMER_PACING,
 				 flow->next_departure + random_to(&sim->random, sim->scenario->timer_delay));
@@ -163,13 +154,27 @@ static bool tcp_send_packet(struct simulation *sim, struct flow *flow)
 		bytes = room < mss ? room : room / mss * mss;
 	packet.segments = (bytes + mss - 1) / mss;
 	packet.bytes = bytes + packet.segments * flow->spec->headers;
+	flow->segments_offered += packet.segments;
+	seen = (struct connection){
+		.now_ns = sim->now,
+		.timer_ns = flow->waited_for,
+		.pacing_rate = flow->pacing_rate,
+		.most_rate = flow->pacing.set,
+		.unsent = (unsent > 1 << 30 ? 1 << 30 : unsent) - packet.bytes,
+		.room = (room > 1 << 30 ? 1 << 30 : room) - packet.bytes,
+		.sent = flow->segments_offered,
+		.out = flow->out,
+		.window = flow->window,
+		.mss = mss,
+		.headers = flow->spec->headers,
+		.acked = flow->acked > 0,
+	};
+	connection_look(&seen, &flow->pacing, &packet);
 	packet.round_trip_ns = flow->smoothed_round_trip;
 	packet.starved = sim->now - flow->last_sent > EPOCH_LONGEST;
-	packet.held = packet.paced && unsent > packet.bytes && room >= packet.bytes + mss &&
-		      flow->out + packet.segments < flow->window && flow->set != flow->spec->own_pacing &&
-		      flow->pacing_rate >= flow->set - flow->set / NEARLY;
-	verdict = limiter_charge(&sim->limiter, &flow->mark, &packet, sim->now);
-	flow->share = sim->limiter.state.fair.share;
+	verdict = limiter_charge(&sim->limiter, &flow->pacing.marks[0], &packet, sim->now);
+	connection_note_verdict(&flow->pacing, verdict == VERDICT_DROP);
+	connection_take_offer(&flow->pacing, 0, fair_share_offer(&sim->limiter.state.fair, packet.early));
 	if (verdict != VERDICT_PASS)
 		congestion_enter_reduction(flow);
 	if (verdict == VERDICT_DROP) {
@@ -197,22 +202,22 @@ static void tcp_start(struct simulation *sim, struct flow *flow)
 	const struct flow_spec *spec = flow->spec;
 
 	flow->open = true;
-	flow->set = UNLIMITED;
+	flow->pacing.own = spec->own_pacing ? spec->own_pacing : LIMITER_UNPACED;
 	flow->window = WINDOW_INITIAL;
 	flow->threshold = flow->clamp = INT32_MAX;
 	flow->smoothed_round_trip = flow->least_round_trip = spec->round_trip;
 	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
 	flow->delivered_at = flow->last_sent = sim->now;
 	if (!spec->unpaced) {
-		flow->share = fair_share_join(&sim->limiter.state, limiter_clock(&sim->limiter, sim->now));
-		if (flow->share < SLOW_START_SLOWLY)
+		flow->pacing.share = fair_share_join(&sim->limiter.state, limiter_clock(&sim->limiter, sim->now));
+		if (flow->pacing.share < SLOW_SHARE && sim->limiter.state.tokens < POOR)
 			flow->window = SLOW_INITIAL_WINDOW;
 		tcp_take_share(flow);
 	}
 	if (spec->kind == KIND_BBR)
 		bbr_start(sim, flow);
-	if (flow->pacing_rate > flow->set)
-		flow->pacing_rate = flow->set;
+	if (flow->pacing.set && flow->pacing_rate > flow->pacing.set)
+		flow->pacing_rate = flow->pacing.set;
 }
 
 static void tcp_measure_round_trip(struct flow *flow, uint64_t measured)

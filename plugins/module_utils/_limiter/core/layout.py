@@ -13,7 +13,7 @@ import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_RULES = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
@@ -27,9 +27,9 @@ FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=QQ")
-FAIR_SHARE = struct.Struct("=10Q8I")
-STATE = struct.Struct("=qQIIQQQQQQQII" + FAIR_SHARE.format[1:])
-PACING = struct.Struct("=4QQQQIIIIII" + MAX_NESTED * "QII")
+FAIR_SHARE = struct.Struct("=12Q10I")
+STATE = struct.Struct("=qQIIQQQQQQQIIQQQ" + FAIR_SHARE.format[1:])
+PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 
 
@@ -44,6 +44,8 @@ class FairShare(t.NamedTuple):
     period_ns: int = 0
     lag_ns: int = 0
     modest_bytes: int = 0
+    largest_bytes: int = 0
+    control_bytes: int = 0
     foreign_bytes: int = 0
     foreign_rate: int = 0
     active: int = 0
@@ -52,6 +54,8 @@ class FairShare(t.NamedTuple):
     unpaced_before: int = 0
     holders: int = 0
     holders_before: int = 0
+    elsewhere: int = 0
+    elsewhere_before: int = 0
     newcomers: int = 0
     burst: int = 0
 
@@ -89,7 +93,10 @@ STATE_FIELDS = (
     "rate",
     "bucket",
     "generation",
-    "earned_us",
+    "reserved",
+    "use_start_ns",
+    "use_bytes",
+    "use_rate",
     *(f"fair.{field}" for field in FairShare._fields),
 )
 PACING_FIELDS = (
@@ -97,12 +104,15 @@ PACING_FIELDS = (
     "share",
     "set",
     "own",
+    "sent_ns",
     "generation",
     "suspected",
     "tightest",
     "passed",
     "clamp",
-    "reserved",
+    "flags",
+    "segment",
+    "round_trip_us",
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields

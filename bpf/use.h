@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How much of a rule is used: what passed in the last second or so. Pure, and runs under the state's lock. */
+#ifndef LIMITER_USE_H
+#define LIMITER_USE_H
+
+#include "token_bucket.h"
+
+/* To be called for every packet, before it is counted: ends the span of time when it is over. */
+static __always_inline void use_measure(struct rate_limit_state *state, __u64 now)
+{
+	__s64 elapsed = now - state->use_start_ns;
+
+	/* As in token_bucket.h: `now` may be a little older than what another CPU wrote; a second older is garbage. */
+	if (elapsed < (__s64)NANOSECONDS && elapsed > -(__s64)NANOSECONDS)
+		return;
+	/* Within the span no more than a second's packets came: the product stays within 64 bits. */
+	state->use_rate = elapsed > 0 ? (state->bytes - state->use_bytes) * NANOSECONDS / elapsed : 0;
+	state->use_bytes = state->bytes;
+	state->use_start_ns = now;
+}
+#endif
