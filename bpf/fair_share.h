@@ -174,9 +174,9 @@ static __always_inline bool fair_share_flooded(const struct rate_limit_state *st
 /*
  * Keeps TCP's account in line with the bucket. Time in which nothing was sent is saved by the bucket, not by the clock.
  * What the bucket lost of its reserve (to datagrams, to connections that started, to a change of the rate) is saved
- * again: at exactly the rate it would stay empty, and packets be dropped.
+ * again: at exactly the rate it would stay empty, and packets be dropped. Not while datagrams take whatever is saved.
  */
-static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
+static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 elapsed, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
 	__u64 rate = state->rate;
@@ -184,7 +184,8 @@ static __always_inline void fair_share_settle_clock(struct rate_limit_state *sta
 
 	if (fair_share_debt(fair, now) < 0)
 		fair->clock_ns = now;
-	if (fair_share_flooded(state) || missing <= 0)
+	if (missing <= 0 || fair_share_flooded(state) ||
+	    fair->foreign_bytes * NANOSECONDS / elapsed >= rate / FOREIGN_SHARE)
 		return;
 	if (missing > (__s64)(rate / MISSING_SHARE))
 		missing = rate / MISSING_SHARE;
@@ -235,7 +236,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->unpaced_before = fair->unpaced;
 	fair->holders_before = fair->holders;
 	fair->elsewhere_before = fair->elsewhere;
-	fair_share_settle_clock(state, now);
+	fair_share_settle_clock(state, elapsed, now);
 	fair_share_fill(fair, elapsed, now);
 	fair->active = 0;
 	fair->unpaced = 0;
@@ -292,13 +293,17 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 }
 
 /*
- * The rate was changed: what is known of the connections is not lost, and they hear of it with their next packet. What they
- * need to get used to more is not made up for.
+ * The rate changes: what is known of the connections is not lost, and they hear of it with their next packet.
  */
 static __always_inline void fair_share_change_rate(struct rate_limit_state *state, __u64 rate, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
 
+	if (state->rate) {
+		token_bucket_refill(state, state->rate, state->bucket, now);
+		token_bucket_change_rate(state, state->rate, rate);
+	}
+	state->rate = rate;
 	fair->paced_rate = rate;
 	fair->period_ns = fair_share_period(fair, rate);
 	if (fair->share)
@@ -351,12 +356,20 @@ static __always_inline void fair_share_observe(struct fair_share *fair, struct f
 	}
 }
 
-/* A packet of TCP passed. `mark` is what is known of its connection; NULL: nothing, it counts as modest. */
-static __always_inline void fair_share_sent(struct fair_share *fair, struct fair_share_mark *mark,
-					    const struct packet *packet, __u64 now)
+/*
+ * A packet of TCP passed or was dropped here. `mark` is what is known of its connection; NULL: nothing, it counts as
+ * modest. Whoever was dropped wants its share, or the others would fill the rate without it, and the guard would drop
+ * whatever it tries, until it is given up. Not so one that begins: it may have little to say.
+ */
+static __always_inline void fair_share_note(struct fair_share *fair, struct fair_share_mark *mark,
+					    const struct packet *packet, bool passed, __u64 now)
 {
 	__u64 rate = fair->paced_rate ? fair->paced_rate : 1;
 
+	if (mark && (passed || !packet->begins))
+		fair_share_observe(fair, mark, packet, packet->held || !passed, now);
+	if (!passed)
+		return;
 	/* What TCP does not pace the bucket pays; the paced give way, but not so far that the guard would stop them. */
 	if (!packet->early || fair_share_debt(fair, now) < (__s64)(GUARD_DEBT / 2))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
@@ -366,26 +379,13 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 	}
 	if (packet->control)
 		fair->control_bytes += packet->bytes;
-	if (mark) {
-		fair_share_observe(fair, mark, packet, packet->held, now);
+	if (mark)
 		mark->bytes += packet->bytes;
-	}
-	if (!mark || !(mark->flags & FAIR_SHARE_HELD)) {
-		fair->modest_bytes += packet->bytes;
-		if (mark && mark->bytes > fair->largest_bytes)
-			fair->largest_bytes = mark->bytes;
-	}
-}
-
-/*
- * A packet of TCP was dropped here. Its connection wants its share, or the others would fill the rate without it, and
- * the guard would drop whatever it tries, until it is given up.
- */
-static __always_inline void fair_share_refused(struct fair_share *fair, struct fair_share_mark *mark,
-					       const struct packet *packet, __u64 now)
-{
-	if (mark && !packet->begins)
-		fair_share_observe(fair, mark, packet, true, now);
+	if (mark && mark->flags & FAIR_SHARE_HELD)
+		return;
+	fair->modest_bytes += packet->bytes;
+	if (mark && mark->bytes > fair->largest_bytes)
+		fair->largest_bytes = mark->bytes;
 }
 
 /* Another rule dropped a packet that passed here. What it tells of its connection's wishes stays true. */
@@ -437,18 +437,15 @@ static __always_inline void fair_share_hear(struct fair_share *fair, __u64 round
  * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
  * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
  */
-static __always_inline void fair_share_guard(const struct rate_limit_state *state, const struct packet *packet,
-					     __u64 now, struct thresholds *thresholds)
+static __always_inline void fair_share_guard(const struct fair_share *fair, const struct packet *packet, __u64 now,
+					     struct thresholds *thresholds)
 {
-	const struct fair_share *fair = &state->fair;
 	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
-	bool lump = packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share && packet->bytes > BURST_SMALLEST;
+	bool lump = fair->share && packet->bytes > BURST_SMALLEST &&
+		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
 
-	if (!packet->paced || packet->control)
-		return;
 	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	thresholds->notice =
-		(fair->share && lump) || (2 * debt > allowed && !packet->held) ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	thresholds->notice = lump || (2 * debt > allowed && !packet->held) ? TOKENS_HIGHEST : TOKENS_LOWEST;
 	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
@@ -456,10 +453,10 @@ static __always_inline void fair_share_guard(const struct rate_limit_state *stat
 /*
  * A packet that is refused while nothing is on the way costs TCP 200 ms, and the second time half a second more. So
  * those that begin are refused first, while there are some tokens left for those that have begun; and they go before
- * the paced. Beside a flood of datagrams there never are any.
+ * the paced. But not where it is datagrams that took the tokens: then TCP is not ahead of its rate.
  */
 static __always_inline void fair_share_admit(const struct rate_limit_state *state, const struct packet *packet,
-					     struct thresholds *thresholds)
+					     __u64 now, struct thresholds *thresholds)
 {
 	__u64 part = state->fair.holders_before || state->rate < BEGIN_RATE ? 1 : BEGIN_ALONE;
 	__u64 begin = state->rate * part / BEGIN_SHARE, most = state->bucket * part / BEGIN_BUCKET;
@@ -468,7 +465,7 @@ static __always_inline void fair_share_admit(const struct rate_limit_state *stat
 	thresholds->notice = TOKENS_LOWEST;
 	if (debt > verdict_half_debt(state->rate))
 		thresholds->drop = -debt;
-	if (packet->begins && !fair_share_flooded(state))
+	if (packet->begins && fair_share_debt(&state->fair, now) > 0)
 		thresholds->drop = begin < most ? begin : most;
 }
 
@@ -491,26 +488,26 @@ static __always_inline enum verdict fair_share_charge(struct rate_limit_state *s
 
 	token_bucket_refill(state, state->rate, state->bucket, now);
 	use_measure(state, now);
-	if (!paces) {
-		thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-		return verdict_take(state, &thresholds, packet);
+	if (paces) {
+		fair_share_advance(state, now);
+		fair_share_hear(&state->fair, packet->round_trip_ns);
+		if (fair_share_too_much_control(state, packet))
+			packet->tcp = false;
 	}
-	fair_share_advance(state, now);
-	fair_share_hear(&state->fair, packet->round_trip_ns);
-	if (fair_share_too_much_control(state, packet))
-		packet->tcp = false;
 	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-	if (packet->paced && (packet->early || packet->refused))
-		fair_share_admit(state, packet, &thresholds);
-	else
-		fair_share_guard(state, packet, now, &thresholds);
+	if (paces && packet->paced && !packet->control) {
+		if (packet->early || packet->refused)
+			fair_share_admit(state, packet, now, &thresholds);
+		else
+			fair_share_guard(&state->fair, packet, now, &thresholds);
+	}
 	verdict = verdict_take(state, &thresholds, packet);
-	if (!packet->tcp)
-		fair_share_foreign(&state->fair, packet);
-	else if (verdict == VERDICT_DROP)
-		fair_share_refused(&state->fair, mark, packet, now);
+	if (!paces)
+		return verdict;
+	if (packet->tcp)
+		fair_share_note(&state->fair, mark, packet, verdict != VERDICT_DROP, now);
 	else
-		fair_share_sent(&state->fair, mark, packet, now);
+		fair_share_foreign(&state->fair, packet);
 	return verdict;
 }
 #endif

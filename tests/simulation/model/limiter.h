@@ -47,11 +47,10 @@ static void limiter_change(struct limiter *limiter, const struct change *change,
 {
 	limiter_meter(limiter, now);
 	limiter->rate = change->rate;
-	limiter->state.rate = change->rate;
-	limiter->state.bucket = change->bucket;
 	if (change->bucket > limiter->most_bucket)
 		limiter->most_bucket = change->bucket;
 	fair_share_change_rate(&limiter->state, change->rate, now);
+	limiter->state.bucket = change->bucket;
 }
 
 static void limiter_start(struct limiter *limiter, const struct change *change, uint64_t now)
