@@ -87,6 +87,8 @@ struct flow {
 	uint32_t window, threshold, out, most_out; /* segments */
 	uint32_t reduction_from, reduction_delivered, reduction_sent;
 	bool reducing, window_limited, odd_segment;
+	uint64_t used_since; /* used_most: of the window, since then */
+	uint32_t used_most, quick_acks;
 	uint64_t waited_for; /* the pacing timer's last time */
 	double growth, cubic_most;
 	uint64_t cubic_start;

@@ -9,6 +9,7 @@
 /* TCP_RESOURCE_PROBE_INTERVAL: between tries that are refused locally. */
 #define RESOURCE_PROBE (500 * MILLISECONDS)
 #define DELAYED_ACK (40 * MILLISECONDS)
+#define QUICK_ACKS 16
 #define WAKE_UP (20 * MICROSECONDS)
 
 /* A slow socket's window, or its packets would last for seconds. Setting it sets the threshold, too. */
@@ -58,7 +59,10 @@ static uint64_t tcp_burst(const struct simulation *sim, const struct flow *flow)
 	return bytes / flow->spec->mss > least ? bytes / flow->spec->mss : least;
 }
 
-/* When the packet's acknowledgement arrives. A segment alone waits for the next packet, for 40 ms at most. */
+/*
+ * When the packet's acknowledgement arrives. A segment alone waits for the next packet, for 40 ms at most; but the first
+ * ones of a connection are acknowledged at once.
+ */
 static uint64_t tcp_ack_time(struct simulation *sim, struct flow *flow, uint32_t segments)
 {
 	uint64_t at = sim->now + flow->spec->round_trip + random_to(&sim->random, 20 * MICROSECONDS);
@@ -73,6 +77,10 @@ static uint64_t tcp_ack_time(struct simulation *sim, struct flow *flow, uint32_t
 		}
 		if (last->acked_at > at)
 			at = last->acked_at;
+	}
+	if (flow->quick_acks < QUICK_ACKS) {
+		flow->quick_acks++;
+		return at;
 	}
 	flow->odd_segment = segments == 1 && !flow->odd_segment;
 	return flow->odd_segment ? at + DELAYED_ACK : at;
@@ -110,7 +118,32 @@ static void tcp_sent(struct simulation *sim, struct flow *flow, const struct pac
 	flow_disarm(sim, flow, TIMER_RETRY);
 }
 
-static void tcp_note_window(struct flow *flow)
+/* A window that was not filled for longer than a retransmission would take shrinks towards what was used of it. */
+static void tcp_shrink_unused(struct simulation *sim, struct flow *flow)
+{
+	uint32_t used;
+
+	if (congestion_limited(flow)) {
+		flow->used_most = 0;
+		flow->used_since = sim->now;
+		return;
+	}
+	if (flow->out > flow->used_most)
+		flow->used_most = flow->out;
+	if (flow->reducing || flow_greedy(flow) || flow->spec->kind == KIND_BBR ||
+	    sim->now - flow->used_since < RTO_LEAST + flow->smoothed_round_trip)
+		return;
+	used = flow->used_most > WINDOW_INITIAL ? flow->used_most : WINDOW_INITIAL;
+	if (used < flow->window) {
+		if (flow->threshold < flow->window * 3 / 4)
+			flow->threshold = flow->window * 3 / 4;
+		flow->window = (flow->window + used) / 2;
+	}
+	flow->used_most = 0;
+	flow->used_since = sim->now;
+}
+
+static void tcp_note_window(struct simulation *sim, struct flow *flow)
 {
 	bool limited = flow->out >= flow->window;
 
@@ -119,6 +152,7 @@ static void tcp_note_window(struct flow *flow)
 		flow->most_out = flow->out;
 		flow->usage_end = flow->sent;
 	}
+	tcp_shrink_unused(sim, flow);
 }
 
 /*
@@ -214,7 +248,7 @@ static bool tcp_send_packet(struct simulation *sim, struct flow *flow, bool prob
 	if (unsent <= bytes)
 		flow->app_limited_until = flow->delivered + flow->sent - flow->acked + bytes;
 	tcp_sent(sim, flow, &packet, bytes);
-	tcp_note_window(flow);
+	tcp_note_window(sim, flow);
 	return true;
 }
 
@@ -242,7 +276,7 @@ static void tcp_start(struct simulation *sim, struct flow *flow)
 	flow->threshold = flow->clamp = INT32_MAX;
 	flow->smoothed_round_trip = flow->least_round_trip = spec->round_trip;
 	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
-	flow->delivered_at = flow->last_sent = sim->now;
+	flow->delivered_at = flow->last_sent = flow->used_since = sim->now;
 	if (!spec->unpaced && !spec->foreign) {
 		if (walk_join(sim, spec, &flow->pacing) && flow->pacing.share < SLOW_SHARE)
 			flow->window = SLOW_INITIAL_WINDOW;
