@@ -36,7 +36,7 @@ static void write_some(struct simulation *sim, struct flow *flow)
 	if (!flow->open)
 		return;
 	if (spec->low_water) {
-		if (flow->written - flow->sent < spec->low_water)
+		while (flow->written - flow->sent < spec->low_water)
 			tcp_written(sim, flow, spec->chunk);
 		return;
 	}
