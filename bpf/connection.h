@@ -115,10 +115,10 @@ static __always_inline void connection_note_verdict(struct rate_limit_pacing *pa
 	pacing->flags = (pacing->flags & ~(1U << CONNECTION_REFUSED)) | (__u32)dropped << CONNECTION_REFUSED;
 }
 
-/* A rule's offer: the smallest of them is the connection's share, and its rule the one that binds. 0: not known yet. */
+/* A rule's offer: the smallest of them is the connection's share, and its rule the one that binds. */
 static __always_inline void connection_take_offer(struct rate_limit_pacing *pacing, __u32 place, __u64 share)
 {
-	if (share && (!place || share < pacing->share)) {
+	if (!place || share < pacing->share) {
 		pacing->share = share;
 		pacing->tightest = place;
 	}

@@ -22,8 +22,9 @@
 #define MICROSECONDS 1000ULL
 #define EPOCH_SHORTEST (10 * MILLISECONDS)
 #define EPOCH_LONGEST (4 * NANOSECONDS)
-/* Epochs without a packet after which nothing that was seen before says anything. */
+/* Without a packet for so many epochs, and so long, nothing that was seen before says anything. */
 #define EPOCHS_FORGET 4
+#define FORGET_SHORTEST (500 * MILLISECONDS)
 /* The correction takes this long, or as many epochs and lags: a quicker one would overshoot. */
 #define CORRECTION_SHORTEST (100 * MILLISECONDS)
 #define CORRECTION_SLOWNESS 4
@@ -230,21 +231,17 @@ static __always_inline bool fair_share_flooded(const struct rate_limit_state *st
 static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state)
 {
 	const struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate - fair->foreign_rate, most = state->rate / FOREIGN_SHARE;
+	__u64 most = state->rate / FOREIGN_SHARE, foreign = fair->foreign_rate < most ? fair->foreign_rate : most;
 	__s64 spare = state->tokens - fair_share_reserve(state);
 	/* In milliseconds: a bucket times nanoseconds would overflow. */
-	__u64 span = fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS, saved;
+	__u64 span = fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS, rate = state->rate - foreign, saved;
 
-	if (fair->foreign_rate >= most)
-		return state->rate - most;
 	if (spare >= 0)
 		return rate + spare * 1000ULL / span;
 	if (fair_share_flooded(state))
 		return rate;
 	saved = -spare * 1000ULL / span;
-	if (saved > rate / SAVED_SHARE)
-		saved = rate / SAVED_SHARE;
-	return rate - saved;
+	return rate - (saved < rate / SAVED_SHARE ? saved : rate / SAVED_SHARE);
 }
 
 static __always_inline void fair_share_next_epoch(struct rate_limit_state *state, __u64 elapsed, __u64 now)
@@ -304,7 +301,7 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	 * is no little while: the map was tampered with, or comes from another time namespace. Nor does an honest share
 	 * leave out half of the rate: who was told next to nothing would be deaf to anything better.
 	 */
-	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
+	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns + FORGET_SHORTEST) ||
 	    fair_share_beyond(debt, rate) || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
 	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > fair_share_paced_most(state) ||
 	    fair->paced_rate < rate / FOREIGN_SHARE / 2 ||
@@ -449,11 +446,12 @@ static __always_inline void fair_share_foreign(struct fair_share *fair, const st
  */
 static __always_inline __u64 fair_share_offer(const struct fair_share *fair, bool early)
 {
-	__u64 most = fair->share, connections = (__u64)fair->holders_before + fair->newcomers;
+	__u64 most = fair->share ? fair->share : fair->paced_rate;
+	__u64 connections = (__u64)fair->holders_before + fair->newcomers;
 
 	if (early && connections && most > fair->paced_rate / connections)
 		most = fair->paced_rate / connections;
-	return most > SHARE_LEAST || !most ? most : SHARE_LEAST;
+	return most > SHARE_LEAST ? most : SHARE_LEAST;
 }
 
 /* A connection was established: what it may send. */
@@ -488,7 +486,13 @@ static __always_inline void fair_share_guard(const struct rate_limit_state *stat
 	bool lump = fair->share && packet->bytes > BURST_SMALLEST &&
 		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
 
-	thresholds->notice = lump ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	thresholds->notice = TOKENS_LOWEST;
+	/* Its window must shrink. A lump that the bucket can't pay, made for a higher limit, would be silence afterwards. */
+	if (lump) {
+		thresholds->notice = TOKENS_HIGHEST;
+		if (!packet->starved)
+			thresholds->drop = packet->bytes - verdict_half_debt(state->rate) - 1;
+	}
 	/* The bucket pays. */
 	if (state->tokens > 0)
 		return;
