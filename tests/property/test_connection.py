@@ -26,7 +26,8 @@ __u64 round_trip(__u32 bytes, __u32 segments, __u32 flags, struct packet *packet
 {
     *packet = (struct packet){
         .bytes = bytes, .segments = segments, .tcp = flags & 1, .control = flags >> 1 & 1, .paced = flags >> 2 & 1,
-        .held = flags >> 3 & 1, .early = flags >> 4 & 1, .begins = flags >> 5 & 1, .refused = flags >> 6 & 1, .idle = flags >> 7 & 1,
+        .held = flags >> 3 & 1, .early = flags >> 4 & 1, .begins = flags >> 5 & 1, .refused = flags >> 6 & 1,
+        .idle = flags >> 7 & 1,
     };
     *packet = packet_unpack(packet_pack(packet));
     return packet->tcp | packet->control << 1 | packet->paced << 2 | packet->held << 3 | packet->early << 4 |

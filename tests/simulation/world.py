@@ -142,8 +142,8 @@ def starved(scenario: Scenario, span: Bin) -> Iterator[str]:
 
 def wronged(scenario: Scenario, span: Bin) -> Iterator[str]:
     """
-    Max-min fairness, as Bertsekas and Gallager define it: whoever does not get what it wants has a bottleneck, a rule that
-    is used up and where nobody gets more.
+    Max-min fairness, as Bertsekas and Gallager define it: whoever does not get what it wants has a bottleneck, a rule
+    that is used up and where nobody gets more.
     """
     rate = min(change.rate for change in scenario.changes)
     for i, flow in enumerate(scenario.flows):
