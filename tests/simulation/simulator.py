@@ -200,7 +200,7 @@ def nanoseconds(seconds: float) -> int:
 
 def flow_spec(flow: Flow) -> FlowSpec:
     spec = FlowSpec()
-    for name, kind in FlowSpec._fields_[:-2]:
+    for name, _kind in FlowSpec._fields_[:-2]:
         value = getattr(flow, name)
         setattr(spec, name, nanoseconds(value) if name in TIMES else value)
     spec.rules = len(flow.rules)
@@ -243,10 +243,7 @@ def simulate(library: ctypes.CDLL, scenario: Scenario) -> Result:
             bin_of(begin, end, counted[i * rules : (i + 1) * rules], each[i * flows : (i + 1) * flows])
             for i, (begin, end) in enumerate(zip([0.0, *ends], ends))
         ],
-        [
-            Request(one.at / SECOND, one.took / SECOND, one.flow, bool(one.answered))
-            for one in asked[: result.requests]
-        ],
+        [Request(one.at / SECOND, one.took / SECOND, one.flow, bool(one.answered)) for one in asked[: result.requests]],
     )
 
 

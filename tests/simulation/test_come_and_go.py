@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import Runner
-from judge import spans_from
+from judge import jain, spans_from
 from scenarios import MBIT, packet
 from simulator import BBR, CUBIC, OPEN, Change, Flow, Scenario
 
@@ -54,3 +54,20 @@ def test_bulk_has_what_connections_that_come_and_go_leave(
     assert min(one.bytes for one in result.bins[SETTLED:]) >= 0.97 * limit.rate - 2 * lump
     assert sum(span.flows[1:]) / SECONDS / limit.rate >= 0.97 * rest
     assert sum(span.dropped) <= 1 + sum(span.packets) / 1000
+
+
+def test_shares_are_right_at_once_after_100000_connections(runner: Runner) -> None:
+    limit = Change(0, 100 * MBIT, 100 * MBIT)
+    new = Flow(use=OPEN, slots=5000, every=1 / 5000, answer=100, round_trip=NEAR, stop=20)
+    flows = [new, Flow(round_trip=NEAR), Flow(BBR, round_trip=NEAR)]
+    span = runner.run(Scenario(0, flows, [limit], 21.2, [20.2, 21.2])).bins[-1]
+    assert 0.98 <= span.bytes / limit.rate <= 1.02
+    assert jain(span.flows[1:]) >= 0.99
+
+
+def test_a_rule_whose_only_traffic_is_handshakes_is_used_and_not_exceeded(runner: Runner) -> None:
+    limit = Change(0, MBIT, MBIT)
+    # A SYN-ACK, an ACK and a FIN each: twice the limit.
+    new = Flow(use=OPEN, slots=8_000, every=1 / 1500, round_trip=NEAR)
+    result = runner.run(Scenario(0, [new], [limit], 8, [4, 8]))
+    assert 0.95 <= result.bins[-1].bytes / 4 / limit.rate <= 1.01

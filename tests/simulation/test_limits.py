@@ -16,9 +16,7 @@ TWO_PACKETS = 2 * 2 * 1500
 
 def spans(runner: Runner, kind: int, round_trip: float, megabits: list[float]) -> list[list[Bin]]:
     """Tenths of a second, of each limit."""
-    changes = [
-        Change(i * LASTS, round(limit * MBIT), round(limit * MBIT)) for i, limit in enumerate(megabits)
-    ]
+    changes = [Change(i * LASTS, round(limit * MBIT), round(limit * MBIT)) for i, limit in enumerate(megabits)]
     end = LASTS * len(megabits)
     bins = [tenth / TENTHS for tenth in range(1, end * TENTHS + 1)]
     result = runner.run(Scenario(0, [Flow(kind, round_trip=round_trip)], changes, end, bins))
