@@ -70,11 +70,12 @@ class Program:
 
 
 class Ends(Protocol):
-    """Two namespaces, whose devices towards each other are veth0, and the receiver's address."""
+    """Two namespaces, whose devices towards each other are veth0, and their addresses."""
 
     sender: str
     receiver: str
     address: str
+    sender_address: str
 
 
 class Link:
@@ -134,9 +135,12 @@ class Link:
         where = (self.address, str(ECHO_PORT), str(pause_us))
         return self.start(self.pair.sender, "send", "ping", *where, cgroup=cgroup, cpu=cpu)
 
-    def udp(self, rate: int, cgroup: Path | None = None, cpu: int | None = None) -> Program:
-        """`rate`: bytes per second of IP."""
-        return self.start(self.pair.sender, "send", "udp", self.address, str(PORT), str(rate), cgroup=cgroup, cpu=cpu)
+    def udp(
+        self, rate: int, cgroup: Path | None = None, cpu: int | None = None, sizes: tuple[int, ...] = ()
+    ) -> Program:
+        """`rate`: bytes per second of IP; `sizes`: of the payload, and of what the kernel cuts it into."""
+        where = (self.address, str(PORT), str(rate), *map(str, sizes))
+        return self.start(self.pair.sender, "send", "udp", *where, cgroup=cgroup, cpu=cpu)
 
 
 def timeouts(program: Program) -> int:
