@@ -13,8 +13,8 @@ from shapers import NONE
 
 Stored = dict[str, Any]
 CLIENT, SERVER = "client", "server"
-# IP bytes that the limited end of a connection sends beside its data: a client SYN, ACK, FIN, ACK; a server SYN-ACK, FIN,
-# and if it was asked for something two ACKs more.
+# IP bytes that the limited end of a connection sends beside its data: a client SYN, ACK, FIN, ACK; a server SYN-ACK and
+# FIN, and if it was asked for something two ACKs more.
 _CLIENT, _SERVER, _ASKED = 60 + 3 * 52, 60 + 52, 2 * 52
 
 

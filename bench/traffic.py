@@ -48,7 +48,7 @@ class Program:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         assert process.stdout is not None
-        words = process.stdout.readline().split() if select.select([process.stdout], [], [], DEADLINE)[0] else []
+        words = _first_line(process.stdout.fileno()).split()
         if not words or words[0] != "ready":
             self.kill()
             raise RuntimeError(f"not ready: {process.args!r}")
@@ -67,6 +67,17 @@ class Program:
         self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def _first_line(descriptor: int) -> str:
+    """No more than that: of what a program says soon after, nothing must stay in a buffer."""
+    line = b""
+    while not line.endswith(b"\n") and select.select([descriptor], [], [], DEADLINE)[0]:
+        byte = os.read(descriptor, 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
 
 
 class Ends(Protocol):
