@@ -6,6 +6,8 @@
  *   open ADDRESS PORT HURRY RATE SEND BYTES
  *                           RATE new connections a second, whatever becomes of those before: each sends SEND bytes of
  *                           nothing, or asks answer.c for BYTES, and closes.
+ *   calm ADDRESS PORT HURRY PAUSE BYTES
+ *                           asks answer.c for BYTES on one connection, PAUSE microseconds between an answer and the next
  * HURRY 1: before anything else on its CPU. Lines, one for each answer or connection: when it began, how long it took, its
  * worker, and 1 if it failed, 2 if it had not ended at the end of all.
  */
@@ -184,9 +186,43 @@ static void open_loop(char **arguments)
 	print_all();
 }
 
+static void calm(char **arguments)
+{
+	uint64_t pause = strtoull(arguments[3], NULL, 10) * 1000;
+	struct timeval second = { .tv_sec = 1 };
+	struct visit *visit;
+	int connection;
+
+	bytes = atoi(arguments[4]);
+	kept_connections = true;
+	prepare(arguments);
+	connection = check(socket(AF_INET, SOCK_STREAM, 0), "socket");
+	/* So that it can be stopped while an answer is not coming. */
+	setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second));
+	check(connect(connection, (struct sockaddr *)&where, sizeof(where)), "connect");
+	visit = &visits[connection];
+	while (!stopped) {
+		visit->begin = now();
+		ask(connection);
+		while (visit->left && !stopped) {
+			ssize_t length = recv(connection, NULL, visit->left, MSG_TRUNC);
+
+			if (!length)
+				fail("closed");
+			if (length > 0)
+				visit->left -= length;
+		}
+		record(visit, visit->left ? 2 : 0);
+		sleep_until(now() + pause);
+	}
+	print_kept(4);
+}
+
 int main(int count_of_arguments, char **arguments)
 {
-	static const struct program programs[] = { { "closed", 6, closed_loop }, { "open", 6, open_loop }, {} };
+	static const struct program programs[] = {
+		{ "closed", 6, closed_loop }, { "open", 6, open_loop }, { "calm", 5, calm }, {}
+	};
 
 	return run_program(programs, count_of_arguments, arguments);
 }

@@ -65,6 +65,10 @@ class Limited:
         """New connections that ask for `size` bytes, or for nothing."""
         return self._ask("open", str(per_second), "0", str(size))
 
+    def calm(self, pause_us: int, size: int) -> traffic.Program:
+        """One that asks for `size` bytes, with a pause between an answer and the next."""
+        return self._ask("calm", str(pause_us), str(size))
+
     def _ask(self, mode: str, *words: str) -> traffic.Program:
         return self.link.start(self.link.receiving, "ask", mode, self.address, str(PORT), self.hurry, *words)
 

@@ -16,6 +16,7 @@ from children import DEADLINE, until
 from shapers import Missing
 
 _LISTENS = "0A"
+_LOG = Path("/run/sandbox/programs.log")
 
 
 def find(name: str, *elsewhere: str) -> str:
@@ -39,7 +40,7 @@ def start(
 
     as_user = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups") if user else ()
     entered = ["nsenter", f"--net=/run/netns/{namespace}", *as_user, "setpriv", "--pdeathsig=KILL", *command]
-    with open(log or os.devnull, "a", encoding="utf-8") as errors:
+    with open(log or _LOG, "a", encoding="utf-8") as errors:
         return subprocess.Popen(
             entered, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=place, start_new_session=True
         )
@@ -65,7 +66,7 @@ def result(process: subprocess.Popen[str], seconds: float) -> str:
         end(process)
         raise
     if process.returncode:
-        raise RuntimeError(f"failed: {process.args!r}: {output}")
+        raise RuntimeError(f"failed: {process.args!r}: {output}{_LOG.read_text(encoding='utf-8')[-500:]}")
     return output
 
 
@@ -85,8 +86,7 @@ def server(
     try:
         until(lambda: process.poll() is not None or _listens(process.pid, port, udp))
         if process.poll() is not None:
-            said = log.read_text(encoding="utf-8") if log else ""
-            raise RuntimeError(f"ended: {command!r}: {said[-500:]}")
+            raise RuntimeError(f"ended: {command!r}: {(log or _LOG).read_text(encoding='utf-8')[-500:]}")
         yield process
     finally:
         end(process, kindly)

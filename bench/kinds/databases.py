@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""PostgreSQL and Redis in a rule: many small answers, a large one beside them, and someone who only wants a byte."""
+"""PostgreSQL and Redis in a rule: many small answers, a large one beside them, and someone who asks for little."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asking
 import traffic
+from children import until
 from kinds import daemons
 from measure import SECOND, megabits, percentile
 from meter import metered
@@ -22,7 +24,8 @@ from shapers import NONE
 
 Stored = dict[str, Any]
 PGBENCH, COPY, REDIS = "pgbench -S", "pgbench -S beside COPY", "redis-benchmark GET"
-_PINGS = 5000  # microseconds between an answer and the next request of the small one
+# Of who asks for little: microseconds between an answer and the next request, and bytes.
+_PAUSE, _LITTLE = 5000, 500
 _ROWS = "COPY (SELECT generate_series(1, 1000000000), repeat('x', 200)) TO STDOUT"
 _POSTGRES, _REDIS = 5432, 6379
 _VALUE = 1000  # bytes of a value in Redis
@@ -62,6 +65,8 @@ def _postgres(namespace: str, address: str, cgroup: Path) -> Iterator[None]:
         words += ["-c", "fsync=off", "-c", "shared_buffers=64MB", "-c", "autovacuum=off"]
         kindly = {"user": "postgres", "log": log, "kindly": signal.SIGINT}
         with daemons.server(namespace, _POSTGRES, binaries["postgres"], *words, cgroup=cgroup, **kindly):
+            asks = [daemons.find("pg_isready", f"{_PLACES}/pg_isready"), "-q", "-h", address]
+            until(lambda: not subprocess.run(["nsenter", f"--net=/run/netns/{namespace}", *asks]).returncode)
             yield
     finally:
         shutil.rmtree(home)
@@ -78,7 +83,7 @@ def _pgbench(link: traffic.Link, cell: Database) -> Stored:
     where = ("-h", ends.sender_address, "-U", "postgres")
     with metered(link, cell.shaper, cell.rate) as meter, _postgres(ends.sender, ends.sender_address, meter.cgroup):
         daemons.result(daemons.start(ends.receiver, pgbench, *where, "-i", "-q", "postgres"), 60)
-        link.start(link.receiving, "receive", "echo", link.address, str(traffic.ECHO_PORT), "1")
+        beside = asking.Limited(link, meter.cgroup)
         running, latencies = [], Path(tempfile.mkdtemp(prefix="bench-pgbench-"))
         try:
             if cell.kind == COPY:
@@ -87,16 +92,15 @@ def _pgbench(link: traffic.Link, cell: Database) -> Stored:
             asks = (pgbench, *where, "-n", "-S", "-c", str(cell.clients), "-T", "60", "--log", "postgres")
             asks += (f"--log-prefix={latencies}/log",)
             running.append(daemons.start(ends.receiver, *asks))
-            pinger = link.ping(_PINGS, meter.cgroup)
+            calm = beside.calm(_PAUSE, _LITTLE)
             window = meter.window(cell.warm_up, cell.seconds)
-            pings = traffic.pings(pinger)
+            little = asking.latencies(asking.visits(calm), window.begin, window.end)
         finally:
             for process in running:
                 daemons.end(process)
             began = time.time() - (time.monotonic_ns() - window.begin) / SECOND
             took = _milliseconds(latencies, began, began + cell.seconds)
             shutil.rmtree(latencies)
-    waited = [ping.nanoseconds / 1e6 for ping in pings if window.begin <= ping.at <= window.end]
     return {
         **cell._asdict(),
         "limit": cell.rate,
@@ -104,7 +108,7 @@ def _pgbench(link: traffic.Link, cell: Database) -> Stored:
         "per_second": len(took) / cell.seconds,
         "p50": percentile(took, 50),
         "p99": percentile(took, 99),
-        "ping": {"p50": percentile(waited, 50), "p99": percentile(waited, 99), "longest": max(waited, default=0.0)},
+        "little": little._asdict(),
         "drops": window.drops,
     }
 
@@ -146,15 +150,15 @@ def _redis(link: traffic.Link, cell: Database) -> Stored:
         "per_second": float(found["rps"]),
         "p50": float(found["p50_latency_ms"]),
         "p99": float(found["p99_latency_ms"]),
-        "ping": None,
+        "little": None,
         "drops": window.drops,
     }
 
 
 def line(stored: Stored) -> str:
     used = f"used {stored['used'] / stored['limit']:.3f}" if stored["limit"] else f"{stored['used'] / 1e6:.1f} Mbit/s"
-    ping = stored["ping"]
-    beside = f"; a byte beside it p50 {ping['p50']:.1f}, p99 {ping['p99']:.1f} ms" if ping else ""
+    little = stored["little"]
+    beside = f"; {_LITTLE} B beside it p50 {little['p50']:.1f}, p99 {little['p99']:.1f} ms" if little else ""
     return (
         f"{used}, {stored['per_second']:.0f} a second, p50 {stored['p50']:.1f}, p99 {stored['p99']:.1f} ms{beside}, "
         f"{stored['drops']:.2f} drops in 1,000"
