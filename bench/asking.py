@@ -14,6 +14,7 @@ from measure import percentile
 PORT = 6002
 SEGMENT = 1448  # bytes of payload of a full segment, with time stamps
 HEADERS = 52
+PERCENTILES = (1, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 DONE, FAILED, WAITS = 0, 1, 2
 
 
@@ -95,6 +96,7 @@ class Latencies(NamedTuple):
     p90: float
     p99: float
     longest: float
+    spread: tuple[float, ...]  # at each of PERCENTILES
 
 
 def latencies(found: Sequence[Visit], begin: int, end: int) -> Latencies:
@@ -103,8 +105,9 @@ def latencies(found: Sequence[Visit], begin: int, end: int) -> Latencies:
     middle = percentile(done, 50)
     late = [visit.took / 1e6 for visit in found if visit.what == WAITS and not visit.took / 1e6 <= middle]
     failed = sum(visit.what == FAILED and begin <= visit.ended <= end for visit in found)
-    p50, p90, p99 = (percentile(done + late, percent) for percent in (50, 90, 99))
-    return Latencies(len(done), failed, p50, p90, p99, max(done + late, default=float("nan")))
+    spread = tuple(percentile(done + late, percent) for percent in PERCENTILES)
+    p50, p90, p99, longest = (spread[PERCENTILES.index(percent)] for percent in (50, 90, 99, 100))
+    return Latencies(len(done), failed, p50, p90, p99, longest, spread)
 
 
 def answers_by_worker(found: Sequence[Visit], begin: int, end: int, workers: int) -> list[float]:
