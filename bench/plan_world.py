@@ -109,6 +109,9 @@ def _loops(time: tuple[float, float]) -> Iterator[Loop]:
     kept += [(2, 1, 60), (100, 1, 20_000), (2, 8, 300), (100, 8, 20_000)]
     kept += [(2, 64, 60), (20, 64, 300), (100, 64, 1000), (100, 64, 20_000)]
     compared = ((2, 20, 60), (2, 20, 1000), (20, 20, 1000), (100, 64, 1000))
+    for size in (60, 1000):
+        yield Loop(NONE, 0, 20, size, True, *time)
+    yield Loop(NONE, 0, 8, 10_000, False, *time)
     for rate, workers, size in kept:
         for shaper in (*(PEERS if (rate, workers, size) in compared else ()), OURS):
             yield Loop(shaper, rate * MBIT, workers, size, True, *time)

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import asking
 from kinds.churn import CLIENT, SERVER
@@ -137,30 +136,41 @@ def page_times(results: Stored) -> Picture | None:
 
 # ---- how long answers take
 
-_Chosen = Callable[[Stored], bool]
-_PANELS: tuple[tuple[str, str, _Chosen], ...] = (
+
+class _Cells(NamedTuple):
+    """Of these, without a limit too."""
+
+    limit: int
+    workers: int
+    size: int
+
+    def has(self, cell: Stored) -> bool:
+        return cell["limit"] in (0, self.limit) and (cell["workers"], cell["size"]) == (self.workers, self.size)
+
+
+_PANELS: tuple[tuple[str, str, _Cells], ...] = (
     (
         "loops",
         "20 kept connections, answers of 60 B, 2 Mbit/s",
-        lambda cell: (cell["limit"], cell["workers"], cell["size"]) == (2 * MBIT, 20, 60),
+        _Cells(2 * MBIT, 20, 60),
     ),
     (
         "loops",
         "20 kept connections, answers of 1,000 B, 2 Mbit/s",
-        lambda cell: (cell["limit"], cell["workers"], cell["size"]) == (2 * MBIT, 20, 1000),
+        _Cells(2 * MBIT, 20, 1000),
     ),
     (
         "requests_new",
         "8 workers, a connection for each request, 10 kB, 20 Mbit/s",
-        lambda cell: (cell["limit"], cell["workers"], cell["size"]) == (20 * MBIT, 8, 10_000),
+        _Cells(20 * MBIT, 8, 10_000),
     ),
 )
 
 
 def waits(results: Stored) -> Picture | None:
     """Percentiles at equal distances, so that the rare ones are seen; logarithmic."""
-    shown = [(words, [cell for cell in results.get(store, []) if chosen(cell)]) for store, words, chosen in _PANELS]
-    shown = [(words, cells) for words, cells in shown if cells]
+    shown = [(words, [cell for cell in results.get(store, []) if chosen.has(cell)]) for store, words, chosen in _PANELS]
+    shown = [(words, cells) for words, cells in shown if any(cell["limit"] for cell in cells)]
     if not shown:
         return None
     height, top = 200, 76
@@ -181,7 +191,7 @@ def waits(results: Stored) -> Picture | None:
         for place, percentile in enumerate(asking.PERCENTILES):
             picture.rule(x.at(place), y1, x.at(place), y2, "grid")
             picture.text(x.at(place), y2 + 16, f"{percentile:g}", "middle", "faint")
-        cycle = next(cell["cycle"] for cell in cells)
+        cycle = max(cell["cycle"] for cell in cells if cell["limit"])
         picture.rule(LEFT, y.at(cycle), RIGHT, y.at(cycle), "goal")
         for shaper, group in _by_shaper(cells).items():
             points = [(x.at(place), y.at(max(value, y.low))) for place, value in enumerate(group[-1]["spread"])]

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tables of requests, pages and short connections: a row for each cell, a column for each shaper."""
+"""The tables of requests, pages and short connections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from measure import megabits
 from shapers import HTB, NONE, OURS, TBF
 
 Stored = dict[str, Any]
@@ -17,109 +16,121 @@ class Table(NamedTuple):
     store: str
     title: str
     note: str
-    figure: Callable[[Stored], str]
+    heads: tuple[str, ...]
+    fields: Callable[[Stored], tuple[str, ...]]
 
 
 def _part(cell: Stored, name: str) -> str:
-    """Of the limit; without one, in Mbit/s."""
-    return f"{cell[name] / cell['limit']:.3f}" if cell["limit"] else f"{cell[name] / 1e6:.0f} Mbit/s"
+    """In per cent of the limit; without one, in Mbit/s."""
+    return f"{100 * cell[name] / cell['limit']:.1f}" if cell["limit"] else f"{cell[name] / 1e6:.0f} Mbit/s"
 
 
-def _churn(cell: Stored) -> str:
-    left = f" of {1 - cell['wanted'] / cell['limit']:.3f}" if cell["limit"] else ""
-    return f"{_part(cell, 'used')}; {_part(cell, 'bulk_rate')}{left}; {cell['drops']:.2f}"
+def _churn(cell: Stored) -> tuple[str, ...]:
+    left = f"{100 * (1 - cell['wanted'] / cell['limit']):.1f}" if cell["limit"] else ""
+    return (_part(cell, "used"), _part(cell, "bulk_rate"), left, f"{cell['p99']:.1f}", f"{cell['drops']:.2f}")
 
 
-def _waits(cell: Stored) -> str:
-    return f"{_part(cell, 'used')}; {cell['p50']:.1f}, {cell['p90']:.1f}, {cell['p99']:.1f}, {cell['longest']:.0f}"
+def _waits(cell: Stored) -> tuple[str, ...]:
+    waits = (f"{cell[name]:.1f}" for name in ("p50", "p90", "p99", "longest"))
+    cycle = f"{cell['cycle']:.1f}" if cell["limit"] else ""
+    return (_part(cell, "used"), cycle, *waits, f"{cell['drops']:.2f}")
 
 
-def _loops(cell: Stored) -> str:
-    return f"{_waits(cell)}; {cell['jain']:.3f}; {cell['drops']:.2f}"
+def _loops(cell: Stored) -> tuple[str, ...]:
+    return (*_waits(cell), f"{cell['jain']:.3f}")
 
 
-def _page(cell: Stored) -> str:
-    return f"{cell['took'] / cell['ideal']:.2f}" if cell["limit"] else f"{cell['took']:.0f} ms"
+def _page(cell: Stored) -> tuple[str, ...]:
+    part = f"{cell['took'] / cell['ideal']:.2f}" if cell["limit"] else ""
+    return (part, ", ".join(f"{taken:.0f}" for taken in cell["taken"]))
 
 
-def _nested(cell: Stored) -> str:
-    return f"{_part(cell, 'used')}; {_part(cell, 'bulk_rate')}"
+def _changes(cell: Stored) -> tuple[str, ...]:
+    steps = cell["steps"]
+    columns = [[f"{step['silence']:.0f}" for step in steps]]
+    columns += [[f"{100 * step[name] / step['rate']:.0f}" for step in steps] for name in ("first", "then", "rest")]
+    return tuple(", then ".join(column) for column in columns)
 
 
-def _datagrams(cell: Stored) -> str:
-    return f"{_part(cell, 'tcp')}; {_part(cell, 'used')}"
+def _database(cell: Stored) -> tuple[str, ...]:
+    little = [f"{cell['little'][name]:.1f}" if cell["little"] else "" for name in ("p50", "p99")]
+    return (_part(cell, "used"), *(f"{cell[name]:.1f}" for name in ("per_second", "p50", "p99")), *little)
 
 
-def _changes(cell: Stored) -> str:
-    return " / ".join(
-        f"{megabits(step['rate'])}: {step['silence']:.0f} ms, {step['first'] / step['rate']:.2f}, "
-        f"{step['then'] / step['rate']:.2f}, {step['rest'] / step['rate']:.3f}"
-        for step in cell["steps"]
-    )
+def _nested(cell: Stored) -> tuple[str, ...]:
+    return (_part(cell, "used"), _part(cell, "bulk_rate"), f"{cell['drops']:.2f}")
 
 
-def _database(cell: Stored) -> str:
-    little = f"; {cell['little']['p50']:.1f}, {cell['little']['p99']:.1f}" if cell["little"] else ""
-    return f"{_part(cell, 'used')}; {cell['per_second']:.0f}; {cell['p50']:.1f}, {cell['p99']:.1f}{little}"
+def _datagrams(cell: Stored) -> tuple[str, ...]:
+    return (_part(cell, "tcp"), _part(cell, "used"))
 
 
-def _attack(cell: Stored) -> str:
-    other = (cell["used"] - cell["honest"]) / cell["limit"]
-    return f"{_part(cell, 'honest')}; {other:.3f}"
+def _used(cell: Stored) -> tuple[str, ...]:
+    return (_part(cell, "used"), f"{cell['drops']:.2f}")
 
 
+def _attack(cell: Stored) -> tuple[str, ...]:
+    return (_part(cell, "honest"), f"{100 * (cell['used'] - cell['honest']) / cell['limit']:.1f}")
+
+
+_USED, _DROPS = "used, %", "drops in 1,000"
+_WAITS = (_USED, "cycle, ms", "P50", "P90", "P99", "longest, ms", _DROPS)
 _TABLES = (
     Table(
         "churn",
         "Bulk connections beside those that come and go",
-        "Used, of the limit; what bulk got, of what the others leave; drops of 1,000 packets. Of htb and tbf the queue is "
-        "so long that it drops nothing of this.",
+        "What all use of the limit, what bulk gets of it, and what the others leave; and how long one of these takes, "
+        "from its first packet to its answer (without one: until it is connected).",
+        (_USED, "bulk, %", "left for it, %", "the others' P99, ms", _DROPS),
         _churn,
     ),
     Table(
         "loops",
         "Requests and answers on kept connections",
-        "Each asks again as soon as it has its answer (IP bytes). Used; 50th, 90th, 99th percentile and longest, in "
-        "milliseconds; Jain's index; drops of 1,000 packets.",
+        "Each asks again as soon as it has its answer (IP bytes). A cycle: what one answer for each takes at the limit.",
+        (*_WAITS, "Jain's index"),
         _loops,
     ),
     Table(
         "requests_new",
         "A connection for each request",
-        "The same; the answer without headers.",
+        "The same, from the first packet of the connection on; bytes of the answer without headers.",
+        (*_WAITS, "Jain's index"),
         _loops,
     ),
     Table(
         "web",
         "A connection for each request: ab and nginx",
-        "Used; 50th, 90th, 99th percentile and longest, in milliseconds.",
+        "The same, with real programs.",
+        _WAITS,
         _waits,
     ),
     Table(
         "pages",
         "Pages",
-        "The time that a page takes from an idle limit, as a part of its bytes over the limit. htb and tbf with a burst of "
-        "the same size.",
+        "The time that a page takes from an idle limit, as a part of its bytes over the limit. htb and tbf have a burst "
+        "as large as the bucket.",
+        ("time over ideal", "ms, each time"),
         _page,
     ),
     Table(
         "databases",
         "Databases",
-        "Used; answers a second; their 50th and 99th percentile, and those of a small request that someone else makes every "
-        "5 ms in the same rule, in milliseconds.",
+        "Small: a request of someone else in the same rule, every 5 ms.",
+        (_USED, "answers a second", "P50, ms", "P99, ms", "small: P50, ms", "small: P99, ms"),
         _database,
     ),
-    Table("nested", "Limits above each other", "Used, of the smallest; what bulk got.", _nested),
-    Table("datagrams", "TCP beside datagrams", "What TCP got; all.", _datagrams),
+    Table("nested", "Limits above each other", "Of the smallest.", (_USED, "bulk, %", _DROPS), _nested),
+    Table("datagrams", "TCP beside datagrams", "Of the limit.", ("TCP, %", "in all, %"), _datagrams),
     Table(
         "changes",
         "Limits that change",
-        "For each new limit: the longest silence from half a second on; what arrived in the first 0.3 s, in the next 0.5 s, "
-        "and after the first second, as a part of the new limit.",
+        "After each change: the longest silence from half a second on; what arrives, in per cent of the new limit.",
+        ("silence, ms", "first 0.3 s, %", "next 0.5 s, %", "after 1 s, %"),
         _changes,
     ),
-    Table("userspace", "QUIC and uTP", "Used.", lambda cell: _part(cell, "used")),
-    Table("attacks", "Who wants more than others", "What the honest connection got; the other.", _attack),
+    Table("userspace", "QUIC and uTP", "Of the limit.", (_USED, _DROPS), _used),
+    Table("attacks", "Who wants more than others", "Of the limit.", ("honest, %", "the other, %"), _attack),
 )
 
 
@@ -130,17 +141,16 @@ def sections(results: Stored) -> Iterator[str]:
     for table in _TABLES:
         if cells := results.get(table.store):
             yield f"### {table.title}\n\n{table.note}\n"
-            yield from _rows(cells, table.figure)
+            yield from _rows(table, cells)
             yield ""
 
 
-def _place(cell: Stored) -> str:
-    return str(cell["what"]).removeprefix(f"{cell['shaper']}, ")
-
-
-def _rows(cells: Sequence[Stored], figure: Callable[[Stored], str]) -> Iterator[str]:
-    shapers = [shaper for shaper in _SHAPERS if any(cell["shaper"] == shaper for cell in cells)]
-    found = {(_place(cell), cell["shaper"]): figure(cell) for cell in cells}
-    yield "| | " + " | ".join(shapers) + " |\n| --- |" + " --- |" * len(shapers)
-    for where in dict.fromkeys(_place(cell) for cell in cells):
-        yield f"| {where} | " + " | ".join(found.get((where, shaper), "") for shaper in shapers) + " |"
+def _rows(table: Table, cells: Sequence[Stored]) -> Iterator[str]:
+    """What is compared below each other."""
+    yield "| | by | " + " | ".join(table.heads) + " |\n| --- |" + " --- |" * (1 + len(table.heads))
+    by_place: dict[str, list[Stored]] = {}
+    for cell in cells:
+        by_place.setdefault(str(cell["what"]).removeprefix(f"{cell['shaper']}, "), []).append(cell)
+    for where, group in by_place.items():
+        for number, cell in enumerate(sorted(group, key=lambda cell: _SHAPERS.index(cell["shaper"]))):
+            yield f"| {'' if number else where} | {cell['shaper']} | " + " | ".join(table.fields(cell)) + " |"
