@@ -90,7 +90,7 @@ def visits(program: traffic.Program, wait: bool = False) -> list[Visit]:
 class Latencies(NamedTuple):
     """Milliseconds."""
 
-    count: int
+    answers: int
     failed: int
     p50: float
     p90: float

@@ -39,8 +39,8 @@ def measured(quick: bool) -> Iterator[Measured]:
     time = (2.0, 1.0) if quick else (10.0, 2.0)
     for cell in _churn_quick(time) if quick else _churn(time):
         yield _timed("churn", churn, cell)
-    for cell in _loops_quick(time) if quick else _loops(time):
-        yield _timed("loops" if cell.kept else "requests_new", loops, cell)
+    for loop in _loops_quick(time) if quick else _loops(time):
+        yield _timed("loops" if loop.kept else "requests_new", loops, loop)
     yield from _pages(quick)
     yield from _nested(quick, time)
     yield from _datagrams(quick, time)
@@ -164,7 +164,7 @@ def _nested(quick: bool, time: tuple[float, float]) -> Iterator[Measured]:
 
 
 def _datagrams(quick: bool, time: tuple[float, float]) -> Iterator[Measured]:
-    full = [(100, size, 10) for size in (100, 1400, 20_000, 65_000, datagrams.GSO)]
+    full: list[tuple[int, int, float]] = [(100, size, 10) for size in (100, 1400, 20_000, 65_000, datagrams.GSO)]
     full += [(rate, size, 10) for rate in (1, 10, 500) for size in (1400, 65_000, datagrams.GSO)]
     full += [(10, size, factor) for size in (100, 65_000) for factor in (0.5, 2)]
     compared = ((100, 1400, 10), (10, 65_000, 10))

@@ -87,7 +87,7 @@ _TABLES = (
     Table(
         "loops",
         "Requests and answers on kept connections",
-        "Each asks again as soon as it has its answer (IP bytes). A cycle: what one answer for each takes at the limit.",
+        "Each asks again as soon as it has its answer (IP bytes). A cycle: what an answer for each takes at the limit.",
         (*_WAITS, "Jain's index"),
         _loops,
     ),
@@ -108,8 +108,8 @@ _TABLES = (
     Table(
         "pages",
         "Pages",
-        "The time that a page takes from an idle limit, as a part of its bytes over the limit. htb and tbf have a burst "
-        "as large as the bucket.",
+        "The time that a page takes from an idle limit, as a part of its bytes over the limit. htb and tbf have a "
+        "burst as large as the bucket.",
         ("time over ideal", "ms, each time"),
         _page,
     ),

@@ -64,7 +64,7 @@ def measure(link: traffic.Link, cell: Churn) -> Stored:
         "used": window.rate,
         "bulk_rate": of_bulk,
         "wanted": cell.wanted,
-        "made": found.count / cell.seconds,
+        "made": found.answers / cell.seconds,
         "failed": found.failed,
         "p50": found.p50,
         "p99": found.p99,

@@ -63,8 +63,8 @@ def _postgres(namespace: str, address: str, cgroup: Path) -> Iterator[None]:
         log.touch()
         words = ["-D", f"{home}/data", "-c", f"listen_addresses={address}", "-c", "unix_socket_directories="]
         words += ["-c", "fsync=off", "-c", "shared_buffers=64MB", "-c", "autovacuum=off"]
-        kindly = {"user": "postgres", "log": log, "kindly": signal.SIGINT}
-        with daemons.server(namespace, _POSTGRES, binaries["postgres"], *words, cgroup=cgroup, **kindly):
+        command, kindly = (binaries["postgres"], *words), signal.SIGINT
+        with daemons.server(namespace, _POSTGRES, *command, cgroup=cgroup, user="postgres", log=log, kindly=kindly):
             asks = [daemons.find("pg_isready", f"{_PLACES}/pg_isready"), "-q", "-h", address]
             until(lambda: not subprocess.run(["nsenter", f"--net=/run/netns/{namespace}", *asks]).returncode)
             yield
@@ -89,8 +89,8 @@ def _pgbench(link: traffic.Link, cell: Database) -> Stored:
             if cell.kind == COPY:
                 copy = (psql, *where, "-X", "-o", "/dev/null", "-c", _ROWS, "postgres")
                 running.append(daemons.start(ends.receiver, *copy))
-            asks = (pgbench, *where, "-n", "-S", "-c", str(cell.clients), "-T", "60", "--log", "postgres")
-            asks += (f"--log-prefix={latencies}/log",)
+            logged = ("--log", f"--log-prefix={latencies}/log")
+            asks = (pgbench, *where, "-n", "-S", "-c", str(cell.clients), "-T", "60", *logged, "postgres")
             running.append(daemons.start(ends.receiver, *asks))
             calm = beside.calm(_PAUSE, _LITTLE)
             window = meter.window(cell.warm_up, cell.seconds)

@@ -62,9 +62,9 @@ def measure(link: traffic.Link, cell: Loop) -> Stored:
 
 def line(stored: Stored) -> str:
     used = f"used {stored['used'] / stored['limit']:.3f}" if stored["limit"] else f"{stored['used'] / 1e6:.1f} Mbit/s"
-    each = stored["used"] * stored["seconds"] / 8 / stored["count"] if stored["count"] else 0
+    each = stored["used"] * stored["seconds"] / 8 / stored["answers"] if stored["answers"] else 0
     return (
         f"{used}, cycle {stored['cycle']:.1f} ms, p50 {stored['p50']:.1f}, p90 {stored['p90']:.1f}, "
-        f"p99 {stored['p99']:.1f}, max {stored['longest']:.1f} ms of {stored['count']} ({each:.0f} B each, "
+        f"p99 {stored['p99']:.1f}, max {stored['longest']:.1f} ms of {stored['answers']} ({each:.0f} B each, "
         f"{stored['failed']} failed), Jain {stored['jain']:.3f}, {stored['drops']:.2f} drops in 1,000"
     )

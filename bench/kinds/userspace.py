@@ -72,8 +72,8 @@ def _utp(stack: ExitStack, link: traffic.Link, cell: UserSpace, meter: Meter, ho
     for number in range(cell.connections):
         place = home / f"leech{number}"
         place.mkdir()
-        asks = ("leech", ends.address, str(_LEECHERS + number), str(place))
-        asks += (ends.sender_address, str(_PORT), str(home / "seed/torrent"))
+        seeder = (ends.sender_address, str(_PORT), str(home / "seed/torrent"))
+        asks = ("leech", ends.address, str(_LEECHERS + number), str(place), *seeder)
         _begin(stack, daemons.start(ends.receiver, *program, *asks, log=log))
 
 

@@ -127,7 +127,7 @@ def requests(link: traffic.Link, cell: Requests) -> Stored:
         "limit": cell.rate,
         "cycle": cell.cycle,
         "used": window.rate,
-        "count": len(took),
+        "answers": len(took),
         "failed": int(_figure(r"Failed requests:\s+(\d+)", said)),
         **{f"p{percent}": percentile(took, percent) for percent in (50, 90, 99)},
         "longest": max(took),
@@ -139,7 +139,7 @@ def line(stored: Stored) -> str:
     used = f"used {stored['used'] / stored['limit']:.3f}" if stored["limit"] else f"{stored['used'] / 1e6:.1f} Mbit/s"
     return (
         f"{used}, cycle {stored['cycle']:.1f} ms, p50 {stored['p50']:.0f}, p90 {stored['p90']:.0f}, "
-        f"p99 {stored['p99']:.0f}, max {stored['longest']:.0f} ms of {stored['count']}, {stored['failed']} failed, "
+        f"p99 {stored['p99']:.0f}, max {stored['longest']:.0f} ms of {stored['answers']}, {stored['failed']} failed, "
         f"{stored['drops']:.2f} drops in 1,000"
     )
 
