@@ -87,7 +87,7 @@ static void answer(char **arguments)
 			if (descriptor == listener)
 				accept_all(poll, listener);
 			else if (!answer_one(poll, descriptor))
-				close(descriptor);
+				end_connection(poll, descriptor);
 		}
 	}
 }

@@ -117,7 +117,7 @@ static bool ended(const struct epoll_event *event)
 	if (visits[connection].connected ? take(connection) : connected(connection))
 		return false;
 	visits[connection].waits = false;
-	close(connection);
+	end_connection(poll_descriptor, connection);
 	return true;
 }
 
