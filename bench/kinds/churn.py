@@ -73,12 +73,10 @@ def measure(link: traffic.Link, cell: Churn) -> Stored:
 
 
 def line(stored: Stored) -> str:
-    # Without a limit: of the short ones' own.
+    # Without a limit: of all.
     limit = stored["limit"] or stored["used"]
-    others = stored["used"] - stored["bulk_rate"]
-    each = f", {others / 8 / stored['made']:.0f} B each" if stored["made"] else ""
     return (
         f"used {stored['used'] / limit:.3f}, bulk {stored['bulk_rate'] / limit:.3f}, the others leave "
-        f"{1 - stored['wanted'] / limit:.3f}; {stored['made']:.0f} a second{each}, {stored['failed']} failed, "
+        f"{1 - stored['wanted'] / limit:.3f}; {stored['made']:.0f} a second, {stored['failed']} failed, "
         f"p50 {stored['p50']:.1f} p99 {stored['p99']:.1f} ms; {stored['drops']:.2f} drops in 1,000"
     )

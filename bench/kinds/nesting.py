@@ -14,7 +14,7 @@ import net
 import traffic
 from measure import megabits
 from meter import Meter, shares
-from shapers import HTB, OURS, home
+from shapers import HTB, OURS, has_fq_codel, home
 
 Stored = dict[str, Any]
 TRICKLING = 9
@@ -64,6 +64,8 @@ def _classes(pair: traffic.Ends, rates: tuple[int, ...]) -> Iterator[None]:
             words = ("htb", "rate", f"{sure}bit", "ceil", f"{rate}bit", "burst", burst, "cburst", burst)
             net.run(*tc, "class", "add", *device, "parent", parent, "classid", f"1:{number}", *words)
             parent = f"1:{number}"
+        if has_fq_codel(pair):
+            net.run(*tc, "qdisc", "add", *device, "parent", parent, "fq_codel")
         yield
     finally:
         net.run(*tc, "qdisc", "delete", *device, "root")
