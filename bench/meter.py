@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,9 @@ class Meter:
 @contextmanager
 def metered(link: traffic.Link, shaper: str, rate: int, bucket: int | None = None) -> Iterator[Meter]:
     """While a shaper limits a cgroup, and there is a receiver."""
-    with shaped(shaper, link.pair, rate, bucket) as cgroup, link.receiver(echo=False):
+    with ExitStack() as stack:
+        cgroup = stack.enter_context(shaped(shaper, link.pair, rate, bucket))
+        stack.enter_context(link.receiver(echo=False))
         yield Meter(link, shaper, cgroup)
 
 

@@ -66,7 +66,9 @@ def _postgres(namespace: str, address: str, cgroup: Path) -> Iterator[None]:
         command, kindly = (binaries["postgres"], *words), signal.SIGINT
         with daemons.server(namespace, _POSTGRES, *command, cgroup=cgroup, user="postgres", log=log, kindly=kindly):
             asks = [daemons.find("pg_isready", f"{_PLACES}/pg_isready"), "-q", "-h", address]
-            until(lambda: not subprocess.run(["nsenter", f"--net=/run/netns/{namespace}", *asks]).returncode)
+            until(
+                lambda: not subprocess.run(["nsenter", f"--net=/run/netns/{namespace}", *asks], check=False).returncode
+            )
             yield
     finally:
         shutil.rmtree(home)
@@ -141,7 +143,7 @@ def _redis(link: traffic.Link, cell: Database) -> Stored:
                 daemons.result(asking, 60)
         window = meter.window(0.5, cell.seconds)
         output = daemons.result(asking, 60)
-    *_, heads, values = [row for row in csv.reader(output.splitlines()) if len(row) > 1]
+    heads, values = [row for row in csv.reader(output.splitlines()) if len(row) > 1][-2:]
     found = dict(zip(heads, values))
     return {
         **cell._asdict(),
