@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property simulation kernel integration
 
-.PHONY: setup setup-test setup-kernels demo test kernels test-kernels test-userlands bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-kernels setup-bench demo test kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -13,6 +13,10 @@ setup-test:
 # And QEMU.
 setup-kernels:
 	@tools/setup --kernels
+
+# And servers and clients whose traffic is measured.
+setup-bench:
+	@tools/setup --bench
 
 demo: setup
 	@tests/demo/run
@@ -38,10 +42,10 @@ test-kernels: setup-kernels
 test-userlands: setup-test
 	@tools/test userlands
 
-# Measures beside htb, tbf and others, and writes docs/benchmarks.md: under 40 minutes, on a machine that does nothing else.
-bench: setup-test
+# Measures beside htb, tbf and others, and writes docs/benchmarks.md: about 75 minutes, on a machine that does nothing else.
+bench: setup-bench
 	@tests/sandbox .venv/bin/python bench/run docs
 
-# The same with fewer and shorter measurements, under 3 minutes; writes .bench/benchmarks.md.
-bench-quick: setup-test
+# The same with fewer and shorter measurements, about 6 minutes; writes .bench/benchmarks.md.
+bench-quick: setup-bench
 	@tests/sandbox .venv/bin/python bench/run --quick .bench

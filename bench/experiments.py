@@ -17,7 +17,7 @@ import dataplane
 import net
 import traffic
 from measure import SECOND, Cell, Curve, acknowledged, per_connection, percentile
-from shapers import NONE, OURS, home, limited, shaped
+from shapers import HERE, NONE, OURS, home, limited, shaped
 
 import bpf
 
@@ -192,7 +192,7 @@ def programs_in_flow(link: traffic.Link, cell: Cell) -> Stored:
 
 def _pass_program() -> int:
     target = Path("/run/sandbox/pass.bpf.o")
-    return dataplane.load_program(dataplane.compile_object(traffic.HERE / "pass.bpf.c", target), "pass")
+    return dataplane.load_program(dataplane.compile_object(HERE / "pass.bpf.c", target), "pass")
 
 
 def requests(link: traffic.Link, pairs: int, seconds: float) -> Stored:

@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 import cost
 import experiments
 import measure
+import plan_world
 import traffic
 from measure import Cell, megabits
 from shapers import DROP, HTB, NONE, OURS, PEERS, TBF
@@ -74,6 +75,7 @@ def steps(extent: Extent) -> list[Step]:
         *(_cell_step(cell, "paths") for cell in _paths(extent)),
         *_cpu(extent),
         *_costs(extent),
+        *_world(extent),
     ]
 
 
@@ -252,3 +254,16 @@ def _costs(extent: Extent) -> Iterator[Step]:
             f"{row['what']} {100 * (row['made'][2] / row['made'][0] - 1):+.1f} %" for row in stored["rows"]
         ),
     )
+
+
+def _world(extent: Extent) -> Iterator[Step]:
+    for measured in plan_world.measured(extent.quick):
+        if getattr(measured.cell, "congestion", "cubic") in extent.congestion:
+            yield _world_step(measured)
+
+
+def _world_step(measured: plan_world.Measured) -> Step:
+    def run(links: Links) -> Stored:
+        return {**measured.run(links["1500"], measured.cell), "what": measured.cell.what}
+
+    return Step(f"{measured.store}: {measured.cell.what}", measured.seconds, measured.store, run, measured.line)

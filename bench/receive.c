@@ -36,7 +36,7 @@ static void serve(int listener, bool (*take)(int connection))
 				setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 				watch(poll, descriptor, EPOLLIN);
 			} else if (!take(descriptor)) {
-				close(descriptor);
+				end_connection(poll, descriptor);
 			}
 		}
 	}

@@ -9,10 +9,13 @@ from typing import Any
 
 import goals
 import plots
+import plots_world
 import tables
+import tables_world
 
 Stored = dict[str, Any]
 _PICTURES = {
+    **plots_world.WORDS,
     "rate.svg": "What arrived in each 100 ms, for every shaper",
     "ratio.svg": "Rate of each cell in per cent of its limit, for every shaper",
     "rtt.svg": "Round trip of each cell, for every shaper, on a logarithmic scale",
@@ -24,7 +27,7 @@ def write(results: Stored, directory: Path) -> str:
     """Writes all of the report into a directory; what is worth printing."""
     place = directory / "benchmarks"
     place.mkdir(parents=True, exist_ok=True)
-    drawn = plots.all_plots(results)
+    drawn = {**plots.all_plots(results), **plots_world.all_plots(results)}
     for name, svg in drawn.items():
         (place / name).write_text(svg, encoding="utf-8")
     found = goals.evaluate(results)
@@ -57,6 +60,7 @@ def _document(results: Stored, found: list[goals.Goal], pictures: list[str]) -> 
         yield f"![{_PICTURES[name]}](benchmarks/{name})\n"
     yield from tables.grid(results)
     yield from tables.extras(results)
+    yield from tables_world.sections(results)
     yield from tables.method(results)
 
 

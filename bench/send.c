@@ -6,9 +6,13 @@
  *                           many connections the kernel has given up
  *   ping ADDRESS PORT PAUSE one byte to and fro, PAUSE microseconds between an answer and the next (0: as a program like
  *                           any other, else before all others); lines: time nanoseconds
- *   udp ADDRESS PORT RATE   datagrams of 1400 bytes, RATE counted in IP bytes per second; no lines
+ *   udp ADDRESS PORT RATE [SIZE [SEGMENT]]
+ *                           datagrams of SIZE bytes (1400), RATE counted in IP bytes per second, fragments as one; or,
+ *                           SIZE bytes at once, to be cut into datagrams of SEGMENT bytes by the kernel (UDP_SEGMENT); no lines
  */
 #include "traffic.h"
+
+#include <netinet/udp.h>
 
 #define UDP_PAYLOAD 1400
 #define UDP_HEADERS 28
@@ -130,7 +134,10 @@ static void ping(char **arguments)
 static void send_udp(char **arguments)
 {
 	struct sockaddr_in where = place(arguments[0], atoi(arguments[1]));
-	struct iovec payload = { block, UDP_PAYLOAD };
+	size_t size = arguments[3] ? atoi(arguments[3]) : UDP_PAYLOAD;
+	int segment = arguments[3] && arguments[4] ? atoi(arguments[4]) : 0;
+	uint64_t wire = size + UDP_HEADERS * (segment ? (size + segment - 1) / segment : 1);
+	struct iovec payload = { block, size };
 	struct mmsghdr messages[UDP_BATCH] = {};
 	uint64_t rate = strtoull(arguments[2], NULL, 10), begin = now(), sent = 0;
 	int sender = check(socket(AF_INET, SOCK_DGRAM, 0), "socket");
@@ -139,10 +146,12 @@ static void send_udp(char **arguments)
 		messages[index].msg_hdr.msg_iov = &payload;
 		messages[index].msg_hdr.msg_iovlen = 1;
 	}
+	if (segment)
+		check(setsockopt(sender, SOL_UDP, UDP_SEGMENT, &segment, sizeof(segment)), "UDP_SEGMENT");
 	check(connect(sender, (struct sockaddr *)&where, sizeof(where)), "connect");
 	ready(begin);
 	while (!stopped) {
-		uint64_t due = (now() - begin) / 1000 * rate / 1000000 / (UDP_PAYLOAD + UDP_HEADERS);
+		uint64_t due = (now() - begin) / 1000 * rate / 1000000 / wire;
 
 		/* A failed call sends nothing; it counts as sent, or a full queue would be asked without pause. */
 		while (sent < due && !stopped) {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
@@ -23,7 +24,7 @@ import bpf
 HERE = Path(__file__).resolve().parent
 NONE, HTB, TBF, DROP, OURS = "no limit", "htb", "tbf", "drop bucket", "speed_limiter"
 PEERS = (HTB, TBF, DROP)
-_RULE = "bench"
+RULE = "bench"
 
 
 class Missing(Exception):
@@ -48,13 +49,13 @@ def _removed(cgroup: Path) -> bool:
 
 
 @contextmanager
-def shaped(kind: str, pair: traffic.Ends, rate: int) -> Iterator[Path]:
-    """While `kind` limits what leaves a cgroup to `rate` bits per second: that cgroup.
+def shaped(kind: str, pair: traffic.Ends, rate: int, bucket: int | None = None) -> Iterator[Path]:
+    """While `kind` limits what leaves a cgroup to `rate` bits per second: that cgroup. `bucket`: bytes; None: as usual.
 
     htb and tbf limit the sender's interface, as they always do. Senders must have ended before this is left.
     """
     if kind == OURS:
-        with limited(rate) as cgroup:
+        with limited(rate, bucket) as cgroup:
             yield cgroup
         return
     with home("sender") as cgroup:
@@ -64,18 +65,18 @@ def shaped(kind: str, pair: traffic.Ends, rate: int) -> Iterator[Path]:
             with _drop_bucket(cgroup, rate // 8):
                 yield cgroup
         else:
-            with qdisc(kind, pair, rate):
+            with qdisc(kind, pair, rate, bucket):
                 yield cgroup
 
 
 @contextmanager
-def limited(rate: int) -> Iterator[Path]:
-    """A rule with the default bucket, on a host that has nothing else of ours; its own cgroup."""
+def limited(rate: int, bucket: int | None = None) -> Iterator[Path]:
+    """A rule, by default with the default bucket, on a host that has nothing else of ours; its own cgroup."""
     try:
-        limiter.rule(name=_RULE, rate=str(rate // 8))
-        yield dataplane.cgroup2() / "speed_limiter" / _RULE
+        limiter.rule(name=RULE, rate=str(rate // 8), **({} if bucket is None else {"bucket": str(bucket)}))
+        yield dataplane.cgroup2() / "speed_limiter" / RULE
     finally:
-        until(lambda: not _occupied(dataplane.cgroup2() / "speed_limiter" / _RULE))
+        until(lambda: not _occupied(dataplane.cgroup2() / "speed_limiter" / RULE))
         limiter.purge("all")
 
 
@@ -91,25 +92,26 @@ def describe(kind: str, rate: int) -> str:
     return " ".join(_words(kind, rate))
 
 
-def _words(kind: str, rate: int) -> tuple[str, ...]:
+def _words(kind: str, rate: int, bucket: int | None = None) -> tuple[str, ...]:
     # Two milliseconds of the rate, which even a coarse timer keeps up with, and a few packets at least.
-    burst = str(max(6000, rate // 8 // 500))
+    burst = str(max(6000, rate // 8 // 500) if bucket is None else bucket)
     if kind == TBF:
         return ("tbf", "rate", f"{rate}bit", "burst", burst, "latency", "50ms")
     return ("htb", "rate", f"{rate}bit", "burst", burst, "cburst", burst, "quantum", "15140")
 
 
 @contextmanager
-def qdisc(kind: str, pair: traffic.Ends, rate: int) -> Iterator[None]:
+def qdisc(kind: str, pair: traffic.Ends, rate: int, bucket: int | None = None) -> Iterator[None]:
     """While htb or tbf limits the sender's interface to `rate` bits per second."""
     tc = ("tc", "-n", pair.sender)
     at_root = ("dev", "veth0", "root", "handle", "1:")
     try:
         if kind == TBF:
-            net.run(*tc, "qdisc", "add", *at_root, *_words(kind, rate))
+            net.run(*tc, "qdisc", "add", *at_root, *_words(kind, rate, bucket))
         else:
             net.run(*tc, "qdisc", "add", *at_root, "htb", "default", "1")
-            net.run(*tc, "class", "add", "dev", "veth0", "parent", "1:", "classid", "1:1", *_words(kind, rate))
+            words = _words(kind, rate, bucket)
+            net.run(*tc, "class", "add", "dev", "veth0", "parent", "1:", "classid", "1:1", *words)
             if has_fq_codel(pair):
                 net.run(*tc, "qdisc", "add", "dev", "veth0", "parent", "1:1", "fq_codel")
     except RuntimeError as error:
@@ -141,6 +143,17 @@ def has_fq_codel(pair: traffic.Ends) -> bool:
         return False
     net.run("tc", "-n", pair.sender, "qdisc", "delete", *on_loopback)
     return True
+
+
+def passed_and_dropped(kind: str, pair: traffic.Ends) -> tuple[int, int]:
+    """Packets that passed, and that were dropped, so far; of no limit and of the drop bucket nothing is known."""
+    if kind == OURS:
+        found = limiter.counters().values()
+        return max(seen.packets for seen in found), sum(seen.dropped_packets for seen in found)
+    if kind not in (HTB, TBF):
+        return 0, 0
+    shown = json.loads(net.run("tc", "-n", pair.sender, "-s", "-j", "qdisc", "show", "dev", "veth0"))
+    return next((queue["packets"], queue["drops"]) for queue in shown if queue.get("root"))
 
 
 # ---- a token bucket that drops

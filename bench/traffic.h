@@ -126,6 +126,13 @@ static void watch(int poll, int descriptor, uint32_t events)
 	check(epoll_ctl(poll, EPOLL_CTL_ADD, descriptor, &event), "epoll_ctl");
 }
 
+/* Where another process has borrowed the socket (pidfd_getfd), closing it alone would not end its events. */
+static inline void end_connection(int poll, int connection)
+{
+	epoll_ctl(poll, EPOLL_CTL_DEL, connection, NULL);
+	close(connection);
+}
+
 struct program {
 	const char *name;
 	int arguments; /* that it needs */

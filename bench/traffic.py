@@ -48,7 +48,7 @@ class Program:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         assert process.stdout is not None
-        words = process.stdout.readline().split() if select.select([process.stdout], [], [], DEADLINE)[0] else []
+        words = _first_line(process.stdout.fileno()).split()
         if not words or words[0] != "ready":
             self.kill()
             raise RuntimeError(f"not ready: {process.args!r}")
@@ -69,12 +69,24 @@ class Program:
             self.process.stdout.close()
 
 
+def _first_line(descriptor: int) -> str:
+    """No more than that: of what a program says soon after, nothing must stay in a buffer."""
+    line = b""
+    while not line.endswith(b"\n") and select.select([descriptor], [], [], DEADLINE)[0]:
+        byte = os.read(descriptor, 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
+
+
 class Ends(Protocol):
-    """Two namespaces, whose devices towards each other are veth0, and the receiver's address."""
+    """Two namespaces, whose devices towards each other are veth0, and their addresses."""
 
     sender: str
     receiver: str
     address: str
+    sender_address: str
 
 
 class Link:
@@ -134,9 +146,12 @@ class Link:
         where = (self.address, str(ECHO_PORT), str(pause_us))
         return self.start(self.pair.sender, "send", "ping", *where, cgroup=cgroup, cpu=cpu)
 
-    def udp(self, rate: int, cgroup: Path | None = None, cpu: int | None = None) -> Program:
-        """`rate`: bytes per second of IP."""
-        return self.start(self.pair.sender, "send", "udp", self.address, str(PORT), str(rate), cgroup=cgroup, cpu=cpu)
+    def udp(
+        self, rate: int, cgroup: Path | None = None, cpu: int | None = None, sizes: tuple[int, ...] = ()
+    ) -> Program:
+        """`rate`: bytes per second of IP; `sizes`: of the payload, and of what the kernel cuts it into."""
+        where = (self.address, str(PORT), str(rate), *map(str, sizes))
+        return self.start(self.pair.sender, "send", "udp", *where, cgroup=cgroup, cpu=cpu)
 
 
 def timeouts(program: Program) -> int:

@@ -25,7 +25,7 @@ from unittest import mock
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
@@ -191,20 +191,21 @@ def _listed(directory: str) -> list[str]:
     return os.listdir(directory) if os.path.isdir(directory) else []
 
 
-def packets() -> dict[str, int]:
-    """How many packets each rule has seen."""
+def counters() -> dict[str, Counters]:
+    """Of each rule."""
     cgroups, libbpf = Cgroups.find(), load()
     maps = Maps.open(libbpf)
     if maps is None:
         return {}
     with maps:
-        found = {key: maps.counters(key) for key in maps.state_rules()}
+        found = {key: seen for key in maps.state_rules() if (seen := maps.counters(key))}
     paths = {key: libbpf.cgroup_path_of(cgroups.mount, key) or "" for key in found}
-    return {
-        rule_of(paths[key]) or f"gone: {key}": seen.packets + seen.dropped_packets
-        for key, seen in found.items()
-        if seen
-    }
+    return {rule_of(paths[key]) or f"gone: {key}": seen for key, seen in found.items()}
+
+
+def packets() -> dict[str, int]:
+    """How many packets each rule has seen."""
+    return {name: seen.packets + seen.dropped_packets for name, seen in counters().items()}
 
 
 @contextlib.contextmanager

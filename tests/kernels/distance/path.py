@@ -31,7 +31,7 @@ class Path:
     learned of a way (the metrics of its destinations) is not kept for the next measurement.
     """
 
-    address = "10.255.2.2"
+    address, sender_address = "10.255.2.2", "10.255.1.2"
 
     def __init__(self) -> None:
         number = next(_numbers)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Closed loops: workers that ask a limited server again as soon as they have their answer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import asking
+import traffic
+from measure import jain, megabits
+from meter import metered
+from shapers import NONE
+
+Stored = dict[str, Any]
+# IP bytes that a server sends for a connection beside its answer: SYN-ACK, ACK of the request, FIN, ACK of the other's.
+AROUND = 60 + 3 * 52
+
+
+class Loop(NamedTuple):
+    """`size`: of an answer; on kept connections in IP bytes, else what the program sends."""
+
+    shaper: str
+    rate: int
+    workers: int
+    size: int
+    kept: bool
+    seconds: float = 10.0
+    warm_up: float = 2.0
+    bucket: int | None = None
+
+    @property
+    def cycle(self) -> float:
+        """Milliseconds in which each worker can have one answer at the limit."""
+        each = self.size if self.kept else asking.wire(self.size) + AROUND
+        return 8000 * self.workers * each / self.rate if self.rate else float("nan")
+
+    @property
+    def what(self) -> str:
+        limit = f"{megabits(self.rate)} Mbit/s, " if self.shaper != NONE else ""
+        kind = "kept connections" if self.kept else "workers, a connection for each request,"
+        return f"{self.shaper}, {limit}{self.workers} {kind} of {self.size} B"
+
+
+def measure(link: traffic.Link, cell: Loop) -> Stored:
+    with metered(link, cell.shaper, cell.rate, cell.bucket) as meter:
+        server = asking.Limited(link, meter.cgroup, cell.shaper != NONE)
+        size = asking.payload(cell.size) if cell.kept else cell.size
+        asked = server.closed(cell.workers, size, cell.kept)
+        window = meter.window(cell.warm_up, cell.seconds)
+        visits = asking.visits(asked)
+    found = asking.latencies(visits, window.begin, window.end)
+    return {
+        **cell._asdict(),
+        "limit": cell.rate,
+        "cycle": cell.cycle,
+        "used": window.rate,
+        **found._asdict(),
+        "jain": jain(asking.answers_by_worker(visits, window.begin, window.end, cell.workers)),
+        "drops": window.drops,
+    }
+
+
+def line(stored: Stored) -> str:
+    used = f"used {stored['used'] / stored['limit']:.3f}" if stored["limit"] else f"{stored['used'] / 1e6:.1f} Mbit/s"
+    each = stored["used"] * stored["seconds"] / 8 / stored["answers"] if stored["answers"] else 0
+    return (
+        f"{used}, cycle {stored['cycle']:.1f} ms, p50 {stored['p50']:.1f}, p90 {stored['p90']:.1f}, "
+        f"p99 {stored['p99']:.1f}, max {stored['longest']:.1f} ms of {stored['answers']} ({each:.0f} B each, "
+        f"{stored['failed']} failed), Jain {stored['jain']:.3f}, {stored['drops']:.2f} drops in 1,000"
+    )
