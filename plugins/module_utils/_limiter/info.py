@@ -12,10 +12,15 @@ import sys
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association, pacing, shortcomings
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import (
+    association,
+    pacing,
+    shortcomings,
+    use,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import State
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import (
@@ -147,15 +152,17 @@ class Info:
                 if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))
             ]
         can = ability(self.host, state.program)
-        return [{**facts(self.host, rule), "pacing": self._pacing(can, rule)} for rule in found]
+        return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
 
-    def _pacing(self, can: pacing.Ability, rule: Rule) -> Facts:
+    def _state(self, can: pacing.Ability, rule: Rule) -> Facts:
+        """How the rule limits, and how much of its limit is used."""
         maps = self.host.maps if self.host else None
-        seen = maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None
-        found = pacing.of_rule(can, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
+        seen = (maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None) or State()
+        now = time.monotonic_ns()
+        found = pacing.of_rule(can, rule.limit, seen.fair, now)
         if self.sockets.state == association.LOST:
-            return {**found, "mode": "none", "reason": association.NOT_LIMITED}
-        return found
+            found.update(mode="none", reason=association.NOT_LIMITED)
+        return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now)}
 
     def processes(self) -> list[Facts]:
         """The processes that are in rules' own cgroups, or the one that was asked for."""

@@ -191,14 +191,14 @@ class Maps:
         state = layout.pack_full_state(bucket, 0)  # 0: another time namespace's clock would not do
         self._state.update(layout.ID.pack(rule), state, _NOEXIST)
 
-    def state(self, rule: int) -> tuple[Counters, layout.FairShare] | None:
-        """What a rule has counted, and what its controller knows; read under the state's lock."""
+    def state(self, rule: int) -> layout.State | None:
+        """What a rule has and has counted, and what its controller knows; read under the state's lock."""
         data = self._state.lookup(layout.ID.pack(rule), _LOCK)
         return None if data is None else layout.unpack_state(data)
 
     def counters(self, rule: int) -> Counters | None:
         found = self.state(rule)
-        return None if found is None else found[0]
+        return None if found is None else found.counters
 
     def state_rules(self) -> set[int]:
         return set(_ids(self._state.items()[0]))
