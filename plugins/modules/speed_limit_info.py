@@ -232,8 +232,8 @@ rules:
           sample: 0
         waiting_connections:
           description:
-            - Of the active ones, those that nothing but this rule's limit holds back. Those that another rule holds back
-              are RV(rules[].use.waiting_elsewhere).
+            - Of the active ones, those that nothing but this rule's limit holds back. RV(rules[].use.waiting_elsewhere)
+              are those that another rule holds back.
           type: int
           returned: success
           sample: 4
@@ -270,9 +270,10 @@ rules:
           sample: 0.997
         binds:
           description:
-            - Whether this rule holds back what is sent. TCP connections wait for it (RV(rules[].pacing.waiting_connections)),
-              or its bucket is next to empty. Of several rules that hold for one connection, the one that has it true is
-              the one that it waits for.
+            - Whether this rule holds back what is sent. TCP connections wait for it, the
+              RV(rules[].pacing.waiting_connections), or what does not wait (UDP, TCP that is not paced) keeps its bucket
+              low. Of several rules that hold for a connection that sends all it can, it is true for the one that limits
+              the connection.
           type: bool
           returned: success
           sample: true

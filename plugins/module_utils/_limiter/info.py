@@ -41,6 +41,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.c
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import other_schema
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import ability
 
@@ -57,7 +58,9 @@ class Info:
         self.warnings: list[str] = []
         self.cgroups = self._try(Cgroups.find)
         self.library = self._try(load)
-        self.host = self._try(lambda: Host.open(run_command)) if self.cgroups and self.library else None
+        self.host = self._try(lambda: Host.open(run_command, True)) if self.cgroups and self.library else None
+        if self.host and self.host.other_maps:
+            self.missing.append(str(other_schema(self.host.other_maps.schema)))
         self.sockets = self._sockets()
 
     def _sockets(self) -> Association:
@@ -135,7 +138,7 @@ class Info:
 
     def rules(self) -> list[Facts]:
         """The rules, or those that limit the process or the cgroup that was asked for."""
-        if self.host is None:
+        if self.host is None or self.host.other_maps:
             return [
                 {"name": name}
                 for name in (self.cgroups.rule_names() if self.cgroups else [])
@@ -208,7 +211,7 @@ class Info:
 
     def reasons(self) -> list[str]:
         """Why parts may be empty that are not; for a result in which the host does not tell it."""
-        return self.missing if self.host is None else []
+        return self.missing if self.host is None or self.host.other_maps else []
 
     def _cgroup(self) -> str | None:
         """The cgroup that was asked for: by its path, or as the one of a process."""

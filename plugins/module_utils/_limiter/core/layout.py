@@ -138,7 +138,9 @@ CONTROL_FIELDS = Control._fields
 _COUNTERS = STATE_FIELDS.index("packets")
 _USE = STATE_FIELDS.index("use_start_ns")
 _FAIR = STATE_FIELDS.index("fair.share")
-_SET = PACING_FIELDS.index("set")
+# Of what sockets were told, where it is in the layouts of all versions.
+_TOLD = struct.Struct("=QQ")
+_TOLD_AT = struct.calcsize("=5Q")
 
 
 def pack_limit(limit: Limit) -> bytes:
@@ -165,7 +167,7 @@ def unpack_state(data: bytes) -> State:
 
 
 def unpack_pacing(data: bytes) -> Pacing:
-    return Pacing._make(PACING.unpack(data)[_SET : _SET + 2])
+    return Pacing._make(_TOLD.unpack_from(data, _TOLD_AT))
 
 
 def pack_control(control: Control) -> bytes:

@@ -20,14 +20,18 @@ _SECOND_NS = 1_000_000_000
 # two segments at least.
 _USED_PERCENT = 95
 _PACKET = 3000
-# As in bpf/verdict.h: a bucket that holds less than a part of a second, or of itself, slows unpaced TCP down.
+# As in bpf/verdict.h: a bucket that holds less than this part of a second, or half of itself, slows unpaced TCP down.
 _NOTICE_SHARE = 16
+# TCP that is slowed down so comes and goes about that level: a bucket that stays below this one is what limits.
+_LOW_SHARE = 4
 # As in bpf/fair_share.h: TCP that is further ahead of its rate, and two round trips, is refused.
 _GUARD_DEBT_NS = 100_000_000
 # What has just begun must have been seen for so long before its rate says anything.
 _BEGUN_NS = 50_000_000
 # From this round trip on a share is heard so late that it explains a second in which it was not used.
 _FAR_NS = 50_000_000
+# Of the packets that passed since the rule was made, so many in a hundred were dropped: TCP's timers are a part of it.
+_MANY_DROPPED = 1
 
 NOT_PACED = "TCP is not paced here, and finds the limit by losing packets: pacing.reason says why"
 ANOTHER_RULE = "another rule, which holds for the same connections, holds them back: it has use.binds true"
@@ -43,9 +47,13 @@ SHARE = (
     "them: if that stays so for seconds, report it"
 )
 FAR = "some connections are far away (pacing.longest_round_trip_us), and take up their share a few round trips later"
+DROPPED = (
+    "many packets were refused since the rule was made: if counters.dropped_packets still grow, connections wait until "
+    "TCP sends these again, a fifth of a second or longer"
+)
 UNKNOWN = (
-    "these figures do not tell: connections may have begun to wait within the last second, or the host may be too busy "
-    "to send in time. Look again, and whether counters.dropped_packets grow"
+    "these figures do not tell: connections may have begun to wait, or the limit was raised, within the last second; or "
+    "the host is too busy to send in time. Look again"
 )
 
 
@@ -57,8 +65,10 @@ def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int)
     fair = pacing.current(ability, limit, seen.fair, now)
     found = pacing.connections(fair)
     unused = 100 * (rate + max(fair.burst, _PACKET)) < _USED_PERCENT * limit.rate
-    scarce = _tokens(limit, seen, now) < min(limit.rate // _NOTICE_SHARE, limit.bucket // 2)
-    loses = scarce and unused and (ability.state != "on" or found.unpaced > 0)
+    tokens = _tokens(limit, seen, now)
+    scarce = tokens < min(limit.rate // _NOTICE_SHARE, limit.bucket // 2)
+    loses = unused and scarce and (ability.state != "on" or found.unpaced > 0)
+    spent = not unused and tokens < min(limit.rate // _LOW_SHARE, limit.bucket // 2)
     reason = None
     if unused and found.waiting:
         reason = _why_unused(limit, seen, fair, found, rate, now)
@@ -69,7 +79,7 @@ def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int)
     return {
         "rate": rate,
         "utilization": round(rate / limit.rate, 3),
-        "binds": found.waiting > 0 or loses or (scarce and not unused),
+        "binds": found.waiting > 0 or loses or spent,
         "waiting_elsewhere": found.waiting_elsewhere,
         "reason": reason,
     }
@@ -115,4 +125,6 @@ def _why_unused(limit: Limit, seen: State, fair: FairShare, found: pacing.Connec
         return SHARE
     if fair.lag_ns >= _FAR_NS:
         return FAR
+    if 100 * seen.counters.dropped_packets > _MANY_DROPPED * seen.counters.packets:
+        return DROPPED
     return UNKNOWN

@@ -18,6 +18,7 @@ RATE = 2_500_000
 LIMIT = Limit(rate=RATE, bucket=RATE)
 ON = Ability("on", None, adopts=True)
 OFF = Ability("off", None, adopts=False)
+IDLE = FairShare()
 PASSED = 10**12  # bytes, before the span that is looked at
 
 WAITING = FairShare(
@@ -38,7 +39,7 @@ NOBODY = WAITING._replace(holders=0, holders_before=0)
 
 
 def state(
-    fair: FairShare = FairShare(),
+    fair: FairShare = IDLE,
     before: float = 1.0,
     passed: float | None = None,
     elapsed: float = 0.4,
@@ -153,7 +154,8 @@ def test_who_waited_long_ago_does_not_wait_any_more() -> None:
 
 @pytest.mark.parametrize("ability", [ON, OFF])
 @pytest.mark.parametrize(
-    ("before", "tokens", "binds"), [(1.0, 0.0, True), (1.0, -0.01, True), (1.0, 0.5, False), (0.5, 0.5, False)]
+    ("before", "tokens", "binds"),
+    [(1.0, 0.0, True), (1.0, -0.01, True), (1.0, 0.2, True), (1.0, 0.3, False), (0.5, 0.3, False)],
 )
 def test_datagrams_do_not_wait_but_a_bucket_that_they_keep_empty_binds_them(
     ability: Ability, before: float, tokens: float, binds: bool
@@ -215,6 +217,14 @@ REASONS = {
         use.SHARE,
     ),
     "far away": (state(WAITING._replace(lag_ns=100_000_000), before=0.5), use.FAR),
+    "packets were refused": (
+        state(WAITING, before=0.5)._replace(counters=Counters(100_000, PASSED + RATE // 5, 1_001)),
+        use.DROPPED,
+    ),
+    "next to none were refused": (
+        state(WAITING, before=0.5)._replace(counters=Counters(100_000, PASSED + RATE // 5, 1_000)),
+        use.UNKNOWN,
+    ),
     "told enough, and near": (state(WAITING, before=0.5), use.UNKNOWN),
     "not told anything yet": (state(WAITING._replace(share=0), before=0.5), use.UNKNOWN),
 }
