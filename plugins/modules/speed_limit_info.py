@@ -270,10 +270,9 @@ rules:
           sample: 0.997
         binds:
           description:
-            - Whether this rule holds back what is sent. TCP connections wait for it, the
-              RV(rules[].pacing.waiting_connections), or what does not wait (UDP, TCP that is not paced) keeps its bucket
-              low. Of several rules that hold for a connection that sends all it can, it is true for the one that limits
-              the connection.
+            - Whether this rule holds back what is sent. Either TCP connections wait for it, as many as
+              RV(rules[].pacing.waiting_connections); or what does not wait, such as UDP, keeps its bucket low.
+            - Of several rules that hold for a connection that sends all it can, this is true for the one that limits it.
           type: bool
           returned: success
           sample: true

@@ -159,7 +159,8 @@ def pack_full_state(bucket: int, now: int) -> bytes:
 def unpack_state(data: bytes) -> State:
     fields = STATE.unpack(data)
     return State(
-        *fields[:2],
+        fields[0],
+        fields[1],
         Counters._make(fields[_COUNTERS : _COUNTERS + len(Counters._fields)]),
         Use._make(fields[_USE:_FAIR]),
         FairShare._make(fields[_FAIR:]),

@@ -52,8 +52,8 @@ DROPPED = (
     "TCP sends these again, a fifth of a second or longer"
 )
 UNKNOWN = (
-    "these figures do not tell: connections may have begun to wait, or the limit was raised, within the last second; or "
-    "the host is too busy to send in time. Look again"
+    "these figures do not tell: within the last second connections may have begun to wait, or the limit may have been "
+    "raised; or the host is too busy to send in time. Look again"
 )
 
 
