@@ -272,7 +272,7 @@ rules:
           description:
             - Whether this rule holds back what is sent. Either TCP connections wait for it, as many as
               RV(rules[].pacing.waiting_connections); or what does not wait, such as UDP, keeps its bucket low.
-            - Of several rules that hold for a connection that sends all it can, this is true for the one that limits it.
+            - Of several rules that hold for a connection that sends all it can, it is true for the one that limits it.
           type: bool
           returned: success
           sample: true
