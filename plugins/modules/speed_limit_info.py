@@ -176,8 +176,8 @@ program:
           sample: "the kernel refuses settle_sockets: why, says the warning of speed_limit_program with state=reloaded"
 rules:
   description:
-    - The rules, as in M(speed_limiter.ebpf.speed_limit_rule), each with RV(rules[].pacing). Only their names, where the
-      maps cannot be read.
+    - The rules, as in M(speed_limiter.ebpf.speed_limit_rule), each with RV(rules[].pacing) and RV(rules[].use). Only
+      their names, where the maps cannot be read.
   type: list
   elements: dict
   returned: when O(gather) has V(rules)
@@ -231,7 +231,9 @@ rules:
           returned: success
           sample: 0
         waiting_connections:
-          description: Of the active ones, those that nothing but the limit holds back.
+          description:
+            - Of the active ones, those that nothing but this rule's limit holds back. RV(rules[].use.waiting_elsewhere)
+              are those that another rule holds back.
           type: int
           returned: success
           sample: 4
@@ -245,6 +247,49 @@ rules:
           type: int
           returned: success
           sample: 850
+    use:
+      description:
+        - How much of the limit is used, and whether it is this rule that holds its senders back. Measured whether TCP
+          is paced or not. One look is enough, since the program measures all the time.
+      type: dict
+      returned: success
+      sample: {rate: 2613115, utilization: 0.997, binds: true, waiting_elsewhere: 0, reason: null}
+      contains:
+        rate:
+          description:
+            - What has passed in the last second, in IP bytes on the wire. 0 where nothing has passed for two seconds.
+          type: int
+          returned: success
+          sample: 2613115
+        utilization:
+          description:
+            - RV(rules[].use.rate) as a part of the rule's rate. More than 1 while the bucket is being spent. Null where
+              the rule is unfinished.
+          type: float
+          returned: success
+          sample: 0.997
+        binds:
+          description:
+            - Whether this rule holds back what is sent. Either TCP connections wait for it, as many as
+              RV(rules[].pacing.waiting_connections); or what does not wait, such as UDP, keeps its bucket low.
+            - Of several rules that hold for a connection that sends all it can, it is true for the one that limits it.
+          type: bool
+          returned: success
+          sample: true
+        waiting_elsewhere:
+          description:
+            - TCP connections that would send more and that another rule holds back, one above or below this one.
+              Counted as RV(rules[].pacing.waiting_connections), in the last epoch.
+          type: int
+          returned: success
+          sample: 0
+        reason:
+          description:
+            - Why less than 95 percent of the limit is used, although connections wait for it or for another rule; or
+              null.
+          type: str
+          returned: success
+          sample: "another rule, which holds for the same connections, holds them back: it has use.binds true"
 processes:
   description: The processes in rules' own cgroups, or the one that O(pid) names.
   type: list

@@ -107,7 +107,7 @@ def work(module: AnsibleModule) -> Result:
     """A purge, from its scope to what it removed."""
     scope, check = module.params["scope"], module.check_mode
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(module.run_command)
+        host = Host.open(module.run_command, any_version=scope == "all")
         purge, state = find(host, scope)
         warnings = list(purge.warnings)
         if not check:

@@ -98,8 +98,8 @@ def _closing_maps() -> Iterator[None]:
     """A module leaves that to the end of its process."""
     opened: list[Maps] = []
 
-    def keep(libbpf: Libbpf) -> Maps | None:
-        maps = real(libbpf)
+    def keep(libbpf: Libbpf, any_version: bool = False) -> Maps | None:
+        maps = real(libbpf, any_version)
         opened.extend([maps] if maps else [])
         return maps
 

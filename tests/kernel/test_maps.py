@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import typing as t
 
 import pytest
@@ -147,10 +148,35 @@ def test_maps_of_which_one_is_missing_count_as_none_at_all(libbpf: Libbpf, maps:
 def test_maps_of_another_version_are_refused_and_left_alone(libbpf: Libbpf, maps: Maps) -> None:
     maps.set_limit(RULE, Limit(8000, 8000))
     maps.write_control(maps.control()._replace(schema=99))
-    with pytest.raises(LimiterError, match="schema is 99, this version's is 2") as raised:
+    with pytest.raises(LimiterError, match=f"schema is 99, this version's is {layout.SCHEMA}") as raised:
         Maps.open(libbpf)
     assert raised.value.kind == "other_schema"
     assert maps.limit(RULE) == Limit(8000, 8000)
+
+
+def test_maps_of_another_version_can_be_opened_to_end_it(libbpf: Libbpf, maps: Maps) -> None:
+    maps.write_control(maps.control()._replace(schema=99, pacing=layout.PACING_ON, generation=7))
+    other = Maps.open(libbpf, any_version=True)
+    assert other is not None
+    with other:
+        assert other.schema == 99
+        other.set_pacing(layout.PACING_OFF)
+    assert maps.control()[:2] == (99, 8)
+    assert maps.control().pacing == layout.PACING_OFF
+
+
+def test_a_map_of_another_size_among_those_of_this_version_is_not_ours(libbpf: Libbpf, maps: Maps) -> None:
+    path = pins.path("rate_limit_state_map")
+    os.unlink(path)
+    command = f"bpftool map create {path} type hash key 8 value 16 entries 1 name wrong"
+    subprocess.run(command.split(), check=True)
+    try:
+        for any_version in (False, True):
+            with pytest.raises(LimiterError, match="rate_limit_state_map is not the limiter's") as raised:
+                Maps.open(libbpf, any_version)
+            assert raised.value.kind == "foreign_pin"
+    finally:
+        os.unlink(path)
 
 
 def _state(maps: Maps, rule: int) -> bytes:

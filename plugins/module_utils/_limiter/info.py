@@ -12,10 +12,15 @@ import sys
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association, pacing, shortcomings
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import (
+    association,
+    pacing,
+    shortcomings,
+    use,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import State
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import (
@@ -36,6 +41,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.c
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import other_schema
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import ability
 
@@ -52,7 +58,9 @@ class Info:
         self.warnings: list[str] = []
         self.cgroups = self._try(Cgroups.find)
         self.library = self._try(load)
-        self.host = self._try(lambda: Host.open(run_command)) if self.cgroups and self.library else None
+        self.host = self._try(lambda: Host.open(run_command, True)) if self.cgroups and self.library else None
+        if self.host and self.host.other_maps:
+            self.missing.append(str(other_schema(self.host.other_maps.schema)))
         self.sockets = self._sockets()
 
     def _sockets(self) -> Association:
@@ -130,7 +138,7 @@ class Info:
 
     def rules(self) -> list[Facts]:
         """The rules, or those that limit the process or the cgroup that was asked for."""
-        if self.host is None:
+        if self.host is None or self.host.other_maps:
             return [
                 {"name": name}
                 for name in (self.cgroups.rule_names() if self.cgroups else [])
@@ -147,15 +155,17 @@ class Info:
                 if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))
             ]
         can = ability(self.host, state.program)
-        return [{**facts(self.host, rule), "pacing": self._pacing(can, rule)} for rule in found]
+        return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
 
-    def _pacing(self, can: pacing.Ability, rule: Rule) -> Facts:
+    def _state(self, can: pacing.Ability, rule: Rule) -> Facts:
+        """How the rule limits, and how much of its limit is used."""
         maps = self.host.maps if self.host else None
-        seen = maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None
-        found = pacing.of_rule(can, rule.limit, seen[1] if seen else FairShare(), time.monotonic_ns())
+        seen = (maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None) or State()
+        now = time.monotonic_ns()
+        found = pacing.of_rule(can, rule.limit, seen.fair, now)
         if self.sockets.state == association.LOST:
-            return {**found, "mode": "none", "reason": association.NOT_LIMITED}
-        return found
+            found.update(mode="none", reason=association.NOT_LIMITED)
+        return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now)}
 
     def processes(self) -> list[Facts]:
         """The processes that are in rules' own cgroups, or the one that was asked for."""
@@ -201,7 +211,7 @@ class Info:
 
     def reasons(self) -> list[str]:
         """Why parts may be empty that are not; for a result in which the host does not tell it."""
-        return self.missing if self.host is None else []
+        return self.missing if self.host is None or self.host.other_maps else []
 
     def _cgroup(self) -> str | None:
         """The cgroup that was asked for: by its path, or as the one of a process."""

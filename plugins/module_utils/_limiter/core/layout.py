@@ -63,6 +63,24 @@ class FairShare(t.NamedTuple):
     burst: int = 0
 
 
+class Use(t.NamedTuple):
+    """How much of a rule is used, as bpf/use.h measures it: in spans of a second, or more where packets are rare."""
+
+    start_ns: int = 0  # CLOCK_MONOTONIC at the beginning of this span: the packet that ended the one before
+    bytes: int = 0  # Counters.bytes then
+    rate: int = 0  # what passed in the span before, in bytes per second
+
+
+class State(t.NamedTuple):
+    """What a rule has and knows, as of its last packet."""
+
+    tokens: int = 0  # bytes; negative is debt
+    refilled_ns: int = 0  # CLOCK_MONOTONIC
+    counters: Counters = Counters()
+    use: Use = Use()
+    fair: FairShare = FairShare()
+
+
 class Pacing(t.NamedTuple):
     """Of one socket: the pacing rate that it was given (0: none) and the one that its process wants."""
 
@@ -121,8 +139,11 @@ PACING_FIELDS = (
 CONTROL_FIELDS = Control._fields
 
 _COUNTERS = STATE_FIELDS.index("packets")
+_USE = STATE_FIELDS.index("use_start_ns")
 _FAIR = STATE_FIELDS.index("fair.share")
-_SET = PACING_FIELDS.index("set")
+# Of what sockets were told, where it is in the layouts of all versions.
+_TOLD = struct.Struct("=QQ")
+_TOLD_AT = struct.calcsize("=5Q")
 
 
 def pack_limit(limit: Limit) -> bytes:
@@ -138,13 +159,19 @@ def pack_full_state(bucket: int, now: int) -> bytes:
     return STATE.pack(bucket, now, *[0] * (len(STATE_FIELDS) - 2))
 
 
-def unpack_state(data: bytes) -> tuple[Counters, FairShare]:
+def unpack_state(data: bytes) -> State:
     fields = STATE.unpack(data)
-    return Counters._make(fields[_COUNTERS : _COUNTERS + len(Counters._fields)]), FairShare._make(fields[_FAIR:])
+    return State(
+        fields[0],
+        fields[1],
+        Counters._make(fields[_COUNTERS : _COUNTERS + len(Counters._fields)]),
+        Use._make(fields[_USE:_FAIR]),
+        FairShare._make(fields[_FAIR:]),
+    )
 
 
 def unpack_pacing(data: bytes) -> Pacing:
-    return Pacing._make(PACING.unpack(data)[_SET : _SET + 2])
+    return Pacing._make(_TOLD.unpack_from(data, _TOLD_AT))
 
 
 def pack_control(control: Control) -> bytes:

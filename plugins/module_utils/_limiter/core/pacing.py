@@ -70,21 +70,41 @@ def why_not(ability: Ability) -> str | None:
     return None
 
 
+class Connections(t.NamedTuple):
+    """How many TCP connections of a rule have sent data lately, and how many of these ..."""
+
+    active: int
+    unpaced: int  # do not pace themselves
+    waiting: int  # would send more, and wait for this rule
+    waiting_elsewhere: int  # would send more, and wait for another rule
+
+
+def current(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> FairShare:
+    """What a rule's controller knows, or nothing where that is of the past or sockets are not paced."""
+    fresh = now - seen.epoch_start_ns <= _STALE_EPOCHS * seen.period_ns + _STALE_NS
+    return seen if fresh and ability.state == "on" and limit else FairShare()
+
+
+def connections(fair: FairShare) -> Connections:
+    """Those of this epoch; of one that has just begun and knows little, those of the last."""
+    if fair.active >= fair.active_before:
+        found = Connections(fair.active, fair.unpaced, fair.holders, fair.elsewhere)
+    else:
+        found = Connections(fair.active_before, fair.unpaced_before, fair.holders_before, fair.elsewhere_before)
+    return Connections(*(min(found.active, number) for number in found))
+
+
 def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> dict[str, t.Any]:
     """A rule's mode with its reason, and its controller's figures; ``now`` is CLOCK_MONOTONIC in nanoseconds."""
-    current = now - seen.epoch_start_ns <= _STALE_EPOCHS * seen.period_ns + _STALE_NS
-    fair = seen if current and ability.state == "on" and limit else FairShare()
-    # An epoch that has just begun knows little: then the last one tells more.
-    begun = fair.active >= fair.active_before
-    active = fair.active if begun else fair.active_before
-    unpaced = min(active, fair.unpaced if begun else fair.unpaced_before)
-    mode, reason = _mode(ability, limit, fair.share, unpaced)
+    fair = current(ability, limit, seen, now)
+    found = connections(fair)
+    mode, reason = _mode(ability, limit, fair.share, found.unpaced)
     return {
         "mode": mode,
         "reason": reason,
-        "active_connections": active,
-        "unpaced_connections": unpaced,
-        "waiting_connections": min(active, fair.holders if begun else fair.holders_before),
+        "active_connections": found.active,
+        "unpaced_connections": found.unpaced,
+        "waiting_connections": found.waiting,
         "fair_share": fair.share or None,
         "longest_round_trip_us": fair.lag_ns // 1000 or None,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import SCHEMA
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
@@ -19,30 +20,35 @@ RunCommand = t.Callable[..., "tuple[int, str, str]"]
 
 
 class Host:
-    """The ports of one host. ``maps`` is None as long as nothing is pinned."""
+    """The ports of one host. ``maps`` is None as long as nothing is pinned, or where another version of this
+    collection pinned it: ``other_maps``, of which little may be used (`Maps.open`).
+    """
 
-    def __init__(self, cgroups: Cgroups, libbpf: Libbpf, run_command: RunCommand) -> None:
+    def __init__(self, cgroups: Cgroups, libbpf: Libbpf, run_command: RunCommand, any_version: bool = False) -> None:
         self.cgroups, self.libbpf, self.run_command = cgroups, libbpf, run_command
         self.programs = Programs(libbpf, cgroups.mount)
         self.maps: Maps | None = None
+        self.other_maps: Maps | None = None
+        self._any_version = any_version
         self.refresh()
 
     @classmethod
-    def open(cls, run_command: RunCommand) -> Host:
-        """Open what is there; touches nothing.
+    def open(cls, run_command: RunCommand, any_version: bool = False) -> Host:
+        """Open what is there; touches nothing. ``any_version``: what another version has left, too.
 
         Raises LimiterError: ``not_root``, ``kernel_32_bit``, ``missing_dependency``, ``no_cgroup2``,
         ``unsafe_pin_directory``, ``foreign_pin``, ``other_schema``.
         """
         check_root()
         kernel.check_bits()
-        return cls(Cgroups.find(), load(), run_command)
+        return cls(Cgroups.find(), load(), run_command, any_version)
 
     def refresh(self) -> None:
         """Look again at what is pinned."""
         if pins.is_mounted():
-            pins.check(self.libbpf)
-            self.maps = Maps.open(self.libbpf)
+            found = Maps.open(self.libbpf, self._any_version)
+            other = found is not None and found.schema != SCHEMA
+            self.maps, self.other_maps = (None, found) if other else (found, None)
 
     @property
     def opened_maps(self) -> Maps:

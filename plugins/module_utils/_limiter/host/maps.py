@@ -32,7 +32,8 @@ class Map:
     def __init__(self, libbpf: Libbpf, name: str, fd: int) -> None:
         self.name, self.fd = name, fd
         self._libbpf, self._ffi = libbpf, libbpf.ffi
-        _type, self._key_size, self._value_size = pins.MAPS[name]
+        info = libbpf.info(fd, "bpf_map_info")
+        self._key_size, self._value_size = info.key_size, info.value_size
         self._value = self._ffi.new("char[]", self._value_size)
 
     def lookup(self, key: bytes, flags: int = _ANY) -> bytes | None:
@@ -131,35 +132,36 @@ class Maps:
         self._sockets_looked_up = 0  # what control.bound_sockets is at least
 
     @classmethod
-    def open(cls, libbpf: Libbpf) -> Maps | None:
+    def open(cls, libbpf: Libbpf, any_version: bool = False) -> Maps | None:
         """The pinned maps; None where they are not all pinned (none ever were, or a first load was killed half way).
 
-        Raises LimiterError: as `pins.check`, ``other_schema`` where another version of this collection made them.
+        ``any_version`` opens those that another version of this collection made, too. Of these only control and what
+        sockets were told may be used: what it takes to release them, which is alike in all versions.
+        Raises LimiterError: as `pins.check`, ``other_schema``.
         """
-        pins.check(libbpf)
+        pins.check(libbpf, any_version=True)
         if not all(pins.exists(name) for name in pins.MAPS):
+            pins.check(libbpf)
             return None
         fds: dict[str, int] = {}
         try:
             for name in pins.MAPS:
                 fds[name] = libbpf.get(pins.path(name))
             maps = cls(libbpf, fds)
-            maps._check_schema()
+            if maps.schema == layout.SCHEMA:
+                pins.check(libbpf)
+            elif not any_version:
+                raise other_schema(maps.schema)
         except BaseException:
             for fd in fds.values():
                 os.close(fd)
             raise
         return maps
 
-    def _check_schema(self) -> None:
-        found = self.control().schema
-        if found != layout.SCHEMA:
-            raise LimiterError(
-                "other_schema",
-                f"the maps in {pins.PIN_DIR} are of another version of this collection",
-                f"their schema is {found}, this version's is {layout.SCHEMA}",
-                "Run speed_limit_purge with scope all with the version that made them, then this task again",
-            )
+    @property
+    def schema(self) -> int:
+        """The layout of who made the maps: layout.SCHEMA where it was this version."""
+        return self.control().schema
 
     def close(self) -> None:
         while self._fds:
@@ -191,14 +193,14 @@ class Maps:
         state = layout.pack_full_state(bucket, 0)  # 0: another time namespace's clock would not do
         self._state.update(layout.ID.pack(rule), state, _NOEXIST)
 
-    def state(self, rule: int) -> tuple[Counters, layout.FairShare] | None:
-        """What a rule has counted, and what its controller knows; read under the state's lock."""
+    def state(self, rule: int) -> layout.State | None:
+        """What a rule has and has counted, and what its controller knows; read under the state's lock."""
         data = self._state.lookup(layout.ID.pack(rule), _LOCK)
         return None if data is None else layout.unpack_state(data)
 
     def counters(self, rule: int) -> Counters | None:
         found = self.state(rule)
-        return None if found is None else found[0]
+        return None if found is None else found.counters
 
     def state_rules(self) -> set[int]:
         return set(_ids(self._state.items()[0]))
@@ -273,6 +275,16 @@ class Maps:
 
     def write_control(self, control: Control) -> None:
         self._control.update(layout.INDEX.pack(0), layout.pack_control(control))
+
+
+def other_schema(found: int) -> LimiterError:
+    return LimiterError(
+        "other_schema",
+        f"the maps in {pins.PIN_DIR} are of another version of this collection, whose rules still hold",
+        f"their schema is {found}, this version's is {layout.SCHEMA}",
+        "Run speed_limit_purge with scope=all, which ends that version's program and removes its rules, then the tasks "
+        "that make the rules",
+    )
 
 
 def _following(control: Control) -> Control:

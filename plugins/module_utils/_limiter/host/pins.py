@@ -86,12 +86,12 @@ def foreign() -> list[str]:
     return sorted(set(_listed()) - set(NAMES))
 
 
-def check(libbpf: Libbpf | None = None) -> None:
+def check(libbpf: Libbpf | None = None, any_version: bool = False) -> None:
     """Refuses a directory that someone else could have filled.
 
     Raises LimiterError: ``unsafe_pin_directory`` where the directory, or anything in it, is a symlink or not root's, or
     where its mode lets others in; with ``libbpf`` also ``foreign_pin`` where one of our names is not what it should be,
-    and ``not_permitted`` where we may open none.
+    and ``not_permitted`` where we may open none. ``any_version``: the values in our maps may be of another size.
     """
     if not os.path.lexists(PIN_DIR):
         return
@@ -109,7 +109,7 @@ def check(libbpf: Libbpf | None = None) -> None:
     if libbpf is not None:
         for name in NAMES:
             if exists(name):
-                _check_kind(libbpf, name)
+                _check_kind(libbpf, name, any_version and name != CONTROL)
 
 
 def ensure() -> list[str]:
@@ -187,7 +187,7 @@ def _check_owner(what: str) -> None:
         raise _unsafe(what, f"its owner is uid {status.st_uid}, not root")
 
 
-def _check_kind(libbpf: Libbpf, name: str) -> None:
+def _check_kind(libbpf: Libbpf, name: str, any_size: bool) -> None:
     def wrong(why: str) -> LimiterError:
         return LimiterError("foreign_pin", f"{path(name)} is not the limiter's", why, _LOOK)
 
@@ -203,7 +203,7 @@ def _check_kind(libbpf: Libbpf, name: str) -> None:
             raise wrong(f"it is a BPF {kind}")
         if name in MAPS:
             info = libbpf.info(fd, "bpf_map_info")
-            found = MapKind(info.type, info.key_size, info.value_size)
+            found = MapKind(info.type, info.key_size, MAPS[name].value_size if any_size else info.value_size)
             if found != MAPS[name]:
                 raise wrong(f"it is a map of {_described(found)}, where {_described(MAPS[name])} is expected")
         elif libbpf.info(fd, "bpf_link_info").type != LINKS[name]:

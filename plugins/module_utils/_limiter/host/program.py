@@ -219,7 +219,7 @@ def unload(host: Host) -> list[str]:
     """Release every socket, then detach the programs. What limits goes last: until then the next run sees what is left
     to do. Returns warnings.
     """
-    warnings = pacing.stop(host.programs, host.maps, layout.PACING_OFF)
+    warnings = pacing.stop(host.programs, host.maps or host.other_maps, layout.PACING_OFF)
     host.programs.unload()
     return warnings
 

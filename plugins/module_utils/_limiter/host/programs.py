@@ -43,12 +43,13 @@ class Programs:
         self._libbpf, self._hooks, self._links = libbpf, Hooks(libbpf, cgroup_mount), Links(libbpf)
 
     def current(self) -> Program | None:
-        """The program that limits now; None where none is attached, or where it has lost its pinned maps.
+        """The program that limits now, of whatever version; None where none is attached, or where it has lost its
+        pinned maps.
 
         Raises LimiterError: as `Maps.open`.
         """
         with contextlib.ExitStack() as stack:
-            maps = stack.enter_context(self._maps())
+            maps = stack.enter_context(self._maps(any_version=True))
             if maps is None or not pins.exists(pins.LINK):
                 return None
             info = self._links.info(pins.LINK)
@@ -138,7 +139,7 @@ class Programs:
         """Detaches the programs; the maps stay. Whether there was something to detach. Sockets are to be released
         before (`pacing.stop`): they keep what they were told.
         """
-        pins.check(self._libbpf)
+        pins.check(self._libbpf, any_version=True)
         names = [name for name in pins.LINKS if pins.exists(name)]
         for name in names:
             self._links.remove(name)
@@ -203,8 +204,8 @@ class Programs:
             return objects.PACE in objects.load(self._libbpf, stack, path, True).refused
 
     @contextlib.contextmanager
-    def _maps(self) -> t.Iterator[Maps | None]:
-        maps = Maps.open(self._libbpf)
+    def _maps(self, any_version: bool = False) -> t.Iterator[Maps | None]:
+        maps = Maps.open(self._libbpf, any_version)
         if maps is None:
             yield None
             return

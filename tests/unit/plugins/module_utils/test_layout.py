@@ -71,15 +71,20 @@ def test_a_new_state_is_full_and_has_counted_nothing_and_its_copy_of_the_limit_c
     data = layout.pack_full_state(bucket=5000, now=123)
     state = dict(zip(layout.STATE_FIELDS, layout.STATE.unpack(data)))
     assert {field: value for field, value in state.items() if value} == {"tokens": 5000, "last_update_ns": 123}
-    assert layout.unpack_state(data) == (Counters(), layout.FairShare())
+    assert layout.unpack_state(data) == layout.State(tokens=5000, refilled_ns=123)
 
 
 def test_what_is_read_of_a_state_comes_in_the_order_of_the_struct() -> None:
     counted = {"packets": 11, "bytes": 12, "dropped_packets": 13, "dropped_bytes": 14, "congestion_marks": 15}
     learned = {"share": 21, "epoch_start_ns": 22, "active_before": 23, "unpaced": 24, "burst": 25}
-    fields = {**counted, **{f"fair.{field}": value for field, value in learned.items()}}
+    measured = {"start_ns": 31, "bytes": 32, "rate": 33}
+    fields = {"tokens": -1, "last_update_ns": 2, **counted}
+    fields.update({f"use_{field}": value for field, value in measured.items()})
+    fields.update({f"fair.{field}": value for field, value in learned.items()})
     data = layout.STATE.pack(*(fields.get(field, 0) for field in layout.STATE_FIELDS))
-    assert layout.unpack_state(data) == (Counters(**counted), layout.FairShare(**learned))
+    assert layout.unpack_state(data) == layout.State(
+        -1, 2, Counters(**counted), layout.Use(**measured), layout.FairShare(**learned)
+    )
 
 
 def test_what_is_read_of_a_sockets_pacing_is_what_it_was_given_and_what_it_wants() -> None:
