@@ -3,7 +3,8 @@
 
 receive ADDRESS PORT [PROTOCOL]              swallows TCP (or the protocol of that number) and UDP; says "ready" first
 tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING [PROTOCOL]]]]     PACING: its own, in bytes per second;
-                                             PROTOCOL: its number, or fastopen: TCP whose SYN carries data
+                                             PROTOCOL: its number, or of TCP: fastopen (the SYN carries data), lowat
+                                             (TCP_NOTSENT_LOWAT), keys (as many TCP_MD5SIG keys as it can have)
 serve ADDRESS PORT SECONDS [CONGESTION [PACING]]                sends all it can to each that connects
 fetch ADDRESS PORT SECONDS [CONNECTIONS]     swallows what a server sends
 hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them idle
@@ -12,8 +13,14 @@ short ADDRESS PORT CONNECTIONS BYTES [PARALLEL]             one connection after
 echo ADDRESS PORT                            sends back what it gets
 ping ADDRESS PORT SECONDS                    one byte there and back, again and again
 udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
+answer ADDRESS PORT                          gives each that connects what it asks for
+ask ADDRESS PORT SECONDS KIND WORKERS BYTES [COUNT]         asks again at once. KIND: kept, or for each request a new
+                                             connection: new, fastopen; COUNT: of all requests, 0: without end
+churn ADDRESS PORT SECONDS PER_SECOND BYTES [WANTED]        new connections, each closed when it has sent so many bytes, or
+                                             has asked for so many and has them
+syn ADDRESS PORT SECONDS PER_SECOND          tries to connect, and gives up at once
 The senders stop after SECONDS or at SIGTERM, and print as JSON what they sent and which errors they met, by name; ping
-also its round trips in milliseconds.
+and ask also their round trips in milliseconds, ask's with the time that it has waited for what has not come.
 """
 
 from __future__ import annotations
@@ -30,8 +37,11 @@ import sys
 import threading
 import time
 
+import asking
+
 BLOCK = bytes(65536)
-SO_MAX_PACING_RATE, TCP_FASTOPEN_CONNECT = 47, 30  # Python has no names for them
+SO_MAX_PACING_RATE, TCP_MD5SIG, TCP_NOTSENT_LOWAT = 47, 14, 25  # Python has no names for them
+LOWAT = 16384
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -82,16 +92,29 @@ def report(sent: int, errors: collections.Counter[str], round_trips: list[float]
 
 def stream(address: str, congestion: str, pacing: str, protocol: str = "6") -> socket.socket:
     """A socket of TCP; what a listener has of this, what it accepts inherits."""
-    fast_open = protocol == "fastopen"
-    made = socket.socket(family(address), socket.SOCK_STREAM, socket.IPPROTO_TCP if fast_open else int(protocol))
-    if fast_open:
-        made.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    number = int(protocol) if protocol.isdecimal() else socket.IPPROTO_TCP
+    made = socket.socket(family(address), socket.SOCK_STREAM, number)
+    if protocol == "fastopen":
+        made.setsockopt(socket.IPPROTO_TCP, asking.TCP_FASTOPEN_CONNECT, 1)
+    elif protocol == "lowat":
+        made.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, LOWAT)
+    elif protocol == "keys":
+        fill_with_keys(made)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     # Closing throws away what is still queued: the next measurement begins with nothing on its way.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
     if pacing:
         made.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("@L", int(pacing)))
     return made
+
+
+def fill_with_keys(made: socket.socket) -> None:
+    """Takes all the memory that a socket may have for options, with keys for peers that nobody has."""
+    with contextlib.suppress(OSError):
+        for number in range(65536):
+            peer = struct.pack("=H2x4s120x", socket.AF_INET, socket.inet_aton(f"10.254.{number >> 8}.{number & 255}"))
+            key = struct.pack("=BBHi80s", 0, 0, 1, 0, b"k")
+            made.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, peer + key)
 
 
 def connect(address: str, port: str, *kind: str) -> socket.socket:
@@ -281,6 +304,40 @@ def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400
     report(sent, errors)
 
 
+def answer(address: str, port: str) -> None:
+    server = socket.create_server((address, int(port)), family=family(address), backlog=1024)
+    print("ready", flush=True)
+    asking.answer(server)
+
+
+def ask(address: str, port: str, seconds: str, kind: str, workers: str, size: str, count: str = "0") -> None:
+    them = asking.Asking(address, int(port), kind, int(size), int(count))
+    print("ready", flush=True)
+    with contextlib.suppress(Stop):
+        them.run(int(workers), float(seconds))
+    report(len(them.round_trips) * int(size), collections.Counter(), them.waits())
+
+
+def churn(address: str, port: str, seconds: str, per_second: str, size: str, wanted: str = "0") -> None:
+    them = asking.Churn(address, int(port), int(size), int(wanted))
+    print("ready", flush=True)
+    with contextlib.suppress(Stop):
+        them.run(int(per_second), float(seconds))
+    report(them.closed, collections.Counter())
+
+
+def syn(address: str, port: str, seconds: str, per_second: str) -> None:
+    print("ready", flush=True)
+    sent, begin = 0, time.monotonic()
+    with contextlib.suppress(Stop):
+        while (now := time.monotonic()) - begin < float(seconds):
+            while sent < (now - begin) * int(per_second):
+                connect(address, port, "cubic", "").close()
+                sent += 1
+            time.sleep(0.002)
+    report(sent, collections.Counter())
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
     {
@@ -294,4 +351,8 @@ if __name__ == "__main__":
         "echo": echo,
         "ping": ping,
         "udp": send_udp,
+        "answer": answer,
+        "ask": ask,
+        "churn": churn,
+        "syn": syn,
     }[sys.argv[1]](*sys.argv[2:])
