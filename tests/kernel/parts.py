@@ -56,7 +56,15 @@ def counters_of() -> str:
     return ", ".join(f"{name}: {found['packets']} passed, {found['dropped_packets']} dropped" for name, found in each.items())
 
 
-def dropped_part(name: str = "paced") -> float:
-    """Packets that were dropped, as a part of all."""
-    found = counters(name)
-    return found["dropped_packets"] / max(1, found["packets"] + found["dropped_packets"])
+class Drops:
+    """Packets that one rule has dropped since, as a part of all."""
+
+    def __init__(self, name: str = "paced") -> None:
+        self._name, self._before = name, counters(name)
+
+    @property
+    def part(self) -> float:
+        now = counters(self._name)
+        passed, dropped = (now[key] - self._before[key] for key in ("packets", "dropped_packets"))
+        print(f"{passed} passed, {dropped} dropped")
+        return dropped / max(1, passed + dropped)

@@ -11,7 +11,7 @@ hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them i
 trickle ADDRESS PORT SECONDS CONNECTIONS BYTES_PER_SECOND   of each; never has more to send than that
 short ADDRESS PORT CONNECTIONS BYTES [PARALLEL]             one connection after the other, each until all has arrived
 echo ADDRESS PORT                            sends back what it gets
-ping ADDRESS PORT SECONDS                    one byte there and back, again and again
+ping ADDRESS PORT SECONDS [BYTES]            some there and back, again and again
 udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
 answer ADDRESS PORT                          gives each that connects what it asks for
 ask ADDRESS PORT SECONDS KIND WORKERS BYTES [COUNT]         asks again at once. KIND: kept, or for each request a new
@@ -261,7 +261,7 @@ def echo(address: str, port: str) -> None:
             connection.sendall(data)
 
 
-def ping(address: str, port: str, seconds: str) -> None:
+def ping(address: str, port: str, seconds: str, size: str = "1") -> None:
     connection = socket.create_connection((address, int(port)))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     print("ready", flush=True)
@@ -269,8 +269,8 @@ def ping(address: str, port: str, seconds: str) -> None:
     begin = now = time.monotonic()
     with contextlib.suppress(Stop):
         while now - begin < float(seconds):
-            connection.sendall(b"x")
-            connection.recv(1)
+            connection.sendall(bytes(int(size)))
+            connection.recv(int(size), socket.MSG_WAITALL)
             after = time.monotonic()
             round_trips.append((after - now) * 1000)
             time.sleep(0.002)
