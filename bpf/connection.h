@@ -95,6 +95,7 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	waited &= 1;
 	packet->paced = paced;
 	packet->early = early;
+	packet->idle = idle;
 	packet->begins = early & idle & ~seen->acked & ~refused & 1;
 	packet->refused = refused & idle & 1;
 	packet->held = paced & ~connection_less(seen->sent, UNPACED_SEGMENTS) & willing &

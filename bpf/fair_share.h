@@ -32,29 +32,31 @@
 /* What any honest state stays within; anything else is garbage, and is forgotten. */
 #define LAG_LONGEST NANOSECONDS
 #define CONNECTIONS_MOST 65535
-/* TCP sends two segments at once at least, however slow it is paced. */
+/* TCP sends two segments at once at least, however slow it is paced; if it has so much. */
 #define BURST_SMALLEST 3000
+#define BURST_LEAST 300
 #define BURST_LARGEST 65535
 /*
  * A burst in four seconds. A socket that waits for its time to send hears of nothing before: told less, it would be
  * deaf for longer than anyone waits. Where there are so many connections that this is too much, the guard limits.
  */
 #define SHARE_LEAST (BURST_SMALLEST / 4)
-/* What the bucket should hold beside (a tenth of a second), and how much of what is missing slows TCP down at once. */
+/* What the bucket should hold (a tenth of a second), and how much of the rate is saved for it at most. */
 #define RESERVE_SHARE 10
-#define MISSING_SHARE 40
+#define SAVED_SHARE 4
 /* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
 #define GUARD_DEBT (100 * MILLISECONDS)
 /* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
 #define LUMP_LONGEST_MS 100
 /*
- * What a connection that begins leaves those that have begun: a part of a second of the rate, and of the bucket. From
- * this rate on (bytes per second) it is four times as much where nobody is held back.
+ * What a connection that begins leaves those that have begun: a part of a second of the rate; more where nobody is held
+ * back from this rate on (bytes per second), since nothing else slows down then. But what accrues while TCP waits for
+ * its timer must find room in the bucket.
  */
 #define BEGIN_SHARE 20
-#define BEGIN_BUCKET 8
 #define BEGIN_RATE 163840
 #define BEGIN_ALONE 4
+#define BEGIN_WAIT_SHARE 5
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
 #define FOREIGN_AVERAGE_MS 100
@@ -101,18 +103,16 @@ static __always_inline __u64 fair_share_slowness(const struct fair_share *fair, 
 static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elapsed, __u64 now)
 {
 	__u64 modest = fair->modest_bytes * NANOSECONDS / elapsed;
-	__u64 rest = fair->paced_rate > modest ? fair->paced_rate - modest : 0;
-	__u64 holders = fair->holders_before;
+	__u64 holders = fair->holders_before, rest = fair->paced_rate;
 	__u64 correction = fair_share_slowness(fair, CORRECTION_SHORTEST);
 	__u64 level = fair->paced_rate / (fair->active_before ? fair->active_before : 1);
 	__s64 debt = fair_share_debt(fair, now), most = correction / 4;
 
 	if (!holders) {
-		rest += fair->largest_bytes * NANOSECONDS / elapsed;
-		if (rest > fair->paced_rate)
-			rest = fair->paced_rate;
+		modest -= fair->largest_bytes * NANOSECONDS / elapsed;
 		holders = 1;
 	}
+	rest = rest > modest ? rest - modest : 0;
 	/* Never below the share of all: what the modest sent may have been a burst. */
 	if (rest / holders > level)
 		level = rest / holders;
@@ -165,34 +165,6 @@ static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *s
 	return reserve < half ? reserve : half;
 }
 
-/* Datagrams beyond their part take every token that there is: then TCP has its own account, the clock, alone. */
-static __always_inline bool fair_share_flooded(const struct rate_limit_state *state)
-{
-	return state->fair.foreign_rate >= state->rate / FOREIGN_SHARE;
-}
-
-/*
- * Keeps TCP's account in line with the bucket. Time in which nothing was sent is saved by the bucket, not by the clock.
- * What the bucket lost of its reserve (to datagrams, to connections that started, to a change of the rate) is saved
- * again: at exactly the rate it would stay empty, and packets be dropped.
- */
-static __always_inline void fair_share_settle_clock(struct rate_limit_state *state, __u64 now)
-{
-	struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate;
-	__s64 missing = fair_share_reserve(state) - state->tokens;
-
-	if (fair_share_debt(fair, now) < 0)
-		fair->clock_ns = now;
-	if (fair_share_flooded(state) || missing <= 0)
-		return;
-	if (missing > (__s64)(rate / MISSING_SHARE))
-		missing = rate / MISSING_SHARE;
-	missing = missing * NANOSECONDS / rate;
-	if (missing > fair_share_debt(fair, now))
-		fair->clock_ns = now + missing;
-}
-
 /*
  * Datagrams come in clumps. Of what a clump has beyond FOREIGN_SHARE nothing is taken from TCP, so without the average TCP
  * would get the gaps between them as well, and both together more than the rate.
@@ -209,20 +181,30 @@ static __always_inline void fair_share_average_foreign(struct fair_share *fair, 
 	fair->foreign_rate = (fair->foreign_rate * (1024 - weight) + latest * weight) / 1024;
 }
 
-/* What TCP may send per second: what is foreign has up to its part, and what the bucket has saved is spent. */
-static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state)
+/*
+ * What TCP may send per second: what is foreign has up to its part, what the bucket has above its reserve is spent, and
+ * what it lacks (taken by datagrams, by connections that started) is saved again: at exactly the rate it would stay
+ * empty, and packets be dropped. But datagrams beyond their part take whatever is saved: then TCP has its own account,
+ * the clock, alone.
+ */
+static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state, __u64 elapsed)
 {
 	const struct fair_share *fair = &state->fair;
-	__u64 most = state->rate / FOREIGN_SHARE;
-	__s64 saved = state->tokens - fair_share_reserve(state);
-
-	if (fair_share_flooded(state))
-		return state->rate - most;
-	if (saved <= 0)
-		return state->rate - fair->foreign_rate;
+	__u64 rate = state->rate - fair->foreign_rate, most = state->rate / FOREIGN_SHARE;
+	__s64 spare = state->tokens - fair_share_reserve(state);
 	/* In milliseconds: a bucket times nanoseconds would overflow. */
-	return state->rate - fair->foreign_rate +
-	       saved * 1000 / (fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS);
+	__u64 span = fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS, saved;
+
+	if (fair->foreign_rate >= most)
+		return state->rate - most;
+	if (spare >= 0)
+		return rate + spare * 1000ULL / span;
+	if (fair->foreign_bytes * NANOSECONDS / elapsed >= most)
+		return rate;
+	saved = -spare * 1000ULL / span;
+	if (saved > rate / SAVED_SHARE)
+		saved = rate / SAVED_SHARE;
+	return rate - saved;
 }
 
 static __always_inline void fair_share_next_epoch(struct rate_limit_state *state, __u64 elapsed, __u64 now)
@@ -230,12 +212,14 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	struct fair_share *fair = &state->fair;
 
 	fair_share_average_foreign(fair, state->rate, elapsed);
-	fair->paced_rate = fair_share_paced_rate(state);
+	fair->paced_rate = fair_share_paced_rate(state, elapsed);
 	fair->active_before = fair->active;
 	fair->unpaced_before = fair->unpaced;
 	fair->holders_before = fair->holders;
 	fair->elsewhere_before = fair->elsewhere;
-	fair_share_settle_clock(state, now);
+	/* Time in which nothing was sent is saved by the bucket. */
+	if (fair_share_debt(fair, now) < 0)
+		fair->clock_ns = now;
 	fair_share_fill(fair, elapsed, now);
 	fair->active = 0;
 	fair->unpaced = 0;
@@ -249,7 +233,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->epoch++;
 	fair->epoch_start_ns = now;
 	fair->lag_ns -= fair->lag_ns >> 4;
-	if (fair->burst > BURST_SMALLEST)
+	if (fair->burst > BURST_LEAST)
 		fair->burst -= fair->burst >> 2;
 	fair->period_ns = fair_share_period(fair, state->rate);
 }
@@ -282,7 +266,7 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns) ||
 	    fair_share_beyond(debt, rate) || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
 	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > fair_share_paced_most(state) ||
-	    fair->paced_rate < rate / FOREIGN_SHARE ||
+	    fair->paced_rate < rate / FOREIGN_SHARE / 2 ||
 	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
 		fair_share_forget(state, now);
 		return;
@@ -292,13 +276,17 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 }
 
 /*
- * The rate was changed: what is known of the connections is not lost, and they hear of it with their next packet. What they
- * need to get used to more is not made up for.
+ * The rate changes: what is known of the connections is not lost, and they hear of it with their next packet.
  */
 static __always_inline void fair_share_change_rate(struct rate_limit_state *state, __u64 rate, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
 
+	if (state->rate) {
+		token_bucket_refill(state, state->rate, state->bucket, now);
+		token_bucket_change_rate(state, state->rate, rate);
+	}
+	state->rate = rate;
 	fair->paced_rate = rate;
 	fair->period_ns = fair_share_period(fair, rate);
 	if (fair->share)
@@ -351,12 +339,20 @@ static __always_inline void fair_share_observe(struct fair_share *fair, struct f
 	}
 }
 
-/* A packet of TCP passed. `mark` is what is known of its connection; NULL: nothing, it counts as modest. */
-static __always_inline void fair_share_sent(struct fair_share *fair, struct fair_share_mark *mark,
-					    const struct packet *packet, __u64 now)
+/*
+ * A packet of TCP passed or was dropped here. `mark` is what is known of its connection; NULL: nothing, it counts as
+ * modest. Whoever was dropped wants its share, or the others would fill the rate without it, and the guard would drop
+ * whatever it tries, until it is given up. Not so one that begins: it may have little to say.
+ */
+static __always_inline void fair_share_note(struct fair_share *fair, struct fair_share_mark *mark,
+					    const struct packet *packet, bool passed, __u64 now)
 {
 	__u64 rate = fair->paced_rate ? fair->paced_rate : 1;
 
+	if (mark && (passed || !packet->begins))
+		fair_share_observe(fair, mark, packet, packet->held || !passed, now);
+	if (!passed)
+		return;
 	/* What TCP does not pace the bucket pays; the paced give way, but not so far that the guard would stop them. */
 	if (!packet->early || fair_share_debt(fair, now) < (__s64)(GUARD_DEBT / 2))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
@@ -366,26 +362,13 @@ static __always_inline void fair_share_sent(struct fair_share *fair, struct fair
 	}
 	if (packet->control)
 		fair->control_bytes += packet->bytes;
-	if (mark) {
-		fair_share_observe(fair, mark, packet, packet->held, now);
+	if (mark)
 		mark->bytes += packet->bytes;
-	}
-	if (!mark || !(mark->flags & FAIR_SHARE_HELD)) {
-		fair->modest_bytes += packet->bytes;
-		if (mark && mark->bytes > fair->largest_bytes)
-			fair->largest_bytes = mark->bytes;
-	}
-}
-
-/*
- * A packet of TCP was dropped here. Its connection wants its share, or the others would fill the rate without it, and
- * the guard would drop whatever it tries, until it is given up.
- */
-static __always_inline void fair_share_refused(struct fair_share *fair, struct fair_share_mark *mark,
-					       const struct packet *packet, __u64 now)
-{
-	if (mark && !packet->begins)
-		fair_share_observe(fair, mark, packet, true, now);
+	if (mark && mark->flags & FAIR_SHARE_HELD)
+		return;
+	fair->modest_bytes += packet->bytes;
+	if (mark && mark->bytes > fair->largest_bytes)
+		fair->largest_bytes = mark->bytes;
 }
 
 /* Another rule dropped a packet that passed here. What it tells of its connection's wishes stays true. */
@@ -437,39 +420,34 @@ static __always_inline void fair_share_hear(struct fair_share *fair, __u64 round
  * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
  * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
  */
-static __always_inline void fair_share_guard(const struct rate_limit_state *state, const struct packet *packet,
-					     __u64 now, struct thresholds *thresholds)
+static __always_inline void fair_share_guard(const struct fair_share *fair, const struct packet *packet, __u64 now,
+					     struct thresholds *thresholds)
 {
-	const struct fair_share *fair = &state->fair;
 	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
-	bool lump = packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share && packet->bytes > BURST_SMALLEST;
+	bool lump = fair->share && packet->bytes > BURST_SMALLEST &&
+		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
 
-	if (!packet->paced || packet->control)
-		return;
 	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	thresholds->notice =
-		(fair->share && lump) || (2 * debt > allowed && !packet->held) ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	thresholds->notice = lump || (2 * debt > allowed && !packet->held) ? TOKENS_HIGHEST : TOKENS_LOWEST;
 	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
 
 /*
- * A packet that is refused while nothing is on the way costs TCP 200 ms, and the second time half a second more. So
- * those that begin are refused first, while there are some tokens left for those that have begun; and they go before
- * the paced. Beside a flood of datagrams there never are any.
+ * No queue can be had, so that some have to be refused. Those that begin are refused first, while there are tokens left
+ * for those that have begun. But not where it is datagrams that took the tokens: then TCP is not ahead of its rate.
  */
 static __always_inline void fair_share_admit(const struct rate_limit_state *state, const struct packet *packet,
-					     struct thresholds *thresholds)
+					     __u64 now, struct thresholds *thresholds)
 {
-	__u64 part = state->fair.holders_before || state->rate < BEGIN_RATE ? 1 : BEGIN_ALONE;
-	__u64 begin = state->rate * part / BEGIN_SHARE, most = state->bucket * part / BEGIN_BUCKET;
-	__s64 debt = verdict_debt(state->rate) - packet->bytes;
+	__s64 part = state->fair.holders_before || state->rate < BEGIN_RATE ? 1 : BEGIN_ALONE;
+	__s64 begin = state->rate / BEGIN_SHARE * part, most = state->bucket - state->rate / BEGIN_WAIT_SHARE;
 
 	thresholds->notice = TOKENS_LOWEST;
-	if (debt > verdict_half_debt(state->rate))
-		thresholds->drop = -debt;
-	if (packet->begins && !fair_share_flooded(state))
-		thresholds->drop = begin < most ? begin : most;
+	if (begin > most)
+		begin = most;
+	if (packet->begins && begin > thresholds->drop && fair_share_debt(&state->fair, now) > 0)
+		thresholds->drop = begin;
 }
 
 /* Packets without payload may have half of the rate before data has any. More of them is a flood as of anything else. */
@@ -491,26 +469,26 @@ static __always_inline enum verdict fair_share_charge(struct rate_limit_state *s
 
 	token_bucket_refill(state, state->rate, state->bucket, now);
 	use_measure(state, now);
-	if (!paces) {
-		thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-		return verdict_take(state, &thresholds, packet);
+	if (paces) {
+		fair_share_advance(state, now);
+		fair_share_hear(&state->fair, packet->round_trip_ns);
+		if (fair_share_too_much_control(state, packet))
+			packet->tcp = false;
 	}
-	fair_share_advance(state, now);
-	fair_share_hear(&state->fair, packet->round_trip_ns);
-	if (fair_share_too_much_control(state, packet))
-		packet->tcp = false;
 	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-	if (packet->paced && (packet->early || packet->refused))
-		fair_share_admit(state, packet, &thresholds);
-	else
-		fair_share_guard(state, packet, now, &thresholds);
+	if (paces && packet->paced && !packet->control) {
+		if (packet->early || packet->refused)
+			fair_share_admit(state, packet, now, &thresholds);
+		else
+			fair_share_guard(&state->fair, packet, now, &thresholds);
+	}
 	verdict = verdict_take(state, &thresholds, packet);
-	if (!packet->tcp)
-		fair_share_foreign(&state->fair, packet);
-	else if (verdict == VERDICT_DROP)
-		fair_share_refused(&state->fair, mark, packet, now);
+	if (!paces)
+		return verdict;
+	if (packet->tcp)
+		fair_share_note(&state->fair, mark, packet, verdict != VERDICT_DROP, now);
 	else
-		fair_share_sent(&state->fair, mark, packet, now);
+		fair_share_foreign(&state->fair, packet);
 	return verdict;
 }
 #endif

@@ -9,11 +9,12 @@ struct packet {
 	bool tcp;       /* of a connection that can be told a rate; all else is foreign */
 	bool control;   /* TCP without payload: SYN, FIN, RST, acknowledgements */
 	/* Of TCP with payload, from its connection (connection.h): */
-	bool paced;   /* the connection paces itself as it was told */
-	bool held;    /* only pacing holds the connection back */
-	bool early;   /* TCP did not pace it: one of the connection's first segments */
-	bool begins;  /* nothing of its connection is on the way or was refused yet */
-	bool refused; /* its connection was refused when nothing was on the way: it waits for a timer already */
+	bool paced; /* the connection paces itself as it was told */
+	bool held;  /* only pacing holds the connection back */
+	bool early; /* TCP did not pace it: one of the connection's first segments */
+	bool idle; /* nothing of its connection is on the way: if it is refused, TCP waits for a timer, not for an ACK */
+	bool begins;  /* nor ever was, and it was not refused yet */
+	bool refused; /* it is idle and was refused before */
 	/* Of the connection at one rule: */
 	bool elsewhere;      /* another rule holds it back */
 	bool starved;        /* nothing of the connection has passed for seconds */
@@ -31,9 +32,10 @@ struct packet {
 #define PACKET_PACED 52
 #define PACKET_HELD 53
 #define PACKET_EARLY 54
-#define PACKET_BEGINS 55
-#define PACKET_REFUSED 56
-#define PACKET_CLOCK 57 /* TCP's clock was read as it began to send */
+#define PACKET_IDLE 55
+#define PACKET_BEGINS 56
+#define PACKET_REFUSED 57
+#define PACKET_CLOCK 58 /* TCP's clock was read as it began to send */
 #define PACKET_SEGMENTS_MOST 0xffff
 
 static __always_inline __u64 packet_pack(const struct packet *packet)
@@ -43,7 +45,8 @@ static __always_inline __u64 packet_pack(const struct packet *packet)
 	return packet->bytes | segments << PACKET_SEGMENTS | (__u64)packet->tcp << PACKET_TCP |
 	       (__u64)packet->control << PACKET_CONTROL | (__u64)packet->paced << PACKET_PACED |
 	       (__u64)packet->held << PACKET_HELD | (__u64)packet->early << PACKET_EARLY |
-	       (__u64)packet->begins << PACKET_BEGINS | (__u64)packet->refused << PACKET_REFUSED;
+	       (__u64)packet->idle << PACKET_IDLE | (__u64)packet->begins << PACKET_BEGINS |
+	       (__u64)packet->refused << PACKET_REFUSED;
 }
 
 static __always_inline struct packet packet_unpack(__u64 packed)
@@ -56,6 +59,7 @@ static __always_inline struct packet packet_unpack(__u64 packed)
 		.paced = packed >> PACKET_PACED & 1,
 		.held = packed >> PACKET_HELD & 1,
 		.early = packed >> PACKET_EARLY & 1,
+		.idle = packed >> PACKET_IDLE & 1,
 		.begins = packed >> PACKET_BEGINS & 1,
 		.refused = packed >> PACKET_REFUSED & 1,
 	};

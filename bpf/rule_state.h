@@ -30,7 +30,6 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 	bpf_spin_lock(&state->lock);
 	if (state->rate != rate)
 		fair_share_change_rate(state, rate, now);
-	state->rate = rate;
 	state->bucket = bucket;
 	state->generation = generation;
 	bpf_spin_unlock(&state->lock);

@@ -71,6 +71,25 @@ static __always_inline void token_bucket_refill(struct rate_limit_state *state, 
 		token_bucket_fill(state, bucket);
 }
 
+/* In 1/16 ms: a finer unit times the largest bucket would not fit into 64 bits. */
+#define TOKEN_SPAN_PARTS 16000
+#define TOKEN_SPAN_MOST (64ULL * TOKEN_SPAN_PARTS)
+
+/*
+ * Another rate: what is saved stays as long as it was, not as many bytes. A higher rate would have to save its reserve
+ * first, a lower one would begin with a burst. More than a minute's worth is no reserve but a quota, and stays.
+ */
+static __always_inline void token_bucket_change_rate(struct rate_limit_state *state, __u64 before, __u64 rate)
+{
+	__u64 span;
+
+	if (state->tokens <= 0 || !before)
+		return;
+	span = state->tokens * TOKEN_SPAN_PARTS / before;
+	if (span < TOKEN_SPAN_MOST)
+		state->tokens = span * rate / TOKEN_SPAN_PARTS;
+}
+
 /* May leave a debt, which is paid back before anything else passes: so packets larger than the bucket pass too. */
 static __always_inline void token_bucket_take(struct rate_limit_state *state, __u32 bytes)
 {

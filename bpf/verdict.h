@@ -28,7 +28,8 @@ enum verdict {
  * comes, would leave TCP nothing, and TCP would lose its ACK clock at every drop.
  *
  * Data may use half of that debt. The rest is for packets without payload, or connections could not be made, closed or
- * acknowledged beside busy ones; and for those that would wait longest for another try (fair_share_guard).
+ * acknowledged beside busy ones; and for data whose refusal is dear: with nothing on the way TCP waits 200 ms for its
+ * timer, and the second time half a second more, where else the next acknowledgement tries again.
  */
 #define TCP_DEBT_BYTES 65536
 #define TCP_DEBT_SHARE 8
@@ -68,6 +69,17 @@ static __always_inline __s64 verdict_leave(__s64 debt, const struct packet *pack
 	return packet->bytes <= debt ? (__s64)packet->bytes - debt - 1 : 0;
 }
 
+/*
+ * Paced data has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. Idle,
+ * it may leave the whole debt.
+ */
+static __always_inline __s64 verdict_paced(__u64 rate, const struct packet *packet)
+{
+	__s64 half = verdict_half_debt(rate), idle = verdict_debt(rate) - packet->bytes;
+
+	return packet->idle && idle > half ? -idle : -half;
+}
+
 static __always_inline struct thresholds verdict_thresholds(__u64 rate, __u64 bucket, const struct packet *packet)
 {
 	struct thresholds thresholds = { .drop = 0, .notice = TOKENS_LOWEST };
@@ -83,8 +95,7 @@ static __always_inline struct thresholds verdict_thresholds(__u64 rate, __u64 bu
 	if (packet->control)
 		thresholds.drop = verdict_leave(verdict_debt(rate), packet);
 	else if (packet->paced)
-		/* It has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. */
-		thresholds.drop = -verdict_half_debt(rate);
+		thresholds.drop = verdict_paced(rate, packet);
 	else
 		thresholds.drop = verdict_leave(verdict_debt(rate) / 2, packet);
 	return thresholds;

@@ -35,9 +35,10 @@ class Runner:
 
     def run(self, scenario: Scenario) -> Result:
         result = simulate(self._library, scenario)
-        assert result.worst_excess <= allowed_excess(scenario), (
-            f"{result.worst_excess} bytes above rate * time + bucket, {self.again(scenario.seed)}"
-        )
+        for rule, excess in enumerate(result.worst_excess):
+            assert excess <= allowed_excess(scenario), (
+                f"{excess} bytes above rate * time + bucket of rule {rule}, {self.again(scenario.seed)}"
+            )
         return result
 
     def each(self, count: int, examine: Callable[[int], Answer]) -> list[Answer]:

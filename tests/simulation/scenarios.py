@@ -62,16 +62,23 @@ def epoch(scenario: Scenario) -> float:
     return min(4.0, max(0.01, 1.5 * (len(flows) + 1) * most / rate))
 
 
+def slowest(scenario: Scenario) -> float:
+    return max((flow.round_trip for flow in scenario.flows if flow.tcp), default=0)
+
+
+def spending(scenario: Scenario) -> float:
+    """Seconds after which nothing is left of a bucket above its reserve: a tenth of that leaves a third of it."""
+    return 10 * max(0.2, 4 * (epoch(scenario) + slowest(scenario)))
+
+
 def settling(scenario: Scenario) -> float:
     """Seconds after which the shares are right again: the bound that the documentation states."""
-    slowest = max((flow.round_trip for flow in scenario.flows if flow.tcp), default=0)
-    return 0.5 + 22 * slowest + 16 * epoch(scenario)
+    return 0.5 + 22 * slowest(scenario) + 16 * epoch(scenario) + spending(scenario)
 
 
 def observed(scenario: Scenario) -> float:
     """Seconds over which single packets no longer matter."""
-    slowest = max((flow.round_trip for flow in scenario.flows if flow.tcp), default=0)
-    return max(0.5, 10 * slowest, 40 * epoch(scenario))
+    return max(0.5, 10 * slowest(scenario), 40 * epoch(scenario))
 
 
 def with_bins(scenario: Scenario, settled_from: float) -> Scenario:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 BPF = HERE.parents[1] / "bpf"
 RENO, CUBIC, BBR, UDP, ACKS = range(5)
+STREAM, OPEN, KEPT, NEW = range(4)  # what connections are used for: model/scenario.h
+RULES = 4
 SECOND = 10**9
+TIMES = {"start", "stop", "round_trip", "every", "pause"}
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A connection, or a source of datagrams."""
+    """A connection, several that are used alike (`slots`), or a source of datagrams."""
 
     kind: int = CUBIC
     start: float = 0
@@ -26,9 +30,22 @@ class Flow:
     chunk: int = 1 << 16
     window: int = 16 << 20
     own_pacing: int = 0
+    low_water: int = 0  # writes a chunk whenever less than this is unsent
+    use: int = STREAM
+    slots: int = 1
+    every: float = 0  # OPEN: seconds between connections
+    answer: int = 0  # bytes; 0: the connection is only made and closed
+    answer_most: int = 0
+    pause: float = 0  # between an answer and the next request
+    requests: int = 0  # in all; 0: no end
+    passive: bool = True
+    regular: bool = False
     mss: int = 1448
     headers: int = 52
     unpaced: bool = False
+    foreign: bool = False
+    gso: bool = False
+    rules: tuple[int, ...] = (0,)
 
     @property
     def tcp(self) -> bool:
@@ -39,24 +56,25 @@ class Flow:
         if self.kind == ACKS:
             return payload / self.chunk * 52
         if self.kind == UDP:
-            return payload / self.chunk * (self.chunk + 28)
+            return payload / self.chunk * (self.chunk + 28 * (math.ceil(self.chunk / self.mss) if self.gso else 1))
         return payload * (self.mss + self.headers) / self.mss
 
 
 @dataclass(frozen=True)
 class Change:
-    """The limit from a time on."""
+    """A rule's limit from a time on."""
 
     at: float
     rate: int
     bucket: int
+    rule: int = 0
 
 
 @dataclass(frozen=True)
 class Scenario:
     seed: int
     flows: list[Flow]
-    changes: list[Change]
+    changes: list[Change]  # one of each rule first, at 0
     duration: float
     bins: list[float] = field(default_factory=list)  # ends of spans that are counted apart; the last is the duration
     clock_skew: float = 0
@@ -64,10 +82,17 @@ class Scenario:
     garbage_at: float = 0
     garbage_kind: int = 0
     large_bursts: bool = True
+    requests: int = 0  # so many are recorded
+
+    @property
+    def rules(self) -> int:
+        return 1 + max(change.rule for change in self.changes)
 
 
 @dataclass(frozen=True)
 class Bin:
+    """A span of time. Of rules: what the first one counted, and all of them (`rules`)."""
+
     begin: float
     end: float
     bytes: int
@@ -75,30 +100,49 @@ class Bin:
     notices: int
     flows: list[int]  # bytes of each
     held: list[float]  # of each, the part of its packets when pacing alone held it back
+    packets: list[int]  # of each
+    dropped: list[int]  # of each, packets that some rule dropped
+    silence: list[float]  # of each, the longest time in which a connection could not send what it had; seconds
+    rules: list[int]  # bytes of each
+
+
+@dataclass(frozen=True)
+class Request:
+    at: float
+    took: float
+    flow: int
+    answered: bool  # or it still waits at the end
 
 
 @dataclass(frozen=True)
 class Result:
-    worst_excess: int  # bytes that passed in some interval above rate * time + bucket
+    worst_excess: list[int]  # of each rule: bytes that passed in some interval above rate * time + bucket
     events: int
     bins: list[Bin]
+    requests: list[Request]
+
+
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
 
 
 class FlowSpec(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("start", "stop", "round_trip", "rate", "chunk", "window", "own_pacing")),
-        *((name, ctypes.c_uint32) for name in ("kind", "mss", "headers", "unpaced")),
+        *fields(ctypes.c_uint64, "start stop round_trip rate chunk window own_pacing low_water every"),
+        *fields(ctypes.c_uint64, "answer answer_most pause requests"),
+        *fields(ctypes.c_uint32, "kind use mss headers slots passive regular unpaced foreign gso rules"),
+        ("rule", ctypes.c_uint32 * RULES),
     ]
 
 
 class ChangeSpec(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("at", "rate", "bucket")]
+    _fields_ = fields(ctypes.c_uint64, "at rate bucket rule")
 
 
 class ScenarioSpec(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("seed", "duration", "clock_skew", "timer_delay", "garbage_at")),
-        *((name, ctypes.c_uint32) for name in ("garbage_kind", "large_bursts", "flows", "changes", "bins")),
+        *fields(ctypes.c_uint64, "seed duration clock_skew timer_delay garbage_at"),
+        *fields(ctypes.c_uint32, "garbage_kind large_bursts flows changes bins rules"),
         ("flow", ctypes.POINTER(FlowSpec)),
         ("change", ctypes.POINTER(ChangeSpec)),
         ("bin", ctypes.POINTER(ctypes.c_uint64)),
@@ -106,20 +150,24 @@ class ScenarioSpec(ctypes.Structure):
 
 
 class BinResult(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("bytes", "drops", "notices")]
+    _fields_ = fields(ctypes.c_uint64, "bytes drops notices")
 
 
 class FlowResult(ctypes.Structure):
-    _fields_ = [("bytes", ctypes.c_uint64), ("packets", ctypes.c_uint32), ("held", ctypes.c_uint32)]
+    _fields_ = [*fields(ctypes.c_uint64, "bytes silence"), *fields(ctypes.c_uint32, "packets held drops begun")]
+
+
+class RequestResult(ctypes.Structure):
+    _fields_ = [*fields(ctypes.c_uint64, "at took"), *fields(ctypes.c_uint32, "flow answered")]
 
 
 class ResultSpec(ctypes.Structure):
     _fields_ = [
-        ("worst_excess", ctypes.c_int64),
-        ("events", ctypes.c_uint64),
-        ("share", ctypes.c_uint64),
+        ("worst_excess", ctypes.c_int64 * RULES),
+        *fields(ctypes.c_uint64, "events requests requests_most"),
         ("bin", ctypes.POINTER(BinResult)),
         ("flow", ctypes.POINTER(FlowResult)),
+        ("request", ctypes.POINTER(RequestResult)),
     ]
 
 
@@ -138,7 +186,8 @@ def build(directory: Path, bpf: Path = BPF, *options: str) -> ctypes.CDLL:
         "-Werror",
         "-Wno-unused-function",
     ]
-    command += ["-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error", *options]
+    # gcc 12 stumbles over its own peephole optimization of overflow checks ("internal compiler error").
+    command += ["-fsanitize=signed-integer-overflow", "-fsanitize-undefined-trap-on-error", "-fno-peephole2", *options]
     command += ["-I", str(bpf), "-o", str(library), str(HERE / "model" / "simulate.c"), "-lm"]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
@@ -149,25 +198,19 @@ def nanoseconds(seconds: float) -> int:
 
 
 def flow_spec(flow: Flow) -> FlowSpec:
-    return FlowSpec(
-        nanoseconds(flow.start),
-        nanoseconds(flow.stop),
-        nanoseconds(flow.round_trip),
-        flow.rate,
-        flow.chunk,
-        flow.window,
-        flow.own_pacing,
-        flow.kind,
-        flow.mss,
-        flow.headers,
-        flow.unpaced,
-    )
+    spec = FlowSpec()
+    for name, kind in FlowSpec._fields_[:-2]:
+        value = getattr(flow, name)
+        setattr(spec, name, nanoseconds(value) if name in TIMES else value)
+    spec.rules = len(flow.rules)
+    spec.rule[: spec.rules] = flow.rules
+    return spec
 
 
 def simulate(library: ctypes.CDLL, scenario: Scenario) -> Result:
     """Runs a scenario. ctypes lets go of the interpreter's lock meanwhile, so several can run in threads."""
     ends = scenario.bins or [scenario.duration]
-    flows, bins = len(scenario.flows), len(ends)
+    flows, bins, rules = len(scenario.flows), len(ends), scenario.rules
     spec = ScenarioSpec(
         scenario.seed,
         nanoseconds(scenario.duration),
@@ -179,19 +222,43 @@ def simulate(library: ctypes.CDLL, scenario: Scenario) -> Result:
         flows,
         len(scenario.changes),
         bins,
+        rules,
         (FlowSpec * flows)(*map(flow_spec, scenario.flows)),
         (ChangeSpec * len(scenario.changes))(
-            *(ChangeSpec(nanoseconds(change.at), change.rate, change.bucket) for change in scenario.changes)
+            *(ChangeSpec(nanoseconds(one.at), one.rate, one.bucket, one.rule) for one in scenario.changes)
         ),
         (ctypes.c_uint64 * bins)(*map(nanoseconds, ends)),
     )
-    counted, each = (BinResult * bins)(), (FlowResult * (bins * flows))()
-    result = ResultSpec(bin=counted, flow=each)
+    counted, each = (BinResult * (bins * rules))(), (FlowResult * (bins * flows))()
+    asked = (RequestResult * scenario.requests)()
+    result = ResultSpec(requests_most=scenario.requests, bin=counted, flow=each, request=asked)
     if library.simulate(ctypes.byref(spec), ctypes.byref(result)):
         raise MemoryError
-    found = []
-    for i, (begin, end, one) in enumerate(zip([0.0, *ends], ends, counted)):
-        of_flows = each[i * flows : (i + 1) * flows]
-        held = [flow.held / max(1, flow.packets) for flow in of_flows]
-        found.append(Bin(begin, end, one.bytes, one.drops, one.notices, [flow.bytes for flow in of_flows], held))
-    return Result(result.worst_excess, result.events, found)
+    return Result(
+        list(result.worst_excess)[:rules],
+        result.events,
+        [
+            bin_of(begin, end, counted[i * rules : (i + 1) * rules], each[i * flows : (i + 1) * flows])
+            for i, (begin, end) in enumerate(zip([0.0, *ends], ends))
+        ],
+        [
+            Request(one.at / SECOND, one.took / SECOND, one.flow, bool(one.answered))
+            for one in asked[: result.requests]
+        ],
+    )
+
+
+def bin_of(begin: float, end: float, rules: list[BinResult], flows: list[FlowResult]) -> Bin:
+    return Bin(
+        begin,
+        end,
+        rules[0].bytes,
+        sum(rule.drops for rule in rules),
+        sum(rule.notices for rule in rules),
+        [flow.bytes for flow in flows],
+        [flow.held / max(1, flow.packets) for flow in flows],
+        [flow.packets for flow in flows],
+        [flow.drops for flow in flows],
+        [flow.silence / SECOND for flow in flows],
+        [rule.bytes for rule in rules],
+    )

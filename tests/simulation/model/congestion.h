@@ -8,7 +8,7 @@
 
 #include <math.h>
 
-#include "flow.h"
+#include "walk.h"
 
 #define BBR_HIGH_GAIN 2.89
 #define BBR_MARGIN 0.99
@@ -57,12 +57,22 @@ static bool congestion_limited(const struct flow *flow)
 	return flow->window_limited || (flow->window < flow->threshold && flow->window < 2 * flow->most_out);
 }
 
+static void congestion_clamp(struct flow *flow)
+{
+	if (flow->window > flow->clamp)
+		flow->window = flow->clamp;
+}
+
+/* A clamp cuts a window only as it would grow: one that is larger already, and not filled, stays. */
 static void congestion_grow(struct simulation *sim, struct flow *flow, uint32_t acked)
 {
 	if (!congestion_limited(flow))
 		return;
 	if (flow->window < flow->threshold) {
 		flow->window += acked;
+		if (flow->window > flow->threshold)
+			flow->window = flow->threshold;
+		congestion_clamp(flow);
 		return;
 	}
 	if (flow->spec->kind == KIND_RENO) {
@@ -87,6 +97,7 @@ static void congestion_grow(struct simulation *sim, struct flow *flow, uint32_t 
 		flow->window += whole;
 		flow->growth = 0;
 	}
+	congestion_clamp(flow);
 }
 
 static double bbr_target(const struct flow *flow, double gain)
@@ -204,6 +215,7 @@ static void bbr_acked(struct simulation *sim, struct flow *flow, const struct in
 		flow->window += packet->segments;
 	if (flow->window < BBR_LEAST_WINDOW)
 		flow->window = BBR_LEAST_WINDOW;
+	congestion_clamp(flow);
 }
 
 /* A packet was acknowledged: window and pacing rate. */
@@ -222,8 +234,6 @@ static void congestion_acked(struct simulation *sim, struct flow *flow, const st
 		flow->pacing_rate = (flow->window < flow->threshold / 2 ? 2.0 : 1.2) * most * flow->spec->mss * 1e9 /
 				    flow->smoothed_round_trip;
 	}
-	if (flow->window > flow->clamp)
-		flow->window = flow->clamp;
 	if (flow->pacing.set && flow->pacing_rate > flow->pacing.set)
 		flow->pacing_rate = flow->pacing.set;
 }

@@ -6,6 +6,8 @@
 #include "limiter.h"
 #include "timers.h"
 
+/* The clock does not begin at 0, which stands for "never" here and there. */
+#define EPOCH (1000 * NANOSECONDS)
 #define UNLIMITED UINT64_MAX
 #define MICROSECONDS 1000ULL
 #define WINDOW_INITIAL 10
@@ -19,6 +21,8 @@ enum timer {
 	TIMER_ACK,   /* the next acknowledgement arrives */
 	TIMER_WRITE, /* the application writes */
 	TIMER_RETRY, /* nothing is in flight that could be acknowledged */
+	TIMER_NEXT,  /* the next step of a connection that is made, asked and closed (life.h) */
+	TIMER_BEGIN, /* of a group's first: its next connection begins */
 	TIMERS,
 };
 
@@ -47,10 +51,30 @@ struct bbr {
 	uint64_t phase_start, probe_end, round_trip_stamp;
 };
 
+enum phase {
+	PHASE_NONE,    /* the slot is free */
+	PHASE_OPENING, /* its SYN, or SYN-ACK, was not sent yet */
+	PHASE_OPENED,  /* ... is on its way */
+	PHASE_ASKED,   /* a request is being answered */
+	PHASE_CLOSED,  /* as seen from here */
+};
+
+/* The connections of one flow_spec. */
+struct group {
+	uint32_t first, slots, number;
+	uint64_t requests;
+	bool stopped;
+	struct rate_limit_pacing listener;
+};
+
 struct flow {
 	const struct flow_spec *spec;
+	struct group *group;
 	uint32_t number;
 	bool open;
+	enum phase phase;
+	uint64_t asked_at, retry_after; /* of a SYN, or SYN-ACK */
+	uint64_t wanting_since;         /* has something to send, and sent nothing, since; 0: nothing to send */
 	/* As in the program: socket storage. */
 	struct rate_limit_pacing pacing;
 	uint32_t clamp; /* of the window, segments; INT32_MAX: none */
@@ -63,6 +87,8 @@ struct flow {
 	uint32_t window, threshold, out, most_out; /* segments */
 	uint32_t reduction_from, reduction_delivered, reduction_sent;
 	bool reducing, window_limited, odd_segment;
+	uint64_t used_since; /* used_most: of the window, since then */
+	uint32_t used_most, quick_acks;
 	uint64_t waited_for; /* the pacing timer's last time */
 	double growth, cubic_most;
 	uint64_t cubic_start;
@@ -77,10 +103,12 @@ struct flow {
 struct simulation {
 	const struct scenario *scenario;
 	struct result *result;
-	struct limiter limiter;
+	struct limiter limiter[RULES_MOST];
 	struct timers timers;
 	struct random random;
+	struct group *group;
 	struct flow *flow;
+	uint32_t slots;
 	uint64_t now;
 	uint32_t bin;
 	int failed; /* out of memory */
@@ -103,12 +131,39 @@ static bool flow_armed(const struct simulation *sim, const struct flow *flow, en
 
 static bool flow_greedy(const struct flow *flow)
 {
-	return !flow->spec->rate;
+	return flow->spec->use == USE_STREAM && !flow->spec->rate && !flow->spec->low_water;
 }
 
-static void flow_count(struct simulation *sim, const struct flow *flow, const struct packet *packet)
+/* Of a rule, in this span of time. */
+static struct bin_result *flow_bin(struct simulation *sim, uint32_t rule)
 {
-	struct flow_result *result = &sim->result->flow[(uint64_t)sim->bin * sim->scenario->flows + flow->number];
+	return &sim->result->bin[sim->bin * sim->scenario->rules + rule];
+}
+
+static struct flow_result *flow_result(struct simulation *sim, const struct flow *flow)
+{
+	return &sim->result->flow[(uint64_t)sim->bin * sim->scenario->flows + flow->group->number];
+}
+
+static void flow_want(struct simulation *sim, struct flow *flow)
+{
+	if (!flow->wanting_since)
+		flow->wanting_since = sim->now;
+}
+
+/* It sends, or the scenario ends. `more`: it goes on to want. */
+static void flow_progress(struct simulation *sim, struct flow *flow, bool more)
+{
+	struct flow_result *result = flow_result(sim, flow);
+
+	if (flow->wanting_since && sim->now - flow->wanting_since > result->silence)
+		result->silence = sim->now - flow->wanting_since;
+	flow->wanting_since = more ? sim->now : 0;
+}
+
+static void flow_count(struct simulation *sim, struct flow *flow, const struct packet *packet)
+{
+	struct flow_result *result = flow_result(sim, flow);
 
 	result->bytes += packet->bytes;
 	result->packets++;

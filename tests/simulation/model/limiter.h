@@ -24,7 +24,6 @@ struct limiter {
 	/* The meter, in bytes * 1e-9: how much more passed than the rate allows, since the time for which that is most. */
 	__int128 excess, worst;
 	uint64_t metered, most_bucket;
-	struct bin_result *bin;
 };
 
 static void limiter_meter(struct limiter *limiter, uint64_t now)
@@ -47,11 +46,10 @@ static void limiter_change(struct limiter *limiter, const struct change *change,
 {
 	limiter_meter(limiter, now);
 	limiter->rate = change->rate;
-	limiter->state.rate = change->rate;
-	limiter->state.bucket = change->bucket;
 	if (change->bucket > limiter->most_bucket)
 		limiter->most_bucket = change->bucket;
 	fair_share_change_rate(&limiter->state, change->rate, now);
+	limiter->state.bucket = change->bucket;
 }
 
 static void limiter_start(struct limiter *limiter, const struct change *change, uint64_t now)
@@ -66,22 +64,25 @@ static void limiter_start(struct limiter *limiter, const struct change *change, 
 }
 
 static enum verdict limiter_charge(struct limiter *limiter, struct fair_share_mark *mark, struct packet *packet,
-				   uint64_t time)
+				   uint64_t now)
 {
-	struct rate_limit_state *state = &limiter->state;
-	bool tcp = packet->tcp;
-	enum verdict verdict = fair_share_charge(state, mark, packet, limiter_clock(limiter, time), true);
+	return fair_share_charge(&limiter->state, mark, packet, limiter_clock(limiter, now), true);
+}
 
-	if (verdict == VERDICT_DROP) {
-		limiter->bin->drops += tcp;
-		return verdict;
-	}
-	limiter->bin->notices += verdict == VERDICT_PASS_WITH_NOTICE;
-	limiter->bin->bytes += packet->bytes;
-	limiter_meter(limiter, time);
+/* Another rule dropped it. */
+static void limiter_refund(struct limiter *limiter, const struct packet *packet, enum verdict verdict)
+{
+	verdict_refund(&limiter->state, verdict, packet);
+	if (packet->tcp)
+		fair_share_refund(&limiter->state.fair, packet);
+}
+
+/* It left the host. */
+static void limiter_count(struct limiter *limiter, const struct packet *packet, uint64_t now)
+{
+	limiter_meter(limiter, now);
 	limiter->excess += (__int128)packet->bytes * NANOSECONDS;
 	if (limiter->excess - (__int128)limiter->most_bucket * NANOSECONDS > limiter->worst)
 		limiter->worst = limiter->excess - (__int128)limiter->most_bucket * NANOSECONDS;
-	return verdict;
 }
 #endif

@@ -5,9 +5,13 @@
 
 #include "congestion.h"
 
-#define RETRY_AFTER (200 * MILLISECONDS)
+#define RTO_LEAST (200 * MILLISECONDS)
+/* TCP_RESOURCE_PROBE_INTERVAL: between tries that are refused locally. */
+#define RESOURCE_PROBE (500 * MILLISECONDS)
 #define DELAYED_ACK (40 * MILLISECONDS)
-#define POOR 32768 /* RULE_POOR_BYTES of bpf/rule_state.h */
+#define QUICK_ACKS 16
+#define WAKE_UP (20 * MICROSECONDS)
+
 /* A slow socket's window, or its packets would last for seconds. Setting it sets the threshold, too. */
 static void tcp_clamp(struct flow *flow)
 {
@@ -15,7 +19,7 @@ static void tcp_clamp(struct flow *flow)
 
 	if (!clamp)
 		clamp = INT32_MAX;
-	if (clamp > flow->clamp || clamp < flow->clamp - flow->clamp / 4 || flow->window > clamp)
+	if (clamp > flow->clamp || clamp < flow->clamp - flow->clamp / 4 || flow->window > flow->clamp)
 		flow->clamp = flow->threshold = clamp;
 }
 
@@ -24,7 +28,7 @@ static void tcp_take_share(struct flow *flow)
 	struct rate_limit_pacing *pacing = &flow->pacing;
 	uint64_t set;
 
-	if (flow->spec->unpaced || !pacing->share)
+	if (flow->spec->unpaced || flow->spec->foreign || !pacing->share)
 		return;
 	set = connection_payload(pacing, flow->spec->mss, flow->spec->headers);
 	if (set > pacing->own)
@@ -55,7 +59,10 @@ static uint64_t tcp_burst(const struct simulation *sim, const struct flow *flow)
 	return bytes / flow->spec->mss > least ? bytes / flow->spec->mss : least;
 }
 
-/* When the packet's acknowledgement arrives. A segment alone waits for the next packet, for 40 ms at most. */
+/*
+ * When the packet's acknowledgement arrives. A segment alone waits for the next packet, for 40 ms at most; but the first
+ * ones of a connection are acknowledged at once.
+ */
 static uint64_t tcp_ack_time(struct simulation *sim, struct flow *flow, uint32_t segments)
 {
 	uint64_t at = sim->now + flow->spec->round_trip + random_to(&sim->random, 20 * MICROSECONDS);
@@ -70,6 +77,10 @@ static uint64_t tcp_ack_time(struct simulation *sim, struct flow *flow, uint32_t
 		}
 		if (last->acked_at > at)
 			at = last->acked_at;
+	}
+	if (flow->quick_acks < QUICK_ACKS) {
+		flow->quick_acks++;
+		return at;
 	}
 	flow->odd_segment = segments == 1 && !flow->odd_segment;
 	return flow->odd_segment ? at + DELAYED_ACK : at;
@@ -105,10 +116,34 @@ static void tcp_sent(struct simulation *sim, struct flow *flow, const struct pac
 	}
 	flow->last_sent = sim->now;
 	flow_disarm(sim, flow, TIMER_RETRY);
-	flow_count(sim, flow, packet);
 }
 
-static void tcp_note_window(struct flow *flow)
+/* A window that was not filled for longer than a retransmission would take shrinks towards what was used of it. */
+static void tcp_shrink_unused(struct simulation *sim, struct flow *flow)
+{
+	uint32_t used;
+
+	if (congestion_limited(flow)) {
+		flow->used_most = 0;
+		flow->used_since = sim->now;
+		return;
+	}
+	if (flow->out > flow->used_most)
+		flow->used_most = flow->out;
+	if (flow->reducing || flow_greedy(flow) || flow->spec->kind == KIND_BBR ||
+	    sim->now - flow->used_since < RTO_LEAST + flow->smoothed_round_trip)
+		return;
+	used = flow->used_most > WINDOW_INITIAL ? flow->used_most : WINDOW_INITIAL;
+	if (used < flow->window) {
+		if (flow->threshold < flow->window * 3 / 4)
+			flow->threshold = flow->window * 3 / 4;
+		flow->window = (flow->window + used) / 2;
+	}
+	flow->used_most = 0;
+	flow->used_since = sim->now;
+}
+
+static void tcp_note_window(struct simulation *sim, struct flow *flow)
 {
 	bool limited = flow->out >= flow->window;
 
@@ -117,20 +152,55 @@ static void tcp_note_window(struct flow *flow)
 		flow->most_out = flow->out;
 		flow->usage_end = flow->sent;
 	}
+	tcp_shrink_unused(sim, flow);
 }
 
-/* One packet, if TCP may send one. */
-static bool tcp_send_packet(struct simulation *sim, struct flow *flow)
+/*
+ * A packet meets the rules. Local congestion makes TCP slow down; with something in flight the next acknowledgement tries
+ * again, else a timer does, which nothing that is refused meanwhile sets anew.
+ */
+static bool tcp_transmit(struct simulation *sim, struct flow *flow, struct packet *packet, bool more)
+{
+	struct rate_limit_pacing *pacing = flow->spec->foreign ? NULL : &flow->pacing;
+	enum verdict verdict;
+
+	packet->tcp = pacing && packet->tcp;
+	packet->round_trip_ns = flow->smoothed_round_trip;
+	packet->starved = sim->now - flow->last_sent > EPOCH_LONGEST;
+	verdict = walk_rules(sim, flow->spec, pacing, packet);
+	if (verdict != VERDICT_PASS)
+		congestion_enter_reduction(flow);
+	if (verdict == VERDICT_DROP) {
+		flow_result(sim, flow)->drops++;
+		if (!flow->out && !flow_armed(sim, flow, TIMER_RETRY))
+			flow_arm(sim, flow, TIMER_RETRY, sim->now + flow->smoothed_round_trip + RTO_LEAST);
+		return false;
+	}
+	flow_count(sim, flow, packet);
+	flow_progress(sim, flow, more);
+	return true;
+}
+
+/* A packet without data. It is not paced, nor acknowledged here. */
+static bool tcp_send_control(struct simulation *sim, struct flow *flow)
+{
+	struct packet packet = { .bytes = flow->spec->headers, .segments = 1, .tcp = true, .control = true };
+
+	packet.paced = flow->pacing.set && flow->pacing.set != LIMITER_UNPACED;
+	return tcp_transmit(sim, flow, &packet, tcp_unsent(flow));
+}
+
+/* One packet, if TCP may send one. A probe is not paced, and a segment at most. */
+static bool tcp_send_packet(struct simulation *sim, struct flow *flow, bool probe)
 {
 	uint64_t unsent = tcp_unsent(flow), room = flow->spec->window - (flow->sent - flow->acked), bytes, segments;
 	uint32_t mss = flow->spec->mss, quota;
 	struct packet packet = { .tcp = true };
 	struct connection seen;
-	enum verdict verdict;
 
 	if (!unsent || flow->out >= flow->window || room < (unsent < mss ? unsent : mss))
 		return false;
-	if (flow->next_departure > sim->now) {
+	if (flow->next_departure > sim->now && !probe) {
 		flow->waited_for = flow->next_departure;
 		if (!flow_armed(sim, flow, TIMER_PACING))
 			flow_arm(sim, flow, TIMER_PACING,
@@ -152,6 +222,8 @@ static bool tcp_send_packet(struct simulation *sim, struct flow *flow)
 	bytes = bytes < unsent ? bytes : unsent;
 	if (bytes > room)
 		bytes = room < mss ? room : room / mss * mss;
+	if (probe && bytes > mss)
+		bytes = mss;
 	packet.segments = (bytes + mss - 1) / mss;
 	packet.bytes = bytes + packet.segments * flow->spec->headers;
 	flow->segments_offered += packet.segments;
@@ -170,30 +242,27 @@ static bool tcp_send_packet(struct simulation *sim, struct flow *flow)
 		.acked = flow->acked > 0,
 	};
 	connection_look(&seen, &flow->pacing, &packet);
-	packet.round_trip_ns = flow->smoothed_round_trip;
-	packet.starved = sim->now - flow->last_sent > EPOCH_LONGEST;
-	verdict = limiter_charge(&sim->limiter, &flow->pacing.marks[0], &packet, sim->now);
-	connection_note_verdict(&flow->pacing, verdict == VERDICT_DROP);
-	connection_take_offer(&flow->pacing, 0, fair_share_offer(&sim->limiter.state.fair, packet.early));
-	if (verdict != VERDICT_PASS)
-		congestion_enter_reduction(flow);
-	if (verdict == VERDICT_DROP) {
-		if (!flow->out)
-			flow_arm(sim, flow, TIMER_RETRY, sim->now + RETRY_AFTER);
+	if (!tcp_transmit(sim, flow, &packet, unsent > bytes))
 		return false;
-	}
 	flow->chunk_left -= bytes;
 	if (unsent <= bytes)
 		flow->app_limited_until = flow->delivered + flow->sent - flow->acked + bytes;
 	tcp_sent(sim, flow, &packet, bytes);
-	tcp_note_window(flow);
+	tcp_note_window(sim, flow);
 	return true;
 }
 
 static void tcp_send(struct simulation *sim, struct flow *flow)
 {
-	while (tcp_send_packet(sim, flow))
+	while (tcp_send_packet(sim, flow, false))
 		;
+}
+
+/* Nothing that was sent is on the way, and what was to be sent was refused. */
+static void tcp_probe(struct simulation *sim, struct flow *flow)
+{
+	if (!flow->out && tcp_unsent(flow) && !tcp_send_packet(sim, flow, true))
+		flow_arm(sim, flow, TIMER_RETRY, sim->now + RESOURCE_PROBE);
 }
 
 /* The SYN's round trip is over, and the program's callback ran. */
@@ -207,10 +276,9 @@ static void tcp_start(struct simulation *sim, struct flow *flow)
 	flow->threshold = flow->clamp = INT32_MAX;
 	flow->smoothed_round_trip = flow->least_round_trip = spec->round_trip;
 	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
-	flow->delivered_at = flow->last_sent = sim->now;
-	if (!spec->unpaced) {
-		flow->pacing.share = fair_share_join(&sim->limiter.state, limiter_clock(&sim->limiter, sim->now));
-		if (flow->pacing.share < SLOW_SHARE && sim->limiter.state.tokens < POOR)
+	flow->delivered_at = flow->last_sent = flow->used_since = sim->now;
+	if (!spec->unpaced && !spec->foreign) {
+		if (walk_join(sim, spec, &flow->pacing) && flow->pacing.share < SLOW_SHARE)
 			flow->window = SLOW_INITIAL_WINDOW;
 		tcp_take_share(flow);
 	}
@@ -231,6 +299,13 @@ static void tcp_measure_round_trip(struct flow *flow, uint64_t measured)
 	}
 }
 
+/* There is room for more. */
+static void tcp_wake_writer(struct simulation *sim, struct flow *flow)
+{
+	if (flow->spec->low_water && !flow_armed(sim, flow, TIMER_WRITE))
+		flow_arm(sim, flow, TIMER_WRITE, sim->now + random_to(&sim->random, 2 * WAKE_UP));
+}
+
 static void tcp_acked(struct simulation *sim, struct flow *flow)
 {
 	struct in_flight packet = flow->ring[flow->ring_first];
@@ -247,16 +322,18 @@ static void tcp_acked(struct simulation *sim, struct flow *flow)
 		flow->app_limited_until = 0;
 	tcp_measure_round_trip(flow, sim->now - packet.sent_at);
 	congestion_acked(sim, flow, &packet);
+	tcp_wake_writer(sim, flow);
 	tcp_send(sim, flow);
 }
 
 /* After a pause the window is that of a new connection. */
 static void tcp_written(struct simulation *sim, struct flow *flow, uint64_t bytes)
 {
-	if (!flow->out && sim->now - flow->last_sent > RETRY_AFTER + flow->smoothed_round_trip &&
+	if (!flow->out && sim->now - flow->last_sent > RTO_LEAST + flow->smoothed_round_trip &&
 	    flow->window > WINDOW_INITIAL && flow->spec->kind != KIND_BBR)
 		flow->window = WINDOW_INITIAL;
 	flow->written += bytes;
+	flow_want(sim, flow);
 	tcp_send(sim, flow);
 }
 #endif
