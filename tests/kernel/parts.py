@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import NamedTuple
 
 import limiter
@@ -68,3 +69,29 @@ class Drops:
         passed, dropped = (now[key] - self._before[key] for key in ("packets", "dropped_packets"))
         print(f"{passed} passed, {dropped} dropped")
         return dropped / max(1, passed + dropped)
+
+
+class Silence:
+    """The longest time, in seconds, in which nothing arrives."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair, self._done = pair, threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+        self.longest = 0.0
+
+    def __enter__(self) -> Silence:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        print(f"silence of {self.longest * 1000:.0f} ms at most")
+
+    def _listen(self) -> None:
+        heard = self._pair.arrived()
+        while not self._done.wait(0.005):
+            latest = self._pair.arrived()
+            self.longest = max(self.longest, latest.seconds - heard.seconds)
+            if latest.bytes > heard.bytes:
+                heard = latest

@@ -3,29 +3,12 @@
 
 from __future__ import annotations
 
-import time
-
 import limiter
 import pytest
 from kernels import releasing
-from net import Pair
+from parts import Silence
 from scene import LEAST, MBIT, MOST, Scene, assert_bound, pause, share_of
 from slow import PATIENCE, SLOW
-
-
-def longest_silence(pair: Pair, seconds: float) -> float:
-    """The longest time from now on in which nothing arrives."""
-    begin = heard = now = time.monotonic()
-    arrived, longest = pair.arrived().bytes, 0.0
-    while now - begin < seconds:
-        time.sleep(0.005)
-        latest = pair.arrived()
-        now = latest.seconds
-        longest = max(longest, now - heard)
-        if latest.bytes > arrived:
-            arrived, heard = latest.bytes, now
-    print(f"silence of {longest * 1000:.0f} ms at most")
-    return longest
 
 
 @releasing
@@ -46,9 +29,10 @@ def test_a_limit_that_falls_silences_nobody(scene: Scene, high: int, low: int, c
     limiter.rule(name="paced", rate=str(low), bucket=str(low // 10))
     before = pair.arrived()
     pause(0.5)
-    silence = longest_silence(pair, 3.0 * PATIENCE)
+    with Silence(pair) as silence:
+        pause(3.0)
     assert_bound(before, pair.arrived(), low, low // 10)
-    assert silence <= 0.3 * PATIENCE
+    assert silence.longest <= 0.3 * PATIENCE
     assert share_of(pair, low, 1.0) >= LEAST - 0.1
 
 
