@@ -75,13 +75,15 @@ def test_thousands_of_connections_leave_nothing_behind(scene: Scene, compiled: C
     # The last acknowledgement of a connection, which no socket sends, is theirs who close first: those outside.
     handshakes = ("churn", Pair.sender_address, SERVER_PORT, 8.0, 1200 // PATIENCE, 0)
     closed = pair.traffic(*handshakes, namespace=pair.receiver).result().bytes
-    until(lambda: stored(compiled) <= begin)
+    # The listener has something from its first answer on.
+    until(lambda: stored(compiled) <= begin + 1)
     after, now = pair.arrived(), counters()
     print(f"{closed} connections, {now}")
     assert closed >= 4000 // PATIENCE
-    # What the device passes without a socket is address resolution.
-    assert 0 <= after.packets - before.packets - (now["packets"] - passed["packets"]) <= 20
-    assert 0 <= after.bytes - before.bytes - (now["bytes"] - passed["bytes"]) <= 2000
+    # What leaves without a socket is not charged: address resolution, resets, an answer to what is old.
+    packets, size = (after.packets - before.packets, after.bytes - before.bytes)
+    assert 0 <= packets - (now["packets"] - passed["packets"]) <= 20 + closed // 100
+    assert 0 <= size - (now["bytes"] - passed["bytes"]) <= 60 * (20 + closed // 100)
     assert now["dropped_packets"] == 0
     bulk = pair.send_tcp(cgroup=cgroup)
     pause(0.5)
