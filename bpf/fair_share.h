@@ -49,17 +49,13 @@
 /* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
 #define LUMP_LONGEST_MS 100
 /*
- * What a connection that begins leaves those that have begun: a part of a second of the rate; more where nobody is held
- * back from this rate on (bytes per second), since nothing else slows down then. But what accrues while TCP waits for
- * its timer must find room in the bucket.
+ * What connections that begin leave those that have begun: what such need while TCP waits for its timer, this part of a
+ * second. And what accrues meanwhile must find room in the bucket.
  */
-#define BEGIN_SHARE 20
-#define BEGIN_RATE 163840
-#define BEGIN_ALONE 4
-#define BEGIN_WAIT_SHARE 5
+#define BEGIN_SHARE 5
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
-#define FOREIGN_AVERAGE_MS 100
+#define AVERAGE_MS 100
 
 /* fair_share_mark.flags: in this epoch the connection */
 #define FAIR_SHARE_ACTIVE 1    /* sent data */
@@ -144,6 +140,9 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->control_bytes = 0;
 	fair->foreign_bytes = 0;
 	fair->foreign_rate = 0;
+	fair->foreign_latest = 0;
+	fair->early_bytes = 0;
+	fair->early_rate = 0;
 	fair->active = 0;
 	fair->active_before = 0;
 	fair->unpaced = 0;
@@ -165,20 +164,45 @@ static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *s
 	return reserve < half ? reserve : half;
 }
 
-/*
- * Datagrams come in clumps. Of what a clump has beyond FOREIGN_SHARE nothing is taken from TCP, so without the average TCP
- * would get the gaps between them as well, and both together more than the rate.
- */
-static __always_inline void fair_share_average_foreign(struct fair_share *fair, __u64 rate, __u64 elapsed)
+/* Bytes of the last `elapsed` nanoseconds, per second; no more than the rate. */
+static __always_inline __u64 fair_share_per_second(const struct rate_limit_state *state, __u64 bytes, __u64 elapsed)
 {
-	__u64 latest = fair->foreign_bytes * NANOSECONDS / elapsed, weight = elapsed / MILLISECONDS;
+	__u64 latest = bytes * NANOSECONDS / elapsed;
 
-	if (fair->foreign_rate > rate)
-		fair->foreign_rate = rate;
-	if (latest > rate)
-		latest = rate;
-	weight = weight * 1024 / (weight + FOREIGN_AVERAGE_MS);
-	fair->foreign_rate = (fair->foreign_rate * (1024 - weight) + latest * weight) / 1024;
+	return latest < state->rate ? latest : state->rate;
+}
+
+static __always_inline __u64 fair_share_average(const struct rate_limit_state *state, __u64 average, __u64 latest,
+						__u64 elapsed)
+{
+	__u64 weight = elapsed / MILLISECONDS;
+
+	if (average > state->rate)
+		average = state->rate;
+	weight = weight * 1024 / (weight + AVERAGE_MS);
+	return (average * (1024 - weight) + latest * weight) / 1024;
+}
+
+/*
+ * Averages what comes in clumps. Of what a clump of datagrams has beyond FOREIGN_SHARE nothing is taken from TCP, so
+ * without the average TCP would get the gaps between them as well, and both together more than the rate.
+ */
+static __always_inline void fair_share_average_clumps(struct rate_limit_state *state, __u64 elapsed)
+{
+	struct fair_share *fair = &state->fair;
+	__u64 early = fair_share_per_second(state, fair->early_bytes, elapsed);
+
+	fair->foreign_latest = fair_share_per_second(state, fair->foreign_bytes, elapsed);
+	fair->foreign_rate = fair_share_average(state, fair->foreign_rate, fair->foreign_latest, elapsed);
+	fair->early_rate = fair_share_average(state, fair->early_rate, early, elapsed);
+}
+
+/* Datagrams beyond their part, now or on average, take every token that there is. */
+static __always_inline bool fair_share_flooded(const struct rate_limit_state *state)
+{
+	const struct fair_share *fair = &state->fair;
+
+	return fair->foreign_rate >= state->rate / FOREIGN_SHARE || fair->foreign_latest >= state->rate / FOREIGN_SHARE;
 }
 
 /*
@@ -187,7 +211,7 @@ static __always_inline void fair_share_average_foreign(struct fair_share *fair, 
  * empty, and packets be dropped. But datagrams beyond their part take whatever is saved: then TCP has its own account,
  * the clock, alone.
  */
-static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state, __u64 elapsed)
+static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state)
 {
 	const struct fair_share *fair = &state->fair;
 	__u64 rate = state->rate - fair->foreign_rate, most = state->rate / FOREIGN_SHARE;
@@ -199,7 +223,7 @@ static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state
 		return state->rate - most;
 	if (spare >= 0)
 		return rate + spare * 1000ULL / span;
-	if (fair->foreign_bytes * NANOSECONDS / elapsed >= most)
+	if (fair_share_flooded(state))
 		return rate;
 	saved = -spare * 1000ULL / span;
 	if (saved > rate / SAVED_SHARE)
@@ -211,8 +235,8 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 {
 	struct fair_share *fair = &state->fair;
 
-	fair_share_average_foreign(fair, state->rate, elapsed);
-	fair->paced_rate = fair_share_paced_rate(state, elapsed);
+	fair_share_average_clumps(state, elapsed);
+	fair->paced_rate = fair_share_paced_rate(state);
 	fair->active_before = fair->active;
 	fair->unpaced_before = fair->unpaced;
 	fair->holders_before = fair->holders;
@@ -230,6 +254,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->largest_bytes = 0;
 	fair->control_bytes = 0;
 	fair->foreign_bytes = 0;
+	fair->early_bytes = 0;
 	fair->epoch++;
 	fair->epoch_start_ns = now;
 	fair->lag_ns -= fair->lag_ns >> 4;
@@ -362,6 +387,8 @@ static __always_inline void fair_share_note(struct fair_share *fair, struct fair
 	}
 	if (packet->control)
 		fair->control_bytes += packet->bytes;
+	if (packet->early)
+		fair->early_bytes += packet->bytes;
 	if (mark)
 		mark->bytes += packet->bytes;
 	if (mark && mark->flags & FAIR_SHARE_HELD)
@@ -435,18 +462,19 @@ static __always_inline void fair_share_guard(const struct fair_share *fair, cons
 
 /*
  * No queue can be had, so that some have to be refused. Those that begin are refused first, while there are tokens left
- * for those that have begun. But not where it is datagrams that took the tokens: then TCP is not ahead of its rate.
+ * for those that have begun. But not where it is datagrams that took the tokens.
  */
 static __always_inline void fair_share_admit(const struct rate_limit_state *state, const struct packet *packet,
-					     __u64 now, struct thresholds *thresholds)
+					     struct thresholds *thresholds)
 {
-	__s64 part = state->fair.holders_before || state->rate < BEGIN_RATE ? 1 : BEGIN_ALONE;
-	__s64 begin = state->rate / BEGIN_SHARE * part, most = state->bucket - state->rate / BEGIN_WAIT_SHARE;
+	__s64 begin = state->fair.early_rate / BEGIN_SHARE, most = state->bucket - state->rate / BEGIN_SHARE;
 
 	thresholds->notice = TOKENS_LOWEST;
+	if (!packet->begins || fair_share_flooded(state))
+		return;
 	if (begin > most)
 		begin = most;
-	if (packet->begins && begin > thresholds->drop && fair_share_debt(&state->fair, now) > 0)
+	if (begin > thresholds->drop)
 		thresholds->drop = begin;
 }
 
@@ -478,7 +506,7 @@ static __always_inline enum verdict fair_share_charge(struct rate_limit_state *s
 	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
 	if (paces && packet->paced && !packet->control) {
 		if (packet->early || packet->refused)
-			fair_share_admit(state, packet, now, &thresholds);
+			fair_share_admit(state, packet, &thresholds);
 		else
 			fair_share_guard(&state->fair, packet, now, &thresholds);
 	}

@@ -45,6 +45,9 @@ struct fair_share {
 	__u64 control_bytes;  /* this epoch: of TCP without payload */
 	__u64 foreign_bytes;  /* this epoch: offered by what can't be told a rate, dropped or not */
 	__u64 foreign_rate;   /* the same per second, averaged; no more than the rule's rate */
+	__u64 foreign_latest; /* ... in the last epoch */
+	__u64 early_bytes;    /* this epoch: sent by TCP unpaced, since connections are new */
+	__u64 early_rate;     /* the same per second, averaged; no more than the rule's rate */
 	__u32 active;         /* connections that sent data in this epoch */
 	__u32 active_before;  /* ... in the last one */
 	__u32 unpaced;        /* of the active, those that do not pace themselves */

@@ -27,7 +27,7 @@ FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=QQ")
-FAIR_SHARE = struct.Struct("=12Q10I")
+FAIR_SHARE = struct.Struct("=15Q10I")
 STATE = struct.Struct("=qQIIQQQQQQQIIQQQ" + FAIR_SHARE.format[1:])
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
@@ -48,6 +48,9 @@ class FairShare(t.NamedTuple):
     control_bytes: int = 0
     foreign_bytes: int = 0
     foreign_rate: int = 0
+    foreign_latest: int = 0
+    early_bytes: int = 0
+    early_rate: int = 0
     active: int = 0
     active_before: int = 0
     unpaced: int = 0
