@@ -99,7 +99,7 @@ class Asking:
 
 
 class Churn:
-    """New connections at a rate, however long each lasts: each sends, waits for an answer if it asks for one, closes."""
+    """New connections at a rate, however long each lasts: it sends, waits for an answer if it asks for one, closes."""
 
     def __init__(self, address: str, port: int, size: int, wanted: int) -> None:
         self.address, self.port = address, port

@@ -40,7 +40,9 @@ def parts_of(pair: Pair, rate: int, *processes: Process, seconds: float = 1.0) -
     return found
 
 
-def assert_parts(pair: Pair, rate: int, *least: tuple[Process, float], used: float = USED, seconds: float = 1.0) -> None:
+def assert_parts(
+    pair: Pair, rate: int, *least: tuple[Process, float], used: float = USED, seconds: float = 1.0
+) -> None:
     """What arrives, and what of each process's connections, is so much of a limit in one of the next windows."""
     shares: list[Parts] = []
     while len(shares) < WINDOWS:
@@ -52,9 +54,8 @@ def assert_parts(pair: Pair, rate: int, *least: tuple[Process, float], used: flo
 
 def counters_of() -> str:
     """What each rule has passed and dropped so far."""
-    rules = [rule["name"] for rule in limiter.info(gather=["rules"])["rules"]]
-    each = {name: counters(name) for name in rules}
-    return ", ".join(f"{name}: {found['packets']} passed, {found['dropped_packets']} dropped" for name, found in each.items())
+    found = {rule["name"]: rule["counters"] for rule in limiter.info(gather=["rules"])["rules"]}
+    return ", ".join(f"{name}: {it['packets']} passed, {it['dropped_packets']} dropped" for name, it in found.items())
 
 
 class Drops:

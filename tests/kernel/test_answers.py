@@ -42,9 +42,7 @@ def told(done: Sent) -> tuple[float, float, float]:
         pytest.param(248, 20, id="of hundreds"),
     ],
 )
-def test_small_answers_on_kept_connections_share_the_limit_without_drops(
-    scene: Scene, size: int, workers: int
-) -> None:
+def test_small_answers_on_kept_connections_share_the_limit_without_drops(scene: Scene, size: int, workers: int) -> None:
     rate, seconds = 2 * MBIT, 3.0
     server = serving(scene, scene.limited(rate, bucket=str(rate // 10)))
     asked = asking(scene, seconds * PATIENCE, "kept", workers, size)
@@ -138,9 +136,7 @@ def page(scene: Scene, rate: int, bucket: int, kind: str, workers: int, size: in
 
 
 @pytest.mark.parametrize(("kind", "workers", "size"), WAYS, ids=NAMES)
-def test_a_page_that_fits_an_idle_rules_bucket_passes_at_once(
-    scene: Scene, kind: str, workers: int, size: int
-) -> None:
+def test_a_page_that_fits_an_idle_rules_bucket_passes_at_once(scene: Scene, kind: str, workers: int, size: int) -> None:
     rate = 10 * MBIT
     assert page(scene, rate, rate, kind, workers, size) <= 0.6
 

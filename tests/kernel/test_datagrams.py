@@ -41,8 +41,8 @@ def test_tcp_keeps_its_part_beside_datagrams(scene: Scene, rate: int, size: int,
 
 
 def test_tcp_whose_sockets_have_no_memory_for_us_leaves_an_honest_one_its_part(scene: Scene) -> None:
-    """Keys of TCP_MD5SIG, for which nobody needs a privilege, take all that a socket may have. What nobody can tell a rate
-    has half of the limit, whatever its number.
+    """Keys of TCP_MD5SIG, for which nobody needs a privilege, take all that a socket may have. What nobody can tell a
+    rate has half of the limit, whatever its number.
     """
     pair, rate = scene.pair, RATE // 5
     cgroup = scene.limited(rate, bucket=str(rate // 10))

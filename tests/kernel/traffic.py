@@ -16,8 +16,8 @@ udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
 answer ADDRESS PORT                          gives each that connects what it asks for
 ask ADDRESS PORT SECONDS KIND WORKERS BYTES [COUNT]         asks again at once. KIND: kept, or for each request a new
                                              connection: new, fastopen; COUNT: of all requests, 0: without end
-churn ADDRESS PORT SECONDS PER_SECOND BYTES [WANTED]        new connections, each closed when it has sent so many bytes, or
-                                             has asked for so many and has them
+churn ADDRESS PORT SECONDS PER_SECOND BYTES [WANTED]        new connections, each closed when it has sent so many
+                                             bytes, or has asked for so many and has them
 syn ADDRESS PORT SECONDS PER_SECOND          tries to connect, and gives up at once
 The senders stop after SECONDS or at SIGTERM, and print as JSON what they sent and which errors they met, by name; ping
 and ask also their round trips in milliseconds, ask's with the time that it has waited for what has not come.
