@@ -40,19 +40,23 @@ def test_tcp_keeps_its_part_beside_datagrams(scene: Scene, rate: int, size: int,
     assert udp.finish().errors == {}
 
 
-def test_tcp_whose_sockets_have_no_memory_for_us_leaves_an_honest_one_its_part(scene: Scene) -> None:
+@pytest.mark.parametrize(("connections", "congestion"), [(1, "bbr"), (16, "cubic")])
+def test_tcp_whose_sockets_have_no_memory_for_us_leaves_an_honest_one_its_part(
+    scene: Scene, connections: int, congestion: str
+) -> None:
     """Keys of TCP_MD5SIG, for which nobody needs a privilege, take all that a socket may have. What nobody can tell a
     rate has half of the limit, whatever its number.
     """
     pair, rate = scene.pair, RATE // 5
-    cgroup = scene.limited(rate, bucket=str(rate // 10))
-    other = pair.traffic("tcp", Pair.address, PORT, LONG, 16, "cubic", "", "keys", cgroup=cgroup)
-    honest = pair.send_tcp(cgroup=cgroup)
-    pause(0.7)
-    with borrowed(other.pid) as connections:
-        if any(connection.pacing != UNPACED for connection in connections):
+    cgroup = scene.limited(rate)
+    other = pair.traffic("tcp", Pair.address, PORT, LONG, connections, congestion, "", "keys", cgroup=cgroup)
+    pause(1.0)
+    with borrowed(other.pid) as each:
+        if any(connection.pacing != UNPACED for connection in each):
             pytest.skip("this kernel signs no TCP, or has memory left")
-    assert_parts(pair, rate, (honest, HALF), (other, HALF - 0.1))
+    honest = pair.send_tcp(cgroup=cgroup)
+    pause(1.5)
+    assert_parts(pair, rate, (honest, HALF), (other, HALF - 0.1), seconds=2.0)
 
 
 @contextmanager
