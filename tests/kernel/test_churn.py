@@ -31,10 +31,12 @@ def test_what_new_connections_leave_a_bulk_one_gets(
     scene: Scene, size: int, rate: int, per_second: int, least: float
 ) -> None:
     cgroup, pair = scene.limited(rate, bucket=str(rate // 10)), scene.pair
+    before = pair.arrived()
     bulk = pair.send_tcp(cgroup=cgroup)
     pair.traffic("churn", Pair.address, PORT, LONG, per_second // PATIENCE, size, cgroup=cgroup)
     pause(0.7)
     assert_parts(pair, rate, (bulk, least))
+    assert_bound(before, pair.arrived(), rate, rate // 10)
 
 
 @pytest.mark.parametrize("per_second", [10, 50])

@@ -90,7 +90,7 @@ def test_who_raises_its_pacing_rate_again_and_again_leaves_an_honest_one_its_par
 
 
 def test_who_keeps_little_unsent_gets_as_much_as_a_greedy_one(scene: Scene) -> None:
-    pair, rate = scene.pair, RATE // 5
+    pair, rate = scene.pair, 2 * RATE
     cgroup = scene.limited(rate, bucket=str(rate // 10))
     low = pair.traffic("tcp", Pair.address, PORT, LONG, 1, "cubic", "", "lowat", cgroup=cgroup)
     greedy = pair.send_tcp(cgroup=cgroup)

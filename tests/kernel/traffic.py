@@ -41,7 +41,7 @@ import asking
 
 BLOCK = bytes(65536)
 SO_MAX_PACING_RATE, TCP_MD5SIG, TCP_NOTSENT_LOWAT = 47, 14, 25  # Python has no names for them
-LOWAT = 16384
+LOWAT = 2048
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -134,7 +134,8 @@ def send_tcp(
     pacing: str = "",
     protocol: str = "6",
 ) -> None:
-    _pump([connect(address, port, congestion, pacing, protocol) for _index in range(int(connections))], seconds)
+    opened = [connect(address, port, congestion, pacing, protocol) for _index in range(int(connections))]
+    _pump(opened, seconds, block=BLOCK[:LOWAT] if protocol == "lowat" else BLOCK)
 
 
 def serve(address: str, port: str, seconds: str, congestion: str = "cubic", pacing: str = "") -> None:
@@ -145,7 +146,9 @@ def serve(address: str, port: str, seconds: str, congestion: str = "cubic", paci
     _pump([], seconds, server)
 
 
-def _pump(connections: list[socket.socket], seconds: str, server: socket.socket | None = None) -> None:
+def _pump(
+    connections: list[socket.socket], seconds: str, server: socket.socket | None = None, block: bytes = BLOCK
+) -> None:
     """Sends all it can through these, and through what the server accepts."""
     poll = select.epoll()
     sockets = {connection.fileno(): connection for connection in connections}
@@ -167,7 +170,7 @@ def _pump(connections: list[socket.socket], seconds: str, server: socket.socket 
                     poll.register(accepted, select.EPOLLOUT)
                     continue
                 try:
-                    sent += sockets[descriptor].send(BLOCK)
+                    sent += sockets[descriptor].send(block)
                 except BlockingIOError:
                     continue
                 except OSError as error:
