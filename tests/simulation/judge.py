@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scenarios import active, cap, max_min, packet
@@ -77,6 +77,28 @@ def is_held(scenario: Scenario, span: Bin, i: int, level: float) -> bool:
     flow = scenario.flows[i]
     able = span.held[i] > 0.8 or level * flow.round_trip < SMALL_WINDOW
     return not flow.rate and cap(flow) > 1.5 * level and able
+
+
+def spans_from(result: Result, first: int) -> Bin:
+    """All spans from the `first` on as one."""
+    spans = result.bins[first:]
+
+    def added(values: Iterable[Sequence[int]]) -> list[int]:
+        return [sum(column) for column in zip(*values)]
+
+    return Bin(
+        spans[0].begin,
+        spans[-1].end,
+        sum(span.bytes for span in spans),
+        sum(span.drops for span in spans),
+        sum(span.notices for span in spans),
+        added(span.flows for span in spans),
+        spans[-1].held,
+        added(span.packets for span in spans),
+        added(span.dropped for span in spans),
+        [max(column) for column in zip(*(span.silence for span in spans))],
+        added(span.rules for span in spans),
+    )
 
 
 def quantile(values: Sequence[float], part: float) -> float:

@@ -82,10 +82,10 @@ def observed(scenario: Scenario) -> float:
 
 
 def with_bins(scenario: Scenario, settled_from: float) -> Scenario:
-    """The scenario, made as long as it takes to settle and to be observed."""
+    """The scenario, made as long as it takes to settle and to be observed; without pauses that bbr makes of its own."""
     begin = settled_from + settling(scenario)
     end = begin + observed(scenario)
-    return Scenario(**{**vars(scenario), "duration": end, "bins": [begin, end]})
+    return Scenario(**{**vars(scenario), "duration": end, "bins": [begin, end], "probe_every": 1000})
 
 
 def random_flow(rng: random.Random, rate: int, count: int, round_trip: float) -> Flow:

@@ -79,6 +79,7 @@ class Scenario:
     bins: list[float] = field(default_factory=list)  # ends of spans that are counted apart; the last is the duration
     clock_skew: float = 0
     timer_delay: float = 50e-6
+    probe_every: float = 10  # bbr's pause to measure the round trip
     garbage_at: float = 0
     garbage_kind: int = 0
     large_bursts: bool = True
@@ -141,7 +142,7 @@ class ChangeSpec(ctypes.Structure):
 
 class ScenarioSpec(ctypes.Structure):
     _fields_ = [
-        *fields(ctypes.c_uint64, "seed duration clock_skew timer_delay garbage_at"),
+        *fields(ctypes.c_uint64, "seed duration clock_skew timer_delay probe_every garbage_at"),
         *fields(ctypes.c_uint32, "garbage_kind large_bursts flows changes bins rules"),
         ("flow", ctypes.POINTER(FlowSpec)),
         ("change", ctypes.POINTER(ChangeSpec)),
@@ -216,6 +217,7 @@ def simulate(library: ctypes.CDLL, scenario: Scenario) -> Result:
         nanoseconds(scenario.duration),
         nanoseconds(scenario.clock_skew),
         nanoseconds(scenario.timer_delay),
+        nanoseconds(scenario.probe_every),
         nanoseconds(scenario.garbage_at),
         scenario.garbage_kind,
         scenario.large_bursts,

@@ -13,7 +13,6 @@
 #define BBR_HIGH_GAIN 2.89
 #define BBR_MARGIN 0.99
 #define BBR_LEAST_WINDOW 4
-#define BBR_PROBE_EVERY (10 * NANOSECONDS)
 #define BBR_PROBE_LASTS (200 * MILLISECONDS)
 
 static void congestion_enter_reduction(struct flow *flow)
@@ -172,7 +171,7 @@ static void bbr_next_phase(struct simulation *sim, struct flow *flow)
 			bbr->phase_start = sim->now;
 		}
 	}
-	if (bbr->mode != BBR_PROBE_ROUND_TRIP && sim->now - bbr->round_trip_stamp > BBR_PROBE_EVERY) {
+	if (bbr->mode != BBR_PROBE_ROUND_TRIP && sim->now - bbr->round_trip_stamp > sim->scenario->probe_every) {
 		bbr->mode = BBR_PROBE_ROUND_TRIP;
 		bbr->window_before = flow->window;
 		bbr->probe_end = sim->now + BBR_PROBE_LASTS + flow->least_round_trip;

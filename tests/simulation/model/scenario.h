@@ -58,6 +58,7 @@ struct scenario {
 	uint64_t duration;
 	uint64_t clock_skew;  /* a packet's clock was read up to this long before it is charged */
 	uint64_t timer_delay; /* timers fire up to this late */
+	uint64_t probe_every; /* bbr measures the round trip anew, which takes it 200 ms */
 	uint64_t garbage_at;  /* fills the first rule's controller with random bytes; 0: never */
 	uint32_t garbage_kind;
 	uint32_t large_bursts; /* packets grow with nearness, as since Linux 5.18 */
