@@ -11,6 +11,8 @@
 
 /* TCP does not pace its first segments. */
 #define UNPACED_SEGMENTS 10
+/* Somebody who was refused waits for TCP's timer, 200 ms or more, unless he has more to send. */
+#define REFUSED_WAIT_NS 100000000
 /* bbr stays a hundredth below what it may send, and says so. */
 #define NEARLY 16
 /*
@@ -96,8 +98,9 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	packet->paced = paced;
 	packet->early = early;
 	packet->idle = idle;
-	packet->begins = early & idle & ~seen->acked & ~refused & 1;
-	packet->refused = refused & idle & 1;
+	packet->begins = early & idle & ~seen->acked & 1;
+	packet->refused = refused & idle;
+	packet->waited = refused & idle & ~connection_less(seen->now_ns - pacing->sent_ns, REFUSED_WAIT_NS) & 1;
 	packet->held = paced & ~connection_less(seen->sent, UNPACED_SEGMENTS) & willing &
 		       ((more & able) | (~more & waited)) & 1;
 	packet->tcp = !(paced & connection_less(pacing->set, seen->most_rate & ~(1ULL << 63)));

@@ -48,14 +48,14 @@
 #define GUARD_DEBT (100 * MILLISECONDS)
 /* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
 #define LUMP_LONGEST_MS 100
-/*
- * What connections that begin leave those that have begun: what such need while TCP waits for its timer, this part of a
- * second. And what accrues meanwhile must find room in the bucket.
- */
-#define BEGIN_SHARE 5
+/* Of a second: as long as TCP waits for its timer after a refusal; and what those that begin leave others at most. */
+#define WAIT_SHARE 5
+#define BEGIN_SHARE 3
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
 #define AVERAGE_MS 100
+/* Times the rate: what all that waited at once may send for a while. */
+#define CLUMP_MOST 16
 
 /* fair_share_mark.flags: in this epoch the connection */
 #define FAIR_SHARE_ACTIVE 1    /* sent data */
@@ -156,6 +156,22 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
+/*
+ * Tokens below which no connection begins: what those that have begun need while TCP waits for its timer. It grows with
+ * the square of their part of the rate: beside a few the paced give way, but where most is new nothing does. And what
+ * accrues meanwhile must find room in the bucket.
+ */
+static __always_inline __s64 fair_share_begin(const struct rate_limit_state *state)
+{
+	__u64 rate = state->rate, part = state->fair.early_rate / (rate / 1024 + 1), wait = rate / WAIT_SHARE;
+	__u64 begin = rate / 1024 * part / 1024 * part / BEGIN_SHARE;
+	__s64 room = state->bucket - wait;
+
+	if (begin > wait)
+		begin = wait;
+	return (__s64)begin < room ? (__s64)begin : room;
+}
+
 /* What the bucket should hold, for what comes unpaced. */
 static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *state)
 {
@@ -164,21 +180,20 @@ static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *s
 	return reserve < half ? reserve : half;
 }
 
-/* Bytes of the last `elapsed` nanoseconds, per second; no more than the rate. */
-static __always_inline __u64 fair_share_per_second(const struct rate_limit_state *state, __u64 bytes, __u64 elapsed)
+/* Bytes of the last `elapsed` nanoseconds, per second, up to a bound. */
+static __always_inline __u64 fair_share_per_second(__u64 bytes, __u64 elapsed, __u64 most)
 {
 	__u64 latest = bytes * NANOSECONDS / elapsed;
 
-	return latest < state->rate ? latest : state->rate;
+	return latest < most ? latest : most;
 }
 
-static __always_inline __u64 fair_share_average(const struct rate_limit_state *state, __u64 average, __u64 latest,
-						__u64 elapsed)
+static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u64 elapsed, __u64 most)
 {
 	__u64 weight = elapsed / MILLISECONDS;
 
-	if (average > state->rate)
-		average = state->rate;
+	if (average > most)
+		average = most;
 	weight = weight * 1024 / (weight + AVERAGE_MS);
 	return (average * (1024 - weight) + latest * weight) / 1024;
 }
@@ -190,11 +205,12 @@ static __always_inline __u64 fair_share_average(const struct rate_limit_state *s
 static __always_inline void fair_share_average_clumps(struct rate_limit_state *state, __u64 elapsed)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 early = fair_share_per_second(state, fair->early_bytes, elapsed);
+	__u64 rate = state->rate, most = CLUMP_MOST * rate, early;
 
-	fair->foreign_latest = fair_share_per_second(state, fair->foreign_bytes, elapsed);
-	fair->foreign_rate = fair_share_average(state, fair->foreign_rate, fair->foreign_latest, elapsed);
-	fair->early_rate = fair_share_average(state, fair->early_rate, early, elapsed);
+	fair->foreign_latest = fair_share_per_second(fair->foreign_bytes, elapsed, rate);
+	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, rate);
+	early = fair_share_per_second(fair->early_bytes, elapsed, most);
+	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, most);
 }
 
 /* Datagrams beyond their part, now or on average, take every token that there is. */
@@ -301,17 +317,34 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 }
 
 /*
+ * What is saved when the rate changes. A higher rate begins with its reserve, if the lower one had its own: it would have
+ * to save it first. A lower one begins with what lasts as long, or with one packet that was made for the higher.
+ */
+static __always_inline void fair_share_change_tokens(struct rate_limit_state *state, __u64 before)
+{
+	__s64 scaled = token_bucket_scaled(state, before), least = scaled;
+
+	if (state->rate > before && least > fair_share_reserve(state))
+		least = fair_share_reserve(state);
+	if (state->rate < before && least < TCP_DEBT_BYTES)
+		least = TCP_DEBT_BYTES;
+	if (state->rate > before ? state->tokens < least : state->tokens > least)
+		state->tokens = least;
+}
+
+/*
  * The rate changes: what is known of the connections is not lost, and they hear of it with their next packet.
  */
 static __always_inline void fair_share_change_rate(struct rate_limit_state *state, __u64 rate, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
+	__u64 before = state->rate;
 
-	if (state->rate) {
-		token_bucket_refill(state, state->rate, state->bucket, now);
-		token_bucket_change_rate(state, state->rate, rate);
-	}
+	if (before)
+		token_bucket_refill(state, before, state->bucket, now);
 	state->rate = rate;
+	if (before && state->tokens > 0)
+		fair_share_change_tokens(state, before);
 	fair->paced_rate = rate;
 	fair->period_ns = fair_share_period(fair, rate);
 	if (fair->share)
@@ -447,33 +480,41 @@ static __always_inline void fair_share_hear(struct fair_share *fair, __u64 round
  * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
  * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
  */
-static __always_inline void fair_share_guard(const struct fair_share *fair, const struct packet *packet, __u64 now,
-					     struct thresholds *thresholds)
+static __always_inline void fair_share_guard(const struct rate_limit_state *state, const struct packet *packet,
+					     __u64 now, struct thresholds *thresholds)
 {
+	const struct fair_share *fair = &state->fair;
 	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
 	bool lump = fair->share && packet->bytes > BURST_SMALLEST &&
 		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
 
+	thresholds->notice = lump ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	/* The bucket pays. */
+	if (state->tokens > 0)
+		return;
 	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	thresholds->notice = lump || (2 * debt > allowed && !packet->held) ? TOKENS_HIGHEST : TOKENS_LOWEST;
+	if (2 * debt > allowed && !packet->held)
+		thresholds->notice = TOKENS_HIGHEST;
 	if (debt > allowed && !packet->starved)
 		thresholds->drop = TOKENS_HIGHEST;
 }
 
 /*
- * No queue can be had, so that some have to be refused. Those that begin are refused first, while there are tokens left
- * for those that have begun. But not where it is datagrams that took the tokens.
+ * No queue can be had, so that some have to be refused: those that begin, while there are tokens left for those that have
+ * begun. Whoever tries again before his time (his program closed the connection, or wrote more) finds half of the
+ * reserve, and is paced from then on; whoever has waited goes before all others. But nobody is refused since datagrams
+ * took the tokens.
  */
 static __always_inline void fair_share_admit(const struct rate_limit_state *state, const struct packet *packet,
 					     struct thresholds *thresholds)
 {
-	__s64 begin = state->fair.early_rate / BEGIN_SHARE, most = state->bucket - state->rate / BEGIN_SHARE;
+	__s64 begin = fair_share_begin(state), half = fair_share_reserve(state) / 2;
 
 	thresholds->notice = TOKENS_LOWEST;
-	if (!packet->begins || fair_share_flooded(state))
+	if (!packet->begins || packet->waited || fair_share_flooded(state))
 		return;
-	if (begin > most)
-		begin = most;
+	if (packet->refused && begin > half)
+		begin = half;
 	if (begin > thresholds->drop)
 		thresholds->drop = begin;
 }
@@ -505,10 +546,10 @@ static __always_inline enum verdict fair_share_charge(struct rate_limit_state *s
 	}
 	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
 	if (paces && packet->paced && !packet->control) {
-		if (packet->early || packet->refused)
+		if (packet->early || packet->waited)
 			fair_share_admit(state, packet, &thresholds);
 		else
-			fair_share_guard(&state->fair, packet, now, &thresholds);
+			fair_share_guard(state, packet, now, &thresholds);
 	}
 	verdict = verdict_take(state, &thresholds, packet);
 	if (!paces)

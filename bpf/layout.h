@@ -47,7 +47,7 @@ struct fair_share {
 	__u64 foreign_rate;   /* the same per second, averaged; no more than the rule's rate */
 	__u64 foreign_latest; /* ... in the last epoch */
 	__u64 early_bytes;    /* this epoch: sent by TCP unpaced, since connections are new */
-	__u64 early_rate;     /* the same per second, averaged; no more than the rule's rate */
+	__u64 early_rate;     /* the same per second, averaged */
 	__u32 active;         /* connections that sent data in this epoch */
 	__u32 active_before;  /* ... in the last one */
 	__u32 unpaced;        /* of the active, those that do not pace themselves */

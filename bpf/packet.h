@@ -13,8 +13,9 @@ struct packet {
 	bool held;  /* only pacing holds the connection back */
 	bool early; /* TCP did not pace it: one of the connection's first segments */
 	bool idle; /* nothing of its connection is on the way: if it is refused, TCP waits for a timer, not for an ACK */
-	bool begins;  /* nor ever was, and it was not refused yet */
-	bool refused; /* it is idle and was refused before */
+	bool begins;  /* nor ever was */
+	bool refused; /* its last one was refused when it was idle */
+	bool waited;  /* and TCP's timer let it wait since */
 	/* Of the connection at one rule: */
 	bool elsewhere;      /* another rule holds it back */
 	bool starved;        /* nothing of the connection has passed for seconds */
@@ -35,7 +36,8 @@ struct packet {
 #define PACKET_IDLE 55
 #define PACKET_BEGINS 56
 #define PACKET_REFUSED 57
-#define PACKET_CLOCK 58 /* TCP's clock was read as it began to send */
+#define PACKET_WAITED 58
+#define PACKET_CLOCK 59 /* TCP's clock was read as it began to send */
 #define PACKET_SEGMENTS_MOST 0xffff
 
 static __always_inline __u64 packet_pack(const struct packet *packet)
@@ -46,7 +48,7 @@ static __always_inline __u64 packet_pack(const struct packet *packet)
 	       (__u64)packet->control << PACKET_CONTROL | (__u64)packet->paced << PACKET_PACED |
 	       (__u64)packet->held << PACKET_HELD | (__u64)packet->early << PACKET_EARLY |
 	       (__u64)packet->idle << PACKET_IDLE | (__u64)packet->begins << PACKET_BEGINS |
-	       (__u64)packet->refused << PACKET_REFUSED;
+	       (__u64)packet->refused << PACKET_REFUSED | (__u64)packet->waited << PACKET_WAITED;
 }
 
 static __always_inline struct packet packet_unpack(__u64 packed)
@@ -62,6 +64,7 @@ static __always_inline struct packet packet_unpack(__u64 packed)
 		.idle = packed >> PACKET_IDLE & 1,
 		.begins = packed >> PACKET_BEGINS & 1,
 		.refused = packed >> PACKET_REFUSED & 1,
+		.waited = packed >> PACKET_WAITED & 1,
 	};
 }
 #endif

@@ -76,18 +76,14 @@ static __always_inline void token_bucket_refill(struct rate_limit_state *state, 
 #define TOKEN_SPAN_MOST (64ULL * TOKEN_SPAN_PARTS)
 
 /*
- * Another rate: what is saved stays as long as it was, not as many bytes. A higher rate would have to save its reserve
- * first, a lower one would begin with a burst. More than a minute's worth is no reserve but a quota, and stays.
+ * Tokens that last as long at the state's rate as what is saved did at the one before. More than a minute's worth is no
+ * reserve but a quota, and stays as it is.
  */
-static __always_inline void token_bucket_change_rate(struct rate_limit_state *state, __u64 before, __u64 rate)
+static __always_inline __s64 token_bucket_scaled(const struct rate_limit_state *state, __u64 before)
 {
-	__u64 span;
+	__u64 span = state->tokens * TOKEN_SPAN_PARTS / before;
 
-	if (state->tokens <= 0 || !before)
-		return;
-	span = state->tokens * TOKEN_SPAN_PARTS / before;
-	if (span < TOKEN_SPAN_MOST)
-		state->tokens = span * rate / TOKEN_SPAN_PARTS;
+	return span < TOKEN_SPAN_MOST ? (__s64)(span * state->rate / TOKEN_SPAN_PARTS) : state->tokens;
 }
 
 /* May leave a debt, which is paid back before anything else passes: so packets larger than the bucket pass too. */
