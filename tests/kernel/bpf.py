@@ -22,6 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 1, 2, 3
 _OBJECT_GET, _PROGRAM_ATTACH, _PROGRAM_DETACH, _PROGRAM_BY_ID, _OBJECT_INFO, _ENABLE_STATS = 7, 8, 9, 13, 15, 32
+_LINK_CREATE, _ITER_CREATE, _TRACE_ITER = 28, 33, 28
 EGRESS, SOCK_OPS = 1, 3  # BPF_CGROUP_INET_EGRESS, BPF_CGROUP_SOCK_OPS
 _ALLOW_MULTI = 2
 
@@ -84,6 +85,17 @@ def detach(cgroup: str, program: int, hook: int = EGRESS) -> None:
         _call(_PROGRAM_DETACH, struct.pack("=IIII", directory, program, hook, 0))
     finally:
         os.close(directory)
+
+
+def iterate(program: int, map_descriptor: int) -> None:
+    """Runs an iterator over a map, once for each of its entries."""
+    over = ctypes.create_string_buffer(struct.pack("=I", map_descriptor), 4)
+    link = _call(_LINK_CREATE, struct.pack("=IIIIQI", program, 0, _TRACE_ITER, 0, ctypes.addressof(over), 4))
+    try:
+        with open(_call(_ITER_CREATE, struct.pack("=II", link, 0)), "rb") as results:
+            results.read()
+    finally:
+        os.close(link)
 
 
 def program_by_id(program_id: int) -> int:

@@ -3,17 +3,24 @@
 
 receive ADDRESS PORT [PROTOCOL]              swallows TCP (or the protocol of that number) and UDP; says "ready" first
 tcp ADDRESS PORT SECONDS [CONNECTIONS [CONGESTION [PACING [PROTOCOL]]]]     PACING: its own, in bytes per second;
-                                             PROTOCOL: its number, or fastopen: TCP whose SYN carries data
+                                             PROTOCOL: its number, or of TCP: fastopen (the SYN carries data), lowat
+                                             (TCP_NOTSENT_LOWAT), keys (as many TCP_MD5SIG keys as it can have)
 serve ADDRESS PORT SECONDS [CONGESTION [PACING]]                sends all it can to each that connects
 fetch ADDRESS PORT SECONDS [CONNECTIONS]     swallows what a server sends
 hold ADDRESS PORT SECONDS [CONNECTIONS]      opens connections and leaves them idle
 trickle ADDRESS PORT SECONDS CONNECTIONS BYTES_PER_SECOND   of each; never has more to send than that
 short ADDRESS PORT CONNECTIONS BYTES [PARALLEL]             one connection after the other, each until all has arrived
 echo ADDRESS PORT                            sends back what it gets
-ping ADDRESS PORT SECONDS                    one byte there and back, again and again
+ping ADDRESS PORT SECONDS [BYTES]            some there and back, again and again
 udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
+answer ADDRESS PORT                          gives each that connects what it asks for
+ask ADDRESS PORT SECONDS KIND WORKERS BYTES [COUNT]         asks again at once. KIND: kept, or for each request a new
+                                             connection: new, fastopen; COUNT: of all requests, 0: without end
+churn ADDRESS PORT SECONDS PER_SECOND BYTES [WANTED]        new connections, each closed when it has sent so many
+                                             bytes, or has asked for so many and has them
+syn ADDRESS PORT SECONDS PER_SECOND          tries to connect, and gives up at once
 The senders stop after SECONDS or at SIGTERM, and print as JSON what they sent and which errors they met, by name; ping
-also its round trips in milliseconds.
+and ask also their round trips in milliseconds, ask's with the time that it has waited for what has not come.
 """
 
 from __future__ import annotations
@@ -30,8 +37,11 @@ import sys
 import threading
 import time
 
+import asking
+
 BLOCK = bytes(65536)
-SO_MAX_PACING_RATE, TCP_FASTOPEN_CONNECT = 47, 30  # Python has no names for them
+SO_MAX_PACING_RATE, TCP_MD5SIG, TCP_NOTSENT_LOWAT = 47, 14, 25  # Python has no names for them
+LOWAT = 2048
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -82,16 +92,29 @@ def report(sent: int, errors: collections.Counter[str], round_trips: list[float]
 
 def stream(address: str, congestion: str, pacing: str, protocol: str = "6") -> socket.socket:
     """A socket of TCP; what a listener has of this, what it accepts inherits."""
-    fast_open = protocol == "fastopen"
-    made = socket.socket(family(address), socket.SOCK_STREAM, socket.IPPROTO_TCP if fast_open else int(protocol))
-    if fast_open:
-        made.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    number = int(protocol) if protocol.isdecimal() else socket.IPPROTO_TCP
+    made = socket.socket(family(address), socket.SOCK_STREAM, number)
+    if protocol == "fastopen":
+        made.setsockopt(socket.IPPROTO_TCP, asking.TCP_FASTOPEN_CONNECT, 1)
+    elif protocol == "lowat":
+        made.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, LOWAT)
+    elif protocol == "keys":
+        fill_with_keys(made)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     # Closing throws away what is still queued: the next measurement begins with nothing on its way.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
     if pacing:
         made.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("@L", int(pacing)))
     return made
+
+
+def fill_with_keys(made: socket.socket) -> None:
+    """Takes all the memory that a socket may have for options, with keys for peers that nobody has."""
+    with contextlib.suppress(OSError):
+        for number in range(65536):
+            peer = struct.pack("=H2x4s120x", socket.AF_INET, socket.inet_aton(f"10.254.{number >> 8}.{number & 255}"))
+            key = struct.pack("=BBHi80s", 0, 0, 1, 0, b"k")
+            made.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, peer + key)
 
 
 def connect(address: str, port: str, *kind: str) -> socket.socket:
@@ -111,7 +134,8 @@ def send_tcp(
     pacing: str = "",
     protocol: str = "6",
 ) -> None:
-    _pump([connect(address, port, congestion, pacing, protocol) for _index in range(int(connections))], seconds)
+    opened = [connect(address, port, congestion, pacing, protocol) for _index in range(int(connections))]
+    _pump(opened, seconds, block=BLOCK[:LOWAT] if protocol == "lowat" else BLOCK)
 
 
 def serve(address: str, port: str, seconds: str, congestion: str = "cubic", pacing: str = "") -> None:
@@ -122,7 +146,9 @@ def serve(address: str, port: str, seconds: str, congestion: str = "cubic", paci
     _pump([], seconds, server)
 
 
-def _pump(connections: list[socket.socket], seconds: str, server: socket.socket | None = None) -> None:
+def _pump(
+    connections: list[socket.socket], seconds: str, server: socket.socket | None = None, block: bytes = BLOCK
+) -> None:
     """Sends all it can through these, and through what the server accepts."""
     poll = select.epoll()
     sockets = {connection.fileno(): connection for connection in connections}
@@ -144,7 +170,7 @@ def _pump(connections: list[socket.socket], seconds: str, server: socket.socket 
                     poll.register(accepted, select.EPOLLOUT)
                     continue
                 try:
-                    sent += sockets[descriptor].send(BLOCK)
+                    sent += sockets[descriptor].send(block)
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -238,7 +264,7 @@ def echo(address: str, port: str) -> None:
             connection.sendall(data)
 
 
-def ping(address: str, port: str, seconds: str) -> None:
+def ping(address: str, port: str, seconds: str, size: str = "1") -> None:
     connection = socket.create_connection((address, int(port)))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     print("ready", flush=True)
@@ -246,8 +272,8 @@ def ping(address: str, port: str, seconds: str) -> None:
     begin = now = time.monotonic()
     with contextlib.suppress(Stop):
         while now - begin < float(seconds):
-            connection.sendall(b"x")
-            connection.recv(1)
+            connection.sendall(bytes(int(size)))
+            connection.recv(int(size), socket.MSG_WAITALL)
             after = time.monotonic()
             round_trips.append((after - now) * 1000)
             time.sleep(0.002)
@@ -281,6 +307,40 @@ def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400
     report(sent, errors)
 
 
+def answer(address: str, port: str) -> None:
+    server = socket.create_server((address, int(port)), family=family(address), backlog=1024)
+    print("ready", flush=True)
+    asking.answer(server)
+
+
+def ask(address: str, port: str, seconds: str, kind: str, workers: str, size: str, count: str = "0") -> None:
+    them = asking.Asking(address, int(port), kind, int(size), int(count))
+    print("ready", flush=True)
+    with contextlib.suppress(Stop):
+        them.run(int(workers), float(seconds))
+    report(len(them.round_trips) * int(size), collections.Counter(), them.waits())
+
+
+def churn(address: str, port: str, seconds: str, per_second: str, size: str, wanted: str = "0") -> None:
+    them = asking.Churn(address, int(port), int(size), int(wanted))
+    print("ready", flush=True)
+    with contextlib.suppress(Stop):
+        them.run(int(per_second), float(seconds))
+    report(them.closed, collections.Counter())
+
+
+def syn(address: str, port: str, seconds: str, per_second: str) -> None:
+    print("ready", flush=True)
+    sent, begin = 0, time.monotonic()
+    with contextlib.suppress(Stop):
+        while (now := time.monotonic()) - begin < float(seconds):
+            while sent < (now - begin) * int(per_second):
+                connect(address, port, "cubic", "").close()
+                sent += 1
+            time.sleep(0.002)
+    report(sent, collections.Counter())
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
     {
@@ -294,4 +354,8 @@ if __name__ == "__main__":
         "echo": echo,
         "ping": ping,
         "udp": send_udp,
+        "answer": answer,
+        "ask": ask,
+        "churn": churn,
+        "syn": syn,
     }[sys.argv[1]](*sys.argv[2:])

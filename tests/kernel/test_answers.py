@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Requests and answers under a rule: on kept connections, and with a connection for each request."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+from connections import borrowed, jain
+from net import LONG, Pair, Process, Sent
+from parts import USED, Drops, parts_of
+from scene import MBIT, Scene, assert_bound, counters, pause
+from slow import PATIENCE
+from test_pacing_trouble import setting
+
+PORT = 5001
+HEADERS = 52  # IP and TCP, with time stamps
+
+
+def serving(scene: Scene, cgroup: Path) -> Process:
+    return scene.pair.traffic("answer", Pair.sender_address, PORT, cgroup=cgroup)
+
+
+def asking(scene: Scene, seconds: float, kind: str, workers: int, size: int, count: int = 0) -> Process:
+    arguments = ("ask", Pair.sender_address, PORT, seconds, kind, workers, size, count)
+    return scene.pair.traffic(*arguments, namespace=scene.pair.receiver)
+
+
+def told(done: Sent) -> tuple[float, float, float]:
+    """Median, ninth decile and maximum of the times that answers took, in milliseconds."""
+    waits = sorted(done.round_trips)
+    found = statistics.median(waits), waits[len(waits) * 9 // 10], waits[-1]
+    print(f"{len(waits)} answers: median {found[0]:.1f}, p90 {found[1]:.1f}, max {found[2]:.1f} ms; {counters()}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "workers"),
+    [
+        pytest.param(8, 20, marks=pytest.mark.every_kernel, id="of a few bytes"),
+        pytest.param(248, 20, id="of hundreds"),
+    ],
+)
+def test_small_answers_on_kept_connections_share_the_limit_without_drops(scene: Scene, size: int, workers: int) -> None:
+    rate, seconds = 2 * MBIT, 3.0
+    server = serving(scene, scene.limited(rate, bucket=str(rate // 10)))
+    asked = asking(scene, seconds * PATIENCE, "kept", workers, size)
+    pause(1.0)
+    with borrowed(server.pid) as connections:
+        drops = Drops()
+        begin = [connection.info.acknowledged for connection in connections]
+        used = parts_of(scene.pair, rate, seconds=1.5).used
+        sent = [connection.info.acknowledged - at for connection, at in zip(connections, begin)]
+        assert drops.part < 0.001
+    _median, _most, longest = told(asked.result())
+    assert len(sent) == workers
+    assert used >= USED
+    assert jain(sent) >= 0.9, sent
+    assert longest < 500 * PATIENCE
+
+
+def test_a_ping_beside_small_answers_is_quick(scene: Scene) -> None:
+    rate, pair = 2 * MBIT, scene.pair
+    cgroup = scene.limited(rate, bucket=str(rate // 10))
+    serving(scene, cgroup)
+    asking(scene, LONG, "kept", 20, 8)
+    pause(0.5)
+    pair.traffic("echo", Pair.address, 5002, namespace=pair.receiver)
+    pinging = pair.traffic("ping", Pair.address, 5002, 1.0 * PATIENCE, 200, cgroup=cgroup)
+    median, _most, longest = told(pinging.result())
+    assert median < 50 * PATIENCE
+    assert longest < 500 * PATIENCE
+
+
+def test_few_busy_connections_of_many_have_the_limit(scene: Scene) -> None:
+    rate, pair = 2 * MBIT, scene.pair
+    cgroup = scene.limited(rate, bucket=str(rate // 10))
+    pair.traffic("hold", Pair.address, 5000, LONG, 180, cgroup=cgroup)
+    serving(scene, cgroup)
+    asking(scene, LONG, "kept", 20, 1000)
+    pause(1.0)
+    drops = Drops()
+    assert parts_of(pair, rate, seconds=2.0).used >= USED
+    assert drops.part < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "bucket"),
+    [
+        ("new", 20 * MBIT, 20 * MBIT),
+        ("new", 20 * MBIT, 2 * MBIT),
+        ("new", 2 * MBIT, 2 * MBIT),
+        ("fastopen", 10 * MBIT, 10 * MBIT),
+        ("fastopen", 10 * MBIT, MBIT),
+    ],
+)
+def test_a_connection_for_each_request_waits_no_longer_than_one_refusal(
+    scene: Scene, kind: str, rate: int, bucket: int
+) -> None:
+    workers, size, seconds = 8, 10_000, 4.5
+    cycle = workers * (size + 11 * HEADERS) / rate * 1000
+    with setting(scene.pair, "tcp_fastopen", str(0x1 | 0x2 | 0x4 | 0x200 | 0x400)):  # both ends, without cookies
+        serving(scene, scene.limited(rate, bucket=str(bucket)))
+        before = scene.pair.arrived()
+        asked = asking(scene, seconds * PATIENCE, kind, workers, size)
+        pause(1.0)
+        used = parts_of(scene.pair, rate, seconds=3.0).used
+        _median, _most, longest = told(asked.result())
+    assert_bound(before, scene.pair.arrived(), rate, bucket)
+    assert used >= USED
+    assert longest <= (2 * cycle + 730) * PATIENCE
+
+
+# ---- pages: a number of answers, and how long all of them take
+
+IN_ALL = 1_000_000
+WAYS = [("kept", 1, IN_ALL), ("kept", 1, 10_000), ("kept", 6, 10_000), ("new", 1, 10_000), ("new", 6, 10_000)]
+NAMES = ["one answer", "kept x 1", "kept x 6", "new x 1", "new x 6"]
+
+
+def page(scene: Scene, rate: int, bucket: int, kind: str, workers: int, size: int) -> float:
+    """Seconds that a page takes, as a part of what its bytes take at the limit."""
+    pair = scene.pair
+    serving(scene, scene.limited(rate, bucket=str(bucket)))
+    before = pair.arrived()
+    done = asking(scene, LONG, kind, workers, size, IN_ALL // size).result()
+    after = pair.arrived()
+    told(done)
+    taken = sum(done.round_trips) / workers / 1000
+    ideal = (after.bytes - before.bytes) / rate
+    print(f"{taken:.3f} s, at the limit {ideal:.3f}")
+    assert done.bytes == IN_ALL
+    assert_bound(before, after, rate, bucket)
+    return taken / ideal
+
+
+@pytest.mark.parametrize(("kind", "workers", "size"), WAYS, ids=NAMES)
+def test_a_page_that_fits_an_idle_rules_bucket_passes_at_once(scene: Scene, kind: str, workers: int, size: int) -> None:
+    rate = 10 * MBIT
+    assert page(scene, rate, rate, kind, workers, size) <= 0.6
+
+
+@pytest.mark.parametrize(("kind", "workers", "size"), WAYS, ids=NAMES)
+def test_a_page_takes_its_time_at_the_limit_where_the_bucket_is_small(
+    scene: Scene, kind: str, workers: int, size: int
+) -> None:
+    rate = 10 * MBIT
+    assert page(scene, rate, rate // 50, kind, workers, size) <= 1.3

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Of rules above each other the tightest is used, whichever it is."""
+
+from __future__ import annotations
+
+import pytest
+from net import LONG, PORT, Pair
+from parts import BULK, USED, assert_parts
+from scene import RATE, Scene, assert_bound, pause
+
+TENTH = RATE // 10
+# The outermost first.
+RULES = {
+    "outer tighter": [RATE // 2, 10 * RATE],
+    "outer a little tighter": [RATE // 2, RATE * 6 // 10],
+    "equal": [RATE // 2, RATE // 2],
+    "inner tighter": [10 * RATE, RATE // 2],
+    "three, the outermost tightest": [RATE // 2, RATE, 10 * RATE],
+    "three, the middle tightest": [10 * RATE, RATE // 2, RATE],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.every_kernel] if name == "outer tighter" else []) for name in RULES]
+)
+def test_a_bulk_connection_gets_what_trickling_ones_leave_of_the_tightest(scene: Scene, name: str) -> None:
+    pair, path, rates = scene.pair, "", RULES[name]
+    for level, rate in enumerate(rates):
+        path = f"{path}/level{level}".lstrip("/")
+        cgroup = scene.limited(rate, path, bucket=str(rate // 10))
+    before = pair.arrived()
+    pair.traffic("trickle", Pair.address, PORT, LONG, 9, RATE // 2000, cgroup=cgroup)
+    bulk = pair.send_tcp(cgroup=cgroup)
+    pause(0.7)
+    assert_parts(pair, min(rates), (bulk, BULK), used=USED)
+    assert_bound(before, pair.arrived(), min(rates), max(rates) // 10)
+
+
+def test_one_rule_below_another_leaves_its_sibling_the_rest(scene: Scene) -> None:
+    """What is held elsewhere counts as modest here: its sibling takes what it leaves."""
+    pair = scene.pair
+    scene.limited(RATE, "outer", bucket=str(TENTH))
+    slow = scene.limited(RATE // 5, "outer/slow", bucket=str(TENTH // 5))
+    fast = scene.limited(10 * RATE, "outer/fast", bucket=str(TENTH))
+    held = pair.send_tcp(connections=2, cgroup=slow)
+    free = pair.send_tcp(connections=2, cgroup=fast)
+    pause(0.7)
+    assert_parts(pair, RATE, (held, 0.9 * 0.2), (free, 0.9 * 0.8), used=USED)
