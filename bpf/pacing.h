@@ -10,6 +10,7 @@
 #define LIMITER_PACING_H
 
 #include "rule_state.h"
+#include "tcp_states.h"
 
 /* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
 #define SOL_SOCKET 1
@@ -62,9 +63,11 @@ static __always_inline struct rate_limit_pacing *pacing_measure(struct bpf_sock 
 		       pacing->set != pacing->own &&
 		       tcp->inet_conn.icsk_inet.sk.sk_pacing_rate >= pacing->set - pacing->set / NEARLY;
 	packet->round_trip_ns = (__u64)(tcp->srtt_us >> 3) * 1000;
-	/* TCP reads the clock whenever it begins to send data, for all that leaves then; not always to acknowledge some. */
-	if (packet->bytes > CONTROL_PACKET_BYTES &&
-	    tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state == TCP_ESTABLISHED)
+	/*
+	 * TCP reads the clock whenever it begins to send data, in each of these states, for all that leaves then; not
+	 * always to acknowledge some, and never in a listener, whose SYN-ACKs may be as large as its options make them.
+	 */
+	if (packet->bytes > CONTROL_PACKET_BYTES && tcp_sends_data(tcp))
 		*now = tcp->tcp_clock_cache;
 	return pacing;
 }
