@@ -113,7 +113,8 @@ __noinline bool ipsec_charged(struct __sk_buff *skb)
 
 	if (!ipsec_looks || !sk || !ipsec_made(skb))
 		return false;
-	ipsec_seen = true;
+	if (!ipsec_seen)
+		ipsec_seen = true;
 	credit = bpf_sk_storage_get(&ipsec_credit_map, sk, NULL, 0);
 	/* Another CPU may take of it meanwhile: it is less than nothing then, and paid back first. */
 	if (!credit || *credit < skb->len)

@@ -166,7 +166,8 @@ def test_datagrams_through_a_tunnels_device_are_charged_once(scene: Scene, kind:
     cgroup, pair = scene.limited(RATE, bucket=str(BUCKET)), scene.pair
     before = pair.arrived()
     pair.send_udp(offered * MBIT, size=size, address=target(kind), cgroup=cgroup)
-    begun = when_begun(pair, before, 100_000)  # the first packet of all says that there is IPsec at all
+    # The first packet of all says that there is IPsec, and waits for modules to be loaded: what follows comes in a burst.
+    begun = when_begun(pair, before, 100_000)
     was = counters()
     after = seen(pair, begun, 2.0)
     is_now = counters()
@@ -176,7 +177,7 @@ def test_datagrams_through_a_tunnels_device_are_charged_once(scene: Scene, kind:
     assert_bound(begun, after, int(RATE * OVERHEAD), BUCKET)
     assert is_now["packets"] - was["packets"] <= 1.1 * (after.packets - begun.packets) + 20
     if offered * MBIT < RATE:
-        assert is_now["dropped_packets"] == 0
+        assert is_now["dropped_packets"] == was["dropped_packets"]
 
 
 # Answers that come in UDP are for the socket of a key exchange, which there is none of.
