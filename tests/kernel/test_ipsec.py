@@ -166,7 +166,7 @@ def test_datagrams_through_a_tunnels_device_are_charged_once(scene: Scene, kind:
     cgroup, pair = scene.limited(RATE, bucket=str(BUCKET)), scene.pair
     before = pair.arrived()
     pair.send_udp(offered * MBIT, size=size, address=target(kind), cgroup=cgroup)
-    # The first packet of all says that there is IPsec, and waits for modules to be loaded: what follows comes in a burst.
+    # The first packet says that there is IPsec, and waits for modules to be loaded: what follows comes in a burst.
     begun = when_begun(pair, before, 100_000)
     was = counters()
     after = seen(pair, begun, 2.0)
