@@ -60,8 +60,8 @@ static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool 
 		return;
 	}
 	/*
-	 * Already followed; and what a listener accepts is, from its beginning. The callback alone says nothing: it stays
-	 * after an earlier rule, and another program may have asked for it.
+	 * Already followed; or it has nothing to send, and what a listener accepts is followed from its beginning. The
+	 * callback alone says nothing: it stays after an earlier rule, and another program may have asked for it.
 	 */
 	if ((called_back && pacing) || !tcp_sends_data(tcp))
 		return;
