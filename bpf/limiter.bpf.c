@@ -2,10 +2,11 @@
 /*
  * Limits what leaves the sockets of cgroups. Attached once, high in the tree.
  *
- * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), whether it was charged before it
- * was encrypted (ipsec.h), it is measured (wire.h, pacing.h), and each rule decides (charge.h, verdict.h, token_bucket.h) and learns what its connections want
- * (fair_share.h). pace_sockets tells each TCP socket its share once a round trip; settle_sockets brings the
- * sockets of a network namespace in line with the rules at once (pacing.h, settle.h).
+ * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), whether it was charged before
+ * it was encrypted (ipsec.h), it is measured (wire.h, pacing.h), and each rule decides (charge.h, verdict.h,
+ * token_bucket.h) and learns what its connections want (fair_share.h). pace_sockets tells each TCP socket its share
+ * once a round trip; settle_sockets brings the sockets of a network namespace in line with the rules at once
+ * (pacing.h, settle.h).
  *
  * One object fits every kernel from 5.10 on; where the kernel refuses one of the last two, the first still limits.
  */
