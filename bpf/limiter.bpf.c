@@ -2,10 +2,11 @@
 /*
  * Limits what leaves the sockets of cgroups. Attached once, high in the tree.
  *
- * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), it is measured (wire.h,
- * pacing.h), and each rule decides (charge.h, verdict.h, token_bucket.h) and learns what its connections want
- * (fair_share.h). pace_sockets tells each TCP socket its share once a round trip; settle_sockets brings the
- * sockets of a network namespace in line with the rules at once (pacing.h, settle.h).
+ * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), whether it was charged before
+ * it was encrypted (ipsec.h), it is measured (wire.h, pacing.h), and each rule decides (charge.h, verdict.h,
+ * token_bucket.h) and learns what its connections want (fair_share.h). pace_sockets tells each TCP socket its share
+ * once a round trip; settle_sockets brings the sockets of a network namespace in line with the rules at once
+ * (pacing.h, settle.h).
  *
  * One object fits every kernel from 5.10 on; where the kernel refuses one of the last two, the first still limits.
  */
@@ -16,6 +17,7 @@
 
 #include "attribution.h"
 #include "charge.h"
+#include "ipsec.h"
 #include "pacing.h"
 #include "settle.h"
 
@@ -33,6 +35,7 @@ int limit_egress(struct __sk_buff *skb)
 	struct rate_limit_control *ctl = control();
 	struct attribution found = {};
 	__u32 generation;
+	int verdict;
 
 	if (!ctl)
 		return VERDICT_PASS;
@@ -42,7 +45,12 @@ int limit_egress(struct __sk_buff *skb)
 		return VERDICT_PASS;
 	if (!attribution_find(skb, ctl->bound_sockets, generation, &found))
 		return VERDICT_PASS;
-	return charge_rules(skb, found.rules, generation, ctl->pacing == LIMITER_PACING_ON);
+	if (ipsec_suspected(skb) && ipsec_charged(skb))
+		return VERDICT_PASS;
+	verdict = charge_rules(skb, found.rules, generation, ctl->pacing == LIMITER_PACING_ON);
+	if (ipsec_seen && verdict != VERDICT_DROP)
+		ipsec_give(skb);
+	return verdict;
 }
 
 /*

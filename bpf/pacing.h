@@ -11,6 +11,7 @@
 
 #include "connection.h"
 #include "rule_state.h"
+#include "tcp_states.h"
 
 /* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
 #define SOL_SOCKET 1
@@ -32,7 +33,7 @@ static __always_inline __u64 pacing_headers(const struct tcp_sock *tcp)
 /*
  * Adds to a TCP packet what its connection tells, once for all rules: snd_nxt is still where the packet begins. Its
  * headers are counted as if they were data, which errs by a few bytes on the side of "not held". Not inlined: charge.h.
- * Without storage a connection cannot be told a rate, and is foreign. A listener sends for connections to come.
+ * Without storage a connection cannot be told a rate, and is foreign.
  */
 __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 {
@@ -42,7 +43,6 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	struct connection seen = {};
 	struct tcp_sock *tcp;
 	__u64 more;
-	__u8 state;
 
 	packet.tcp = false;
 	if (!sk)
@@ -55,8 +55,7 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	packet.paced = pacing->set && pacing->set != LIMITER_UNPACED;
 	pacing->round_trip_us = tcp->srtt_us >> 3;
 	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BINDS;
-	state = tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state;
-	if (!packet.control && state != TCP_LISTEN) {
+	if (!packet.control && tcp_sends_data(tcp)) {
 		seen.now_ns = tcp->tcp_clock_cache;
 		seen.timer_ns = tcp->pacing_timer.node.expires;
 		seen.pacing_rate = tcp->inet_conn.icsk_inet.sk.sk_pacing_rate;
@@ -71,8 +70,8 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 		/* The SYN counts as a byte. */
 		seen.acked = connection_less(1, tcp->bytes_acked);
 		connection_look(&seen, pacing, &packet);
-		/* It reads the clock whenever it begins to send data, for all that leaves then. */
-		more |= (__u64)(state == TCP_ESTABLISHED) << PACKET_CLOCK;
+		/* In each of these states it reads the clock whenever it begins to send data, for all that leaves then. */
+		more |= 1ULL << PACKET_CLOCK;
 	}
 	return packet_pack(&packet) | more;
 }

@@ -9,6 +9,7 @@
 
 #include "attribution.h"
 #include "pacing.h"
+#include "tcp_states.h"
 
 /* Since 6.12; refused with EINVAL before. */
 #define TCP_BPF_SOCK_OPS_CB_FLAGS 1008
@@ -59,10 +60,10 @@ static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool 
 		return;
 	}
 	/*
-	 * Already followed; and what a listener accepts is, from its beginning. The callback alone says nothing: it stays
-	 * after an earlier rule, and another program may have asked for it.
+	 * Already followed; or it has nothing to send, and what a listener accepts is followed from its beginning. The
+	 * callback alone says nothing: it stays after an earlier rule, and another program may have asked for it.
 	 */
-	if ((called_back && pacing) || tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state != TCP_ESTABLISHED)
+	if ((called_back && pacing) || !tcp_sends_data(tcp))
 		return;
 	if (!called_back && bpf_setsockopt(tcp, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
 		return;

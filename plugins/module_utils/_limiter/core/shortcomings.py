@@ -80,6 +80,11 @@ def refused(why: str, kernel: Kernel) -> str:
     return f"{cause.text} ({why}). {cause.remedy}"
 
 
+def forbids_looking(why: str) -> bool:
+    """Whether a program was refused because it reads the kernel's memory."""
+    return _LOCKED_AWAY in why
+
+
 def _locked_down(kernel: Kernel) -> Shortcoming:
     text = f"the kernel is in {_lockdown(kernel)}, which forbids BPF to read the kernel's memory"
     return Shortcoming("locked_down", text, "Boot with lockdown=integrity or without it to have that")

@@ -34,6 +34,7 @@ _OPERATIONS = {
     "bpf_map__value_size": "",
     "bpf_map__reuse_fd": "the pinned BPF map cannot be used again",
     "bpf_map__set_pin_path": "the BPF map's pin path cannot be set",
+    "bpf_map__set_initial_value": "the BPF map cannot be given its contents",
     "bpf_program__fd": "the program of the BPF object has no file descriptor",
     "bpf_program__set_autoload": "a program of the BPF object cannot be left out",
     "bpf_program__type": "",

@@ -13,7 +13,7 @@ import errno
 import re
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, shortcomings
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
@@ -24,6 +24,10 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Map
 
 LIMIT, PACE, SETTLE = "limit_egress", "pace_sockets", "settle_sockets"
+
+# In `LIMIT`: whether a packet of IPsec is looked at in the kernel's memory, where lockdown may forbid it.
+LOOK = "ipsec_looks"
+_LOOK_SECTION = ".rodata.ipsec"
 
 # BPF_PROG_TYPE_* and the attach type (BPF_CGROUP_*, BPF_TRACE_ITER) of each, and what these are called.
 _KINDS = {
@@ -39,7 +43,7 @@ _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load o
 
 
 class Loaded(t.NamedTuple):
-    """Descriptors of the programs that the kernel took, and for each that it did not, why."""
+    """Descriptors of the programs that the kernel took, and for each that it did not, and for `LOOK`, why."""
 
     programs: t.Mapping[str, int]
     refused: t.Mapping[str, str]
@@ -61,8 +65,13 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
     attempts: list[tuple[str, ...]] = [(), (SETTLE,), (SETTLE, PACE)] if pacing else [(SETTLE, PACE)]
     if not attempts[0] and kernel.version() < SETTLES:
         attempts.remove(())  # each attempt costs a kernel as old as that seconds
-    for left_out in attempts:
+    pending = list(attempts)
+    looks = True
+    while pending:
+        left_out = pending.pop(0)
         opened, programs, maps = _open(bpf, stack, path)
+        if not looks:
+            _forbid_looking(bpf, opened)
         for name in left_out:
             bpf.call("bpf_program__set_autoload", programs[name], False)
         _forget_pin_paths(bpf, opened)
@@ -74,10 +83,15 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
         try:
             bpf.call("bpf_object__load", opened)
         except KernelError as error:
+            why = kernel.refused(_in_short(bpf, error.why))
+            if looks and shortcomings.forbids_looking(why):
+                looks, pending, refused = False, list(attempts), {LOOK: why}
+                continue
             if PACE in left_out:
                 raise _not_loaded(bpf, path, error) from error
             # The last one left out is the one to blame: without it the kernel takes the rest.
-            refused = {PACE if left_out else SETTLE: kernel.refused(_in_short(bpf, error.why))}
+            refused.pop(SETTLE, None)
+            refused[PACE if left_out else SETTLE] = why
             continue
         _pin(bpf, maps)
         return Loaded(
@@ -112,6 +126,12 @@ def _find(bpf: Libbpf, path: str, what: str, name: str, opened: t.Any) -> t.Any:
     if found == bpf.ffi.NULL:
         raise _bad_object(path, f"it has no {what} {name}")
     return found
+
+
+def _forbid_looking(bpf: Libbpf, opened: t.Any) -> None:
+    section = bpf.run("bpf_object__find_map_by_name", opened, _LOOK_SECTION.encode())
+    if section != bpf.ffi.NULL:  # an older object never looks
+        bpf.call("bpf_map__set_initial_value", section, b"\0", 1)
 
 
 def _forget_pin_paths(bpf: Libbpf, opened: t.Any) -> None:

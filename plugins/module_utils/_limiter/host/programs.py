@@ -250,5 +250,6 @@ def _refusals(refused: t.Mapping[str, str]) -> list[str]:
     texts = {
         objects.PACE: "TCP is not paced here, the token bucket alone limits it",
         objects.SETTLE: "connections that are open already are paced and released later than at once",
+        objects.LOOK: "what IPsec sends through a tunnel's device is charged twice, and reaches half of its limit",
     }
     return [f"{texts[name]}, since the kernel refuses {name}: {why}" for name, why in refused.items()]
