@@ -523,6 +523,20 @@ static __always_inline void fair_share_admit(const struct rate_limit_state *stat
 		thresholds->drop = begin;
 }
 
+/*
+ * Datagrams take each token as it comes, so that a flood of them keeps the bucket at their threshold. Where there is TCP
+ * they leave it half of the reserve beside its debt, or connections whose bursts meet by chance would be refused.
+ */
+static __always_inline void fair_share_leave(const struct rate_limit_state *state, struct thresholds *thresholds)
+{
+	if (!state->fair.active_before)
+		return;
+	thresholds->drop += fair_share_reserve(state) / 2;
+	/* A full bucket is enough for any. */
+	if (thresholds->drop >= (__s64)state->bucket)
+		thresholds->drop = state->bucket - 1;
+}
+
 /* Packets without payload may have half of the rate before data has any. More of them is a flood as of anything else. */
 static __always_inline bool fair_share_too_much_control(const struct rate_limit_state *state,
 							const struct packet *packet)
@@ -531,6 +545,16 @@ static __always_inline bool fair_share_too_much_control(const struct rate_limit_
 
 	return packet->control &&
 	       fair->control_bytes > TCP_DEBT_BYTES + state->rate / 2000 * (fair->period_ns / MILLISECONDS);
+}
+
+/* Of paced TCP's data. */
+static __always_inline void fair_share_bound(const struct rate_limit_state *state, const struct packet *packet,
+					     __u64 now, struct thresholds *thresholds)
+{
+	if (packet->early || packet->waited)
+		fair_share_admit(state, packet, thresholds);
+	else
+		fair_share_guard(state, packet, now, thresholds);
 }
 
 /* One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told. */
@@ -549,12 +573,10 @@ static __always_inline enum verdict fair_share_charge(struct rate_limit_state *s
 			packet->tcp = false;
 	}
 	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-	if (paces && packet->paced && !packet->control) {
-		if (packet->early || packet->waited)
-			fair_share_admit(state, packet, &thresholds);
-		else
-			fair_share_guard(state, packet, now, &thresholds);
-	}
+	if (paces && !packet->tcp)
+		fair_share_leave(state, &thresholds);
+	else if (paces && packet->paced && !packet->control)
+		fair_share_bound(state, packet, now, &thresholds);
 	verdict = verdict_take(state, &thresholds, packet);
 	if (!paces)
 		return verdict;
