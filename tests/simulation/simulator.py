@@ -155,7 +155,7 @@ class BinResult(ctypes.Structure):
 
 
 class FlowResult(ctypes.Structure):
-    _fields_ = [*fields(ctypes.c_uint64, "bytes silence"), *fields(ctypes.c_uint32, "packets held drops begun")]
+    _fields_ = [*fields(ctypes.c_uint64, "bytes silence"), *fields(ctypes.c_uint32, "packets held drops")]
 
 
 class RequestResult(ctypes.Structure):

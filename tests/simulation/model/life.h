@@ -129,7 +129,6 @@ static void life_begin(struct simulation *sim, struct flow *flow)
 	flow->phase = PHASE_OPENING;
 	flow->asked_at = sim->now - (flow->spec->passive ? flow->spec->round_trip / 2 : 0);
 	flow_want(sim, flow);
-	flow_result(sim, flow)->begun++;
 	life_open(sim, flow);
 }
 

@@ -79,7 +79,6 @@ struct flow_result {
 	uint64_t silence;       /* longest time in which a connection that had something to send could not send it */
 	uint32_t packets, held; /* that passed; of them, those of a connection that pacing alone held back */
 	uint32_t drops;         /* packets that some rule dropped */
-	uint32_t begun;         /* connections */
 };
 
 /* A request, from when it was made to when its answer had arrived; or to the end. */
