@@ -36,14 +36,14 @@ def told(done: Sent) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(
-    ("size", "workers"),
+    ("size", "rate"),
     [
-        pytest.param(8, 20, marks=pytest.mark.every_kernel, id="of a few bytes"),
-        pytest.param(248, 20, id="of hundreds"),
+        pytest.param(8, MBIT, marks=pytest.mark.every_kernel, id="of a few bytes"),
+        pytest.param(248, 2 * MBIT, id="of hundreds"),
     ],
 )
-def test_small_answers_on_kept_connections_share_the_limit_without_drops(scene: Scene, size: int, workers: int) -> None:
-    rate, seconds = 2 * MBIT, 3.0
+def test_small_answers_on_kept_connections_share_the_limit_without_drops(scene: Scene, size: int, rate: int) -> None:
+    workers, seconds = 20, 3.0
     server = serving(scene, scene.limited(rate, bucket=str(rate // 10)))
     asked = asking(scene, seconds * PATIENCE, "kept", workers, size)
     pause(1.0)
@@ -108,7 +108,7 @@ def test_a_connection_for_each_request_waits_no_longer_than_one_refusal(
         used = parts_of(scene.pair, rate, seconds=3.0).used
         _median, _most, longest = told(asked.result())
     assert_bound(before, scene.pair.arrived(), rate, bucket)
-    assert used >= USED
+    assert used >= USED - 0.1
     assert longest <= (2 * cycle + 730) * PATIENCE
 
 
