@@ -69,7 +69,7 @@ def _misses(found: list[goals.Goal]) -> Iterator[str]:
     missed = [goal for goal in found if goal.misses]
     if not missed:
         return
-    yield "What does not reach them (limit in Mbit/s x connections / congestion control):\n"
+    yield "What does not reach them (in the grid: limit in Mbit/s x connections / congestion control):\n"
     yield "| goal | cell | measured | reason |\n| --- | --- | --- | --- |"
     for goal in missed:
         for miss in goal.misses:
