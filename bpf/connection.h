@@ -19,7 +19,7 @@
  * However slow, a nearby socket makes packets as large as half its congestion window (since 5.18): of minutes, at the
  * lowest rates. So the window is clamped to packets that last this long, and some round trips.
  */
-#define SLOW_PACKET_US 50000
+#define SLOW_PACKET_US 20000
 #define SLOW_WINDOW_LEAST 4
 /* A share below this needs the clamp; and lets no more than two segments go at first where the bucket is poor. */
 #define SLOW_SHARE 2500000 /* bytes per second */

@@ -29,7 +29,7 @@
 #define CORRECTION_SHORTEST (100 * MILLISECONDS)
 #define CORRECTION_SLOWNESS 4
 /* What the bucket holds above its reserve is spent in this time, or in as many epochs and lags. */
-#define SPEND_SHORTEST (200 * MILLISECONDS)
+#define SPEND_SHORTEST (100 * MILLISECONDS)
 /* What any honest state stays within; anything else is garbage, and is forgotten. */
 #define LAG_LONGEST NANOSECONDS
 #define CONNECTIONS_MOST 65535
