@@ -415,13 +415,14 @@ static __always_inline void fair_share_note(struct fair_share *fair, struct fair
 		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
 		fair->period_ns = fair_share_period(fair, rate);
 	}
-	if (packet->control)
-		fair->control_bytes += packet->bytes;
 	if (packet->early)
 		fair->early_bytes += packet->bytes;
-	if (mark)
+	/* A share is of data: acknowledgements come beside it. */
+	if (packet->control)
+		fair->control_bytes += packet->bytes;
+	else if (mark)
 		mark->bytes += packet->bytes;
-	if (mark && mark->flags & FAIR_SHARE_HELD)
+	if (mark && mark->flags & FAIR_SHARE_HELD && !packet->control)
 		return;
 	fair->modest_bytes += packet->bytes;
 	if (mark && mark->bytes > fair->largest_bytes)
