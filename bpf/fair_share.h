@@ -139,7 +139,9 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->modest_bytes = 0;
 	fair->largest_bytes = 0;
 	fair->control_bytes = 0;
+	fair->control_rate = 0;
 	fair->foreign_bytes = 0;
+	fair->foreign_burst = 0;
 	fair->foreign_rate = 0;
 	fair->foreign_latest = 0;
 	fair->early_bytes = 0;
@@ -181,7 +183,7 @@ static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *s
 	return reserve < half ? reserve : half;
 }
 
-/* Bytes of the last `elapsed` nanoseconds, per second, up to a bound. */
+/* Bytes of the last `elapsed` nanoseconds, per second, up to a bound; and their average over so many milliseconds. */
 static __always_inline __u64 fair_share_per_second(__u64 bytes, __u64 elapsed, __u64 most)
 {
 	__u64 latest = bytes * NANOSECONDS / elapsed;
@@ -189,13 +191,13 @@ static __always_inline __u64 fair_share_per_second(__u64 bytes, __u64 elapsed, _
 	return latest < most ? latest : most;
 }
 
-static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u64 elapsed, __u64 most)
+static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u64 elapsed, __u64 over, __u64 most)
 {
 	__u64 weight = elapsed / MILLISECONDS;
 
 	if (average > most)
 		average = most;
-	weight = weight * 1024 / (weight + AVERAGE_MS);
+	weight = weight * 1024 / (weight + over);
 	return (average * (1024 - weight) + latest * weight) / 1024;
 }
 
@@ -206,12 +208,16 @@ static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u
 static __always_inline void fair_share_average_clumps(struct rate_limit_state *state, __u64 elapsed)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate, most = CLUMP_MOST * rate, early;
+	__u64 rate = state->rate, most = CLUMP_MOST * rate, early, control;
+	/* One large datagram is a clump that lasts. */
+	__u64 over = AVERAGE_MS + 2000ULL * fair->foreign_burst / rate;
 
 	fair->foreign_latest = fair_share_per_second(fair->foreign_bytes, elapsed, rate);
-	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, rate);
+	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, over, rate);
 	early = fair_share_per_second(fair->early_bytes, elapsed, most);
-	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, most);
+	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, AVERAGE_MS, most);
+	control = fair_share_per_second(fair->control_bytes, elapsed, rate);
+	fair->control_rate = fair_share_average(fair->control_rate, control, elapsed, AVERAGE_MS, rate);
 }
 
 /* Datagrams beyond their part, now or on average, take every token that there is. */
@@ -226,7 +232,7 @@ static __always_inline bool fair_share_flooded(const struct rate_limit_state *st
  * What TCP may send per second: what is foreign has up to its part, what the bucket has above its reserve is spent, and
  * what it lacks (taken by datagrams, by connections that started) is saved again: at exactly the rate it would stay
  * empty, and packets be dropped. But datagrams beyond their part take whatever is saved: then TCP has its own account,
- * the clock, alone.
+ * the clock, alone. What a large datagram has to find in the bucket is not spent.
  */
 static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state)
 {
@@ -236,8 +242,10 @@ static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state
 	/* In milliseconds: a bucket times nanoseconds would overflow. */
 	__u64 span = fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS, rate = state->rate - foreign, saved;
 
-	if (spare >= 0)
+	if (spare >= 0) {
+		spare = spare > fair->foreign_burst ? spare - fair->foreign_burst : 0;
 		return rate + spare * 1000ULL / span;
+	}
 	if (fair_share_flooded(state))
 		return rate;
 	saved = -spare * 1000ULL / span;
@@ -273,6 +281,8 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->lag_ns -= fair->lag_ns >> 4;
 	if (fair->burst > BURST_LEAST)
 		fair->burst -= fair->burst >> 2;
+	/* Slower: a large datagram may come once in a second. */
+	fair->foreign_burst -= fair->foreign_burst >> 7;
 	fair->period_ns = fair_share_period(fair, state->rate);
 }
 
@@ -418,9 +428,7 @@ static __always_inline void fair_share_note(struct fair_share *fair, struct fair
 	if (packet->early)
 		fair->early_bytes += packet->bytes;
 	/* A share is of data: acknowledgements come beside it. */
-	if (packet->control)
-		fair->control_bytes += packet->bytes;
-	else if (mark)
+	if (mark && !packet->control)
 		mark->bytes += packet->bytes;
 	if (mark && mark->flags & FAIR_SHARE_HELD && !packet->control)
 		return;
@@ -439,6 +447,8 @@ static __always_inline void fair_share_refund(struct fair_share *fair, const str
 static __always_inline void fair_share_foreign(struct fair_share *fair, const struct packet *packet)
 {
 	fair->foreign_bytes += packet->bytes;
+	if (packet->bytes > fair->foreign_burst)
+		fair->foreign_burst = packet->bytes;
 }
 
 /*
@@ -538,14 +548,14 @@ static __always_inline void fair_share_leave(const struct rate_limit_state *stat
 		thresholds->drop = state->bucket - 1;
 }
 
-/* Packets without payload may have half of the rate before data has any. More of them is a flood as of anything else. */
-static __always_inline bool fair_share_too_much_control(const struct rate_limit_state *state,
-							const struct packet *packet)
+/*
+ * Packets without payload go before data until they have half of the rate. More of them is a flood as of anything else:
+ * somebody outside may ask for as many acknowledgements as he likes.
+ */
+static __always_inline void fair_share_control(const struct rate_limit_state *state, struct packet *packet)
 {
-	const struct fair_share *fair = &state->fair;
-
-	return packet->control &&
-	       fair->control_bytes > TCP_DEBT_BYTES + state->rate / 2000 * (fair->period_ns / MILLISECONDS);
+	if (packet->control && state->fair.control_rate >= state->rate / FOREIGN_SHARE)
+		packet->tcp = false;
 }
 
 /* Of paced TCP's data. */
@@ -570,8 +580,9 @@ static __always_inline enum verdict fair_share_charge(struct rate_limit_state *s
 	if (paces) {
 		fair_share_advance(state, now);
 		fair_share_hear(&state->fair, packet->round_trip_ns);
-		if (fair_share_too_much_control(state, packet))
-			packet->tcp = false;
+		if (packet->control)
+			state->fair.control_bytes += packet->bytes;
+		fair_share_control(state, packet);
 	}
 	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
 	if (paces && !packet->tcp)

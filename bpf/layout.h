@@ -42,7 +42,8 @@ struct fair_share {
 	__u64 lag_ns;         /* longest round trip lately: how long a share takes to be heard */
 	__u64 modest_bytes;   /* this epoch: sent by connections that want no more than they get */
 	__u64 largest_bytes;  /* this epoch: the most that one of these sent */
-	__u64 control_bytes;  /* this epoch: of TCP without payload */
+	__u64 control_bytes;  /* this epoch: of TCP without payload, offered */
+	__u64 control_rate;   /* the same per second, averaged; no more than the rule's rate */
 	__u64 foreign_bytes;  /* this epoch: offered by what can't be told a rate, dropped or not */
 	__u64 foreign_rate;   /* the same per second, averaged; no more than the rule's rate */
 	__u64 foreign_latest; /* ... in the last epoch */
@@ -56,8 +57,10 @@ struct fair_share {
 	__u32 holders_before; /* ... in the last one */
 	__u32 elsewhere;      /* connections that another rule holds back, in this epoch */
 	__u32 elsewhere_before;
-	__u32 newcomers; /* connections established in this epoch */
-	__u32 burst;     /* bytes of the largest packet lately */
+	__u32 newcomers;     /* connections established in this epoch */
+	__u32 burst;         /* bytes of TCP's largest packet lately */
+	__u32 foreign_burst; /* bytes of the largest foreign one */
+	__u32 reserved;
 };
 
 /* rate_limit_state_map: rule -> */

@@ -27,7 +27,7 @@ FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=QQ")
-FAIR_SHARE = struct.Struct("=15Q10I")
+FAIR_SHARE = struct.Struct("=16Q12I")
 STATE = struct.Struct("=qQIIQQQQQQQIIQQQ" + FAIR_SHARE.format[1:])
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
@@ -46,6 +46,7 @@ class FairShare(t.NamedTuple):
     modest_bytes: int = 0
     largest_bytes: int = 0
     control_bytes: int = 0
+    control_rate: int = 0
     foreign_bytes: int = 0
     foreign_rate: int = 0
     foreign_latest: int = 0
@@ -61,6 +62,8 @@ class FairShare(t.NamedTuple):
     elsewhere_before: int = 0
     newcomers: int = 0
     burst: int = 0
+    foreign_burst: int = 0
+    reserved: int = 0
 
 
 class Use(t.NamedTuple):
