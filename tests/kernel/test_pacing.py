@@ -18,6 +18,7 @@ from scene import (
     LEAST,
     MOST,
     RATE,
+    SMALL,
     Scene,
     assert_bound,
     assert_held,
@@ -82,14 +83,14 @@ CONGESTION = {"IPv4": "cubic", "IPv6": "bbr", "IPv4 in IPv6": "reno"}
 
 @pytest.mark.parametrize(("side", "way"), cells(("connects", "IPv4"), ["connects", "accepts"], list(WAYS)))
 def test_tcp_paces_itself_at_the_limit_from_its_first_second_on(scene: Scene, side: str, way: str) -> None:
-    cgroup = scene.limited(RATE)
+    cgroup = scene.limited(RATE, bucket=str(RATE // SMALL))
     before = scene.pair.arrived()
     sender = send(scene, cgroup, side, way, CONGESTION[way], 4)
     begun = when_begun(scene.pair, before)
     assert share_of(scene.pair, RATE) <= MOST + 0.05
     assert_held(scene.pair, RATE)
     after = scene.pair.arrived()
-    assert_bound(before, after, RATE, RATE)
+    assert_bound(before, after, RATE, RATE // SMALL)
     assert begun.seconds < after.seconds
     with borrowed(sender.pid) as connections:
         assert len(connections) == 4

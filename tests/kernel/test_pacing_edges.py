@@ -21,6 +21,7 @@ from scene import (
     MBIT,
     MOST,
     RATE,
+    SMALL,
     WINDOWS,
     Scene,
     assert_bound,
@@ -61,8 +62,8 @@ def test_the_lowest_rate_holds_and_starves_nobody(scene: Scene) -> None:
 
 @pytest.mark.parametrize("rate", [MBIT, 10 * MBIT])
 def test_initial_windows_do_not_overrun_a_low_rate(scene: Scene, rate: int) -> None:
-    """Sixteen of them are 230 KB, which a bucket of a second would let pass."""
-    cgroup = scene.limited(rate)
+    """Sixteen of them are 230 KB."""
+    cgroup = scene.limited(rate, bucket=str(rate // SMALL))
     before = scene.pair.arrived()
     scene.pair.send_tcp(connections=16, cgroup=cgroup)
     begun = when_begun(scene.pair, before)
@@ -304,16 +305,16 @@ def test_without_pacing_the_rule_still_limits(scene: Scene) -> None:
 @adopting
 @pytest.mark.parametrize("by", ["their cgroup", "their processes"])
 def test_open_connections_are_paced_when_the_task_returns(scene: Scene, by: str) -> None:
-    pair, rate = scene.pair, RATE
+    pair, rate, bucket = scene.pair, RATE, str(RATE // SMALL)
     busy = Busy.begin(scene, scene.cgroup())
     pause(0.3)
     with connections_of(busy) as connections:
         assert [connection.pacing for connection in connections] == [UNPACED] * 4
         retransmits = sum(connection.info.retransmits for connection in connections)
         if by == "their cgroup":
-            limiter.rule(name="paced", rate=str(rate), cgroup_path="/paced")
+            limiter.rule(name="paced", rate=str(rate), bucket=bucket, cgroup_path="/paced")
         else:
-            limiter.rule(name="paced", rate=str(rate), pids=busy.pids)
+            limiter.rule(name="paced", rate=str(rate), bucket=bucket, pids=busy.pids)
         assert all(connection.pacing <= rate for connection in connections)
         pause(0.5)
         dropped = counters()["dropped_packets"]
@@ -328,5 +329,5 @@ def test_so_they_are_by_the_first_rule_of_a_host_which_loads_the_program(scene: 
     busy = Busy.begin(scene, scene.cgroup())
     limiter.program(state="absent")
     with connections_of(busy) as connections:
-        limiter.rule(name="paced", rate=str(RATE), cgroup_path="/paced")
+        limiter.rule(name="paced", rate=str(RATE), bucket=str(RATE // SMALL), cgroup_path="/paced")
         assert all(connection.pacing <= RATE for connection in connections)

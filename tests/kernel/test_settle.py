@@ -22,6 +22,7 @@ from children import Child, child, until
 from kernels import ADOPTS, RELEASES, adopting, not_adopting, releasing
 
 RATE = 1 << 20
+BUCKET = str(RATE // 20)  # what TCP may spend of it at once raises no share to twice the rate, nor its window
 NONE = (1 << 64) - 1  # no SO_MAX_PACING_RATE
 SO_MAX_PACING_RATE = 47
 UNCLAMPED = (1 << 31) - 1  # segments
@@ -96,7 +97,7 @@ def connection(request: pytest.FixtureRequest, place: str) -> Iterator[Connectio
 
 
 def in_place() -> object:
-    return limiter.rule(name="it", rate=str(RATE), cgroup_path="/paced")
+    return limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, cgroup_path="/paced")
 
 
 def open_and_limit(connection: Connection, *own: int) -> None:
@@ -207,7 +208,7 @@ def test_a_rate_that_its_process_has_set_meanwhile_is_left_to_it(connection: Con
 @adopting
 def test_the_first_rule_of_a_host_paces_what_its_process_has_open(connection: Connection) -> None:
     connection.rate("open")
-    limiter.rule(name="it", rate=str(RATE), pid=connection.pid)
+    limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, pid=connection.pid)
     until(connection.is_paced)
 
 
@@ -226,7 +227,7 @@ def test_who_removes_the_attachments_by_hand_frees_what_is_opened_from_then_on_u
 
 
 def test_a_process_that_leaves_its_rule_is_released(connection: Connection) -> None:
-    limiter.rule(name="it", rate=str(RATE), pid=connection.pid)
+    limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, pid=connection.pid)
     connection.rate("open")
     until(connection.is_paced)
     limiter.rule(pid=connection.pid, state="absent")
@@ -275,7 +276,7 @@ def test_a_network_namespace_without_a_process_is_found_by_its_name(place: str) 
         ends[2].recv(2000, socket.MSG_WAITALL)
         return int(struct.unpack("@L", ends[1].getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0])
 
-    limiter.rule(name="it", rate=str(RATE), cgroup_path="/")
+    limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, cgroup_path="/")
     thread = threading.Thread(target=open_there)
     thread.start()
     thread.join()
@@ -321,7 +322,7 @@ def test_sockets_that_cannot_be_settled_are_a_warning_and_the_rule_holds(
 
     limiter.program()
     monkeypatch.setattr(settle, "_run", refuse)
-    made = limiter.rule(name="it", rate=str(RATE), cgroup_path="/paced")
+    made = limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, cgroup_path="/paced")
     assert made["changed"]
     assert [text for text in made["warnings"] if "Input/output error" in text]
     connection.rate("open")

@@ -143,7 +143,7 @@ def test_a_window_is_four_segments_at_least_or_not_clamped(
         assert window == 0
         return
     payload = segment if 0 < segment < mss - mss // 8 else mss
-    assert window == max(4, 2 * share * (50_000 + round_trip) // 1_000_000 // payload)
+    assert window == max(4, 2 * share * (20_000 + round_trip) // 1_000_000 // payload)
 
 
 @given(
@@ -163,12 +163,9 @@ def test_the_average_segment_is_between_what_it_was_and_what_is_sent(
         assert average == payload
 
 
-@given(offered=st.lists(st.integers(0, UNPACED), min_size=1, max_size=4))
+@given(offered=st.lists(st.integers(1, UNPACED), min_size=1, max_size=4))
 def test_the_smallest_offer_is_the_share_and_its_rule_binds(header: ctypes.CDLL, offered: list[int]) -> None:
     share = ctypes.c_uint64()
     place = header.offers((ctypes.c_uint64 * 4)(*offered), len(offered), ctypes.byref(share))
-    if not offered[0]:
-        return
-    known = [offer for offer in offered if offer]
-    assert share.value == min(known)
-    assert offered[place] == min(known)
+    assert share.value == min(offered)
+    assert offered[place] == min(offered)

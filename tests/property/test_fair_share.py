@@ -202,8 +202,8 @@ events = st.lists(
 
 
 def most(rate: int, bucket: int) -> int:
-    """What TCP may send per second while a full bucket is spent, in 200 ms at the quickest."""
-    return rate + 5 * bucket
+    """What TCP may send per second while a full bucket is spent, in 100 ms at the quickest."""
+    return rate + 10 * bucket
 
 
 def livable(share: int, rate: int, bucket: int) -> bool:
