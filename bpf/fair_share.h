@@ -29,7 +29,7 @@
 #define CORRECTION_SHORTEST (100 * MILLISECONDS)
 #define CORRECTION_SLOWNESS 4
 /* What the bucket holds above its reserve is spent in this time, or in as many epochs and lags. */
-#define SPEND_SHORTEST (100 * MILLISECONDS)
+#define SPEND_SHORTEST (200 * MILLISECONDS)
 /* What any honest state stays within; anything else is garbage, and is forgotten. */
 #define LAG_LONGEST NANOSECONDS
 #define CONNECTIONS_MOST 65535
@@ -209,11 +209,9 @@ static __always_inline void fair_share_average_clumps(struct rate_limit_state *s
 {
 	struct fair_share *fair = &state->fair;
 	__u64 rate = state->rate, most = CLUMP_MOST * rate, early, control;
-	/* One large datagram is a clump that lasts. */
-	__u64 over = AVERAGE_MS + 2000ULL * fair->foreign_burst / rate;
 
 	fair->foreign_latest = fair_share_per_second(fair->foreign_bytes, elapsed, rate);
-	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, over, rate);
+	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, AVERAGE_MS, rate);
 	early = fair_share_per_second(fair->early_bytes, elapsed, most);
 	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, AVERAGE_MS, most);
 	control = fair_share_per_second(fair->control_bytes, elapsed, rate);
@@ -243,7 +241,8 @@ static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state
 	__u64 span = fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS, rate = state->rate - foreign, saved;
 
 	if (spare >= 0) {
-		spare = spare > fair->foreign_burst ? spare - fair->foreign_burst : 0;
+		if (fair_share_flooded(state))
+			spare = spare > fair->foreign_burst ? spare - fair->foreign_burst : 0;
 		return rate + spare * 1000ULL / span;
 	}
 	if (fair_share_flooded(state))
@@ -540,12 +539,10 @@ static __always_inline void fair_share_admit(const struct rate_limit_state *stat
  */
 static __always_inline void fair_share_leave(const struct rate_limit_state *state, struct thresholds *thresholds)
 {
-	if (!state->fair.active_before)
-		return;
-	thresholds->drop += fair_share_reserve(state) / 2;
-	/* A full bucket is enough for any. */
-	if (thresholds->drop >= (__s64)state->bucket)
-		thresholds->drop = state->bucket - 1;
+	__s64 half = fair_share_reserve(state) / 2;
+
+	if (state->fair.active_before && fair_share_flooded(state) && thresholds->drop < half)
+		thresholds->drop = half;
 }
 
 /*
