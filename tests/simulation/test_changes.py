@@ -93,7 +93,7 @@ def first_seconds(runner: Runner, seed: int, kinds: list[int]) -> tuple[float, f
 def test_the_first_second_may_have_the_bucket_and_those_after_it_have_the_limit(runner: Runner) -> None:
     parts = runner.each(300, lambda seed: first_seconds(runner, seed, [CUBIC, RENO, BBR]))
     runner.within("of the limit, first", [first for first, _later in parts], 0, 2)
-    runner.within("of the limit, later", [later for _first, later in parts], 0.97, 1.02)
+    runner.within("of the limit, later", [later for _first, later in parts], 0.97, 1.03)
 
 
 SPOILED: dict[str, int] = {

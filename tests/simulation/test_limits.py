@@ -45,4 +45,6 @@ def test_a_raised_limit_is_used_within_300_ms(
     raised, rate = spans(runner, kind, round_trip, megabits)[-1], megabits[-1] * MBIT
     for begin in range(3, LASTS * TENTHS - 5, 5):
         half = sum(span.bytes for span in raised[begin : begin + 5]) / 0.5 / rate
-        assert 0.9 <= half <= 1.1, f"{half:.2f} in the half second from {begin} tenths on"
+        # What a window that has to grow left unused is made up for, out of the bucket.
+        since = sum(span.bytes for span in raised[: begin + 5]) / (begin + 5) * TENTHS / rate
+        assert half >= 0.9 and min(half, since) <= 1.1, f"{half:.2f} in the half second from {begin} tenths on"
