@@ -97,9 +97,7 @@ def test_few_busy_connections_of_many_have_the_limit(scene: Scene) -> None:
         ("fastopen", 10 * MBIT, MBIT),
     ],
 )
-def test_a_connection_for_each_request_is_seldom_refused_twice(
-    scene: Scene, kind: str, rate: int, bucket: int
-) -> None:
+def test_a_connection_for_each_request_is_seldom_refused_twice(scene: Scene, kind: str, rate: int, bucket: int) -> None:
     workers, size, seconds = 8, 10_000, 4.5
     cycle = workers * (size + 11 * HEADERS) / rate * 1000
     with setting(scene.pair, "tcp_fastopen", str(0x1 | 0x2 | 0x4 | 0x200 | 0x400)):  # both ends, without cookies
