@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from connections import borrowed, jain
 from net import LONG, Pair, Process, Sent
-from parts import USED, Drops, parts_of
+from parts import USED, Drops, assert_parts, parts_of
 from scene import MBIT, SMALL, Scene, assert_bound, counters, pause
 from slow import PATIENCE, SLOW
 from test_pacing_trouble import setting
@@ -83,7 +83,7 @@ def test_few_busy_connections_of_many_have_the_limit(scene: Scene) -> None:
     asking(scene, LONG, "kept", 20, 1000)
     pause(1.0)
     drops = Drops()
-    assert parts_of(pair, rate, seconds=2.0).used >= USED
+    assert_parts(pair, rate, seconds=2.0)
     assert drops.part < 0.01
 
 
@@ -97,9 +97,7 @@ def test_few_busy_connections_of_many_have_the_limit(scene: Scene) -> None:
         ("fastopen", 10 * MBIT, MBIT),
     ],
 )
-def test_a_connection_for_each_request_waits_no_longer_than_one_refusal(
-    scene: Scene, kind: str, rate: int, bucket: int
-) -> None:
+def test_a_connection_for_each_request_is_seldom_refused_twice(scene: Scene, kind: str, rate: int, bucket: int) -> None:
     workers, size, seconds = 8, 10_000, 4.5
     cycle = workers * (size + 11 * HEADERS) / rate * 1000
     with setting(scene.pair, "tcp_fastopen", str(0x1 | 0x2 | 0x4 | 0x200 | 0x400)):  # both ends, without cookies
@@ -108,10 +106,13 @@ def test_a_connection_for_each_request_waits_no_longer_than_one_refusal(
         asked = asking(scene, seconds * PATIENCE, kind, workers, size)
         pause(1.0)
         used = parts_of(scene.pair, rate, seconds=3.0).used
-        _median, _most, longest = told(asked.result())
+        _median, most, longest = told(asked.result())
     assert_bound(before, scene.pair.arrived(), rate, bucket)
     assert used >= USED - 0.1
-    assert longest <= (2 * cycle + 730) * PATIENCE
+    # A second refusal costs TCP 500 ms more.
+    assert most <= (2 * cycle + (230 if cycle < 200 else 730)) * PATIENCE
+    # A small bucket may refuse some a third time. This guards that nobody waits for ever.
+    assert longest <= (2 * cycle + (730 if bucket == rate else 1730)) * PATIENCE
 
 
 # ---- pages: a number of answers, and how long all of them take

@@ -45,7 +45,7 @@ def test_tcp_whose_sockets_have_no_memory_for_us_leaves_an_honest_one_its_part(
     scene: Scene, connections: int, congestion: str
 ) -> None:
     """Keys of TCP_MD5SIG, for which nobody needs a privilege, take all that a socket may have. What nobody can tell a
-    rate has half of the limit, whatever its number.
+    rate has half of the limit, whatever its number; bbr, which believes what it once measured, takes a quarter.
     """
     pair, rate = scene.pair, RATE // 5
     cgroup = scene.limited(rate)
@@ -56,7 +56,7 @@ def test_tcp_whose_sockets_have_no_memory_for_us_leaves_an_honest_one_its_part(
             pytest.skip("this kernel signs no TCP, or has memory left")
     honest = pair.send_tcp(cgroup=cgroup)
     pause(1.5)
-    assert_parts(pair, rate, (honest, HALF), (other, HALF - 0.1), seconds=2.0)
+    assert_parts(pair, rate, (honest, HALF), (other, 0.1 if congestion == "bbr" else HALF - 0.1), seconds=2.0)
 
 
 @contextmanager
