@@ -138,3 +138,24 @@ def test_what_is_refused_or_interrupted_leaves_what_was_there(
         if before is not None:
             load(before)
     pytest.fail("load() takes too many steps")
+
+
+def test_a_signal_that_interrupts_the_verifier_is_no_refusal(
+    programs: Programs, libbpf: Libbpf, compiled: Compile, cgroups: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EAGAIN, also after libbpf's own tries: else a host would silently be limited by its bucket alone."""
+    left = 3
+    real = Libbpf.call
+
+    def call(bpf: Libbpf, name: str, *arguments: t.Any) -> int:
+        nonlocal left
+        if name == "bpf_object__load" and left:
+            left -= 1
+            raise KernelError(name, errno.EAGAIN)
+        return real(bpf, name, *arguments)
+
+    cgroups("/a")
+    monkeypatch.setattr(Libbpf, "call", call)
+    loaded = programs.load(compiled(OURS), "object:it", "/a", True)
+    assert not left and not loaded.warnings
+    assert seen(libbpf).keys() >= {pins.SETTLE_LINK}

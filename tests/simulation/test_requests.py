@@ -31,6 +31,8 @@ def simulated(runner: Runner, flows: list[Flow], megabits: int, seconds: int = S
 def times(result: Result, flow: int = 0) -> list[float]:
     """That settled requests took."""
     return [one.took for one in result.requests if one.flow == flow and one.at > SETTLED]
+
+
 # Bytes per second and connection, from which nothing is refused; and TCP's shortest wait after a refusal, in seconds.
 SLOW_SHARE = 4_000
 TIMER = 0.21

@@ -15,7 +15,7 @@ def examined(runner: Runner, seed: int, anew: bool) -> list[Complaint]:
 
 
 def assert_kept(runner: Runner, count: int, anew: bool, missing: float) -> None:
-    """Of `count` mixes no more than this part misses a promise somewhere; pytest -s shows which, or with --seed in what.
+    """Of `count` mixes no more than this part misses a promise; pytest -s shows which do, or with --seed in what.
 
     Most of these are bursts that meet in a bucket of 20 ms, or beside a flood. The bound holds in every one (conftest).
     """

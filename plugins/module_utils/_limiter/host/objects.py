@@ -38,6 +38,9 @@ _KINDS = {
 
 SETTLES = (6, 1)  # bpf_setsockopt in iter/tcp
 
+# Times that a load which a signal interrupts is tried again; each is five times for libbpf.
+_MOST_INTERRUPTIONS = 5
+
 # What libbpf and the verifier say in every case.
 _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load object)|-- END|processed \d+ insns")
 
@@ -66,7 +69,7 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
     if not attempts[0] and kernel.version() < SETTLES:
         attempts.remove(())  # each attempt costs a kernel as old as that seconds
     pending = list(attempts)
-    looks = True
+    looks, interruptions = True, _MOST_INTERRUPTIONS
     while pending:
         left_out = pending.pop(0)
         opened, programs, maps = _open(bpf, stack, path)
@@ -83,6 +86,11 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
         try:
             bpf.call("bpf_object__load", opened)
         except KernelError as error:
+            # A signal that is pending ends the verifier's work, which libbpf tries a few times: that is no refusal.
+            if error.errno == errno.EAGAIN and interruptions:
+                interruptions -= 1
+                pending.insert(0, left_out)
+                continue
             why = kernel.refused(_in_short(bpf, error.why))
             if looks and shortcomings.forbids_looking(why):
                 looks, pending, refused = False, list(attempts), {LOOK: why}
