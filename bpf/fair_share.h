@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * How fast each TCP connection of a rule may send, so that all together send at
- * exactly the rate: the max-min fair share, found by filling up (water filling).
+ * How fast each TCP connection of a rule may send, so that all together send at exactly the rate: the max-min fair share,
+ * found by filling up (water filling; Bertsekas and Gallager, Data Networks, 6.5.2).
  *
- * A connection is *held* when only pacing stops it: it has more to send, and room
- * in both windows. What the others (the modest) send is what they want; the held
- * share the rest equally. Pure, and runs under the state's lock: it compiles for
- * user space, where tests/simulation drives it.
+ * A connection is *held* when only pacing stops it (connection.h). What the others (the modest) send is what they want;
+ * the held share the rest equally. A rule that holds nobody offers what is left and what its largest connection has, so
+ * that whoever begins to want more finds it (consistent marking; Charny, Clark and Jain, 1995). What can't be told a rate
+ * is foreign. Pure, and runs under the state's lock: it compiles for user space, where tests/simulation drives it.
  *
- * A share is heard a round trip later, and sockets pace a little off what they are
- * told. So the share is corrected by what was sent too much or too little since
- * then: the distance of a clock that each byte moves on by its time at the rate.
+ * A share is heard a round trip later, sockets pace a little off what they are told, and TCP sends its first ten segments
+ * unpaced. The bucket holds the sum of all this: what it has above its reserve is spent, what it lacks is saved again.
+ * Beside a flood of datagrams it says nothing of TCP. So a clock, which each byte of TCP moves on by its time at TCP's
+ * rate, is TCP's own account.
  */
 #ifndef LIMITER_FAIR_SHARE_H
 #define LIMITER_FAIR_SHARE_H
@@ -92,21 +93,18 @@ static __always_inline __u64 fair_share_slowness(const struct fair_share *fair, 
 	return slowness > shortest ? slowness : shortest;
 }
 
-/*
- * The level up to which connections are filled, from what was sent in the last `elapsed` nanoseconds: the held share what
- * the modest leave. Where nobody is held, it is what is left and what the largest of the modest has already: so whoever
- * begins to want more finds it (consistent marking).
- */
+/* The level up to which connections are filled, from what was sent in the last `elapsed` nanoseconds. */
 static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elapsed, __u64 now)
 {
 	__u64 modest = fair->modest_bytes * NANOSECONDS / elapsed;
-	__u64 holders = fair->holders_before, rest = fair->paced_rate;
+	__u64 holders = fair->holders_before, rest = fair->paced_rate, largest;
 	__u64 correction = fair_share_slowness(fair, CORRECTION_SHORTEST);
 	__u64 level = fair->paced_rate / (fair->active_before ? fair->active_before : 1);
 	__s64 debt = fair_share_debt(fair, now), most = correction / 4;
 
 	if (!holders) {
-		modest -= fair->largest_bytes * NANOSECONDS / elapsed;
+		largest = fair->largest_bytes * NANOSECONDS / elapsed;
+		modest -= largest < modest ? largest : modest;
 		holders = 1;
 	}
 	rest = rest > modest ? rest - modest : 0;
