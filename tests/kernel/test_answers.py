@@ -109,10 +109,10 @@ def test_a_connection_for_each_request_is_seldom_refused_twice(scene: Scene, kin
         _median, most, longest = told(asked.result())
     assert_bound(before, scene.pair.arrived(), rate, bucket)
     assert used >= USED - 0.1
-    # A second refusal costs TCP 500 ms more.
-    assert most <= (2 * cycle + (230 if cycle < 200 else 730)) * PATIENCE
-    # A small bucket may refuse some a third time. This guards that nobody waits for ever.
-    assert longest <= (2 * cycle + (730 if bucket == rate else 1730)) * PATIENCE
+    assert most <= (2 * cycle + 230) * PATIENCE
+    # A second refusal costs TCP 500 ms more. A small bucket may refuse some a third time: nobody waits for ever.
+    refused = 1730 if bucket < rate else 730 if cycle < 200 else 1230
+    assert longest <= (2 * cycle + refused) * PATIENCE
 
 
 # ---- pages: a number of answers, and how long all of them take
@@ -145,7 +145,8 @@ def test_a_page_that_fits_an_idle_rules_bucket_passes_at_once(scene: Scene, kind
 
 
 # A new connection's first window does not fit a bucket of 20 ms twice. Who is refused with nothing on the way, TCP lets
-# wait 200 ms, 24 times what an answer takes here; it has no shorter wait. Without a rule for it both took longer still.
+# wait 200 ms, 24 times what an answer takes here; it has no shorter wait. Where the new are not refused first, it takes
+# 4.0 and 2.2 times the ideal.
 LONGEST = {"new x 1": 3.5, "new x 6": 2.1}
 
 
