@@ -10,6 +10,9 @@
 #include "pacing.h"
 #include "wire.h"
 
+/* Nanoseconds that TCP's clock may be behind a rule's: packets of several CPUs. */
+#define CLOCK_OLDEST 100000000
+
 /*
  * Charges the rule that is the `place`th of its socket: a verdict, or 0 where it limits nothing. This and the others that
  * are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of what
@@ -32,11 +35,13 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	if (paces && packet.tcp && sk)
 		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	/* Read before the lock is taken: no helper may be called under it. */
-	now = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : bpf_ktime_get_ns();
+	now = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : 0;
+	/* TCP's is old where it sends again after an ICMP message. */
+	if (now + CLOCK_OLDEST < state->last_update_ns)
+		now = bpf_ktime_get_ns();
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
 		packet.round_trip_ns = pacing->round_trip_us * 1000ULL;
-		packet.starved = pacing_starved(pacing, now);
 		/* For the whole walk it is the rule that bound the last packet. */
 		packet.elsewhere = (measured >> PACKET_BINDS) % LIMITER_MAX_NESTED != place;
 	}
@@ -46,8 +51,6 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	bpf_spin_unlock(&state->lock);
 	if (!pacing)
 		return verdict;
-	if (verdict != VERDICT_DROP)
-		pacing->passed = pacing_time(now);
 	if (!packet.control)
 		connection_note_verdict(pacing, verdict == VERDICT_DROP);
 	connection_take_offer(pacing, place, share);
@@ -64,7 +67,7 @@ __noinline int charge_refund(__u64 rule, __u64 measured, int verdict, bool paces
 		return 0;
 	bpf_spin_lock(&state->lock);
 	verdict_refund(state, verdict, &packet);
-	if (paces && packet.tcp)
+	if (paces && packet.tcp && !packet.early)
 		fair_share_refund(&state->fair, &packet);
 	bpf_spin_unlock(&state->lock);
 	return 0;

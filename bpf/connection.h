@@ -91,7 +91,7 @@ static __always_inline void connection_look(const struct connection *seen, struc
 		     connection_less(seen->out + packet->segments, seen->window);
 	/* It would go faster: neither its process nor its congestion control wants less. */
 	__u32 willing = ~connection_less(seen->pacing_rate, pacing->set - pacing->set / NEARLY) &
-			connection_less(pacing->set, pacing->own & ~(1ULL << 63));
+			connection_less(pacing->set >> 1, (pacing->own - 1) >> 1);
 	bool paced = pacing->set && pacing->set != LIMITER_UNPACED;
 
 	waited &= 1;
@@ -103,7 +103,7 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	packet->waited = refused & idle & ~connection_less(seen->now_ns - pacing->sent_ns, REFUSED_WAIT_NS) & 1;
 	packet->held = paced & ~connection_less(seen->sent, UNPACED_SEGMENTS) & willing &
 		       ((more & able) | (~more & waited)) & 1;
-	packet->tcp = !(paced & connection_less(pacing->set, seen->most_rate & ~(1ULL << 63)));
+	packet->tcp = !(paced & connection_less(pacing->set >> 1, (seen->most_rate - 1) >> 1));
 	pacing->flags = refused << CONNECTION_REFUSED | more << CONNECTION_MORE | waited << CONNECTION_WAITED;
 	pacing->sent_ns = seen->now_ns;
 	connection_note_segment(seen, pacing, packet);
@@ -118,7 +118,7 @@ static __always_inline void connection_note_verdict(struct rate_limit_pacing *pa
 /* A rule's offer: the smallest of them is the connection's share, and its rule the one that binds. */
 static __always_inline void connection_take_offer(struct rate_limit_pacing *pacing, __u32 place, __u64 share)
 {
-	if (!place || share < pacing->share) {
+	if (share < pacing->share) {
 		pacing->share = share;
 		pacing->tightest = place;
 	}

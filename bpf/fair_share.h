@@ -53,8 +53,11 @@
 /* Of a second: as long as TCP waits for its timer after a refusal; and what those that begin leave others at most. */
 #define WAIT_SHARE 5
 #define BEGIN_SHARE 3
+/* New connections that have not sent anything yet, and for which room is left. */
+#define SILENT_MOST 20
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
+#define FOREIGN_MOST (1ULL << 33) /* bytes in an epoch: more times nanoseconds would overflow */
 #define AVERAGE_MS 100
 /* Times the rate: what all that waited at once may send for a while. */
 #define CLUMP_MOST 16
@@ -153,6 +156,7 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->elsewhere = 0;
 	fair->elsewhere_before = 0;
 	fair->newcomers = 0;
+	fair->begun = 0;
 	fair->burst = BURST_SMALLEST;
 	fair->period_ns = fair_share_period(fair, rate);
 }
@@ -268,6 +272,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->holders = 0;
 	fair->elsewhere = 0;
 	fair->newcomers = 0;
+	fair->begun = 0;
 	fair->modest_bytes = 0;
 	fair->largest_bytes = 0;
 	fair->control_bytes = 0;
@@ -337,9 +342,9 @@ static __always_inline void fair_share_change_tokens(struct rate_limit_state *st
 }
 
 /*
- * The rate changes: what is known of the connections is not lost, and they hear of it with their next packet.
+ * The limit changes: what is known of the connections is not lost, and they hear of it with their next packet.
  */
-static __always_inline void fair_share_change_rate(struct rate_limit_state *state, __u64 rate, __u64 now)
+static __always_inline void fair_share_change_limit(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {
 	struct fair_share *fair = &state->fair;
 	__u64 before = state->rate;
@@ -347,12 +352,17 @@ static __always_inline void fair_share_change_rate(struct rate_limit_state *stat
 	if (before)
 		token_bucket_refill(state, before, state->bucket, now);
 	state->rate = rate;
-	if (before && state->tokens > 0)
-		fair_share_change_tokens(state, before);
-	fair->paced_rate = rate;
-	fair->period_ns = fair_share_period(fair, rate);
-	if (fair->share)
-		fair_share_fill(fair, fair->period_ns, now);
+	state->bucket = bucket;
+	if (before != rate) {
+		if (before && state->tokens > 0)
+			fair_share_change_tokens(state, before);
+		fair->paced_rate = rate;
+		fair->period_ns = fair_share_period(fair, rate);
+		if (fair->share)
+			fair_share_fill(fair, fair->period_ns, now);
+	} else if (fair->paced_rate > fair_share_paced_most(state)) {
+		fair->paced_rate = fair_share_paced_most(state);
+	}
 }
 
 /*
@@ -415,8 +425,12 @@ static __always_inline void fair_share_note(struct fair_share *fair, struct fair
 		fair_share_observe(fair, mark, packet, packet->held || !passed, now);
 	if (!passed)
 		return;
-	/* What TCP does not pace the bucket pays; the paced give way, but not so far that the guard would stop them. */
-	if (!packet->early || fair_share_debt(fair, now) < (__s64)(GUARD_DEBT / 2))
+	/*
+	 * What TCP does not pace the bucket pays, and the paced give way: to new connections not so far that the guard would
+	 * stop them, to those that cannot be told by what is left of the rate.
+	 */
+	if ((packet->paced || packet->control) &&
+	    (!packet->early || fair_share_debt(fair, now) < (__s64)(GUARD_DEBT / 2)))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
 	if (packet->bytes > fair->burst && fair->burst < BURST_LARGEST) {
 		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
@@ -424,6 +438,7 @@ static __always_inline void fair_share_note(struct fair_share *fair, struct fair
 	}
 	if (packet->early)
 		fair->early_bytes += packet->bytes;
+	fair->begun += packet->begins;
 	/* A share is of data: acknowledgements come beside it. */
 	if (mark && !packet->control)
 		mark->bytes += packet->bytes;
@@ -443,19 +458,21 @@ static __always_inline void fair_share_refund(struct fair_share *fair, const str
 /* What is foreign was offered, whether it passes or not: what passes depends on what TCP leaves. */
 static __always_inline void fair_share_foreign(struct fair_share *fair, const struct packet *packet)
 {
-	fair->foreign_bytes += packet->bytes;
+	if (fair->foreign_bytes < FOREIGN_MOST)
+		fair->foreign_bytes += packet->bytes;
 	if (packet->bytes > fair->foreign_burst)
 		fair->foreign_burst = packet->bytes;
 }
 
 /*
- * What a connection may send. A new one leaves room for the others that are new. None of them changes what the others may
- * until it is seen to be held: most connections send little.
+ * What a connection may send. A new one leaves room for the others that are new, and have begun to send; and for a few
+ * that have not, since most never do. None of them changes what the others may until it is seen to be held.
  */
 static __always_inline __u64 fair_share_offer(const struct fair_share *fair, bool early)
 {
 	__u64 most = fair->share ? fair->share : fair->paced_rate;
-	__u64 connections = (__u64)fair->holders_before + fair->newcomers;
+	__u64 silent = fair->newcomers > fair->begun ? fair->newcomers - fair->begun : 0;
+	__u64 connections = (__u64)fair->holders_before + fair->begun + (silent < SILENT_MOST ? silent : SILENT_MOST);
 
 	if (early && connections && most > fair->paced_rate / connections)
 		most = fair->paced_rate / connections;
@@ -491,7 +508,8 @@ static __always_inline void fair_share_guard(const struct rate_limit_state *stat
 {
 	const struct fair_share *fair = &state->fair;
 	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
-	bool lump = fair->share && packet->bytes > BURST_SMALLEST &&
+	/* A segment can't be made smaller. */
+	bool lump = fair->share && packet->bytes > BURST_SMALLEST && packet->segments > 1 &&
 		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
 
 	thresholds->notice = TOKENS_LOWEST;

@@ -60,7 +60,7 @@ struct fair_share {
 	__u32 newcomers;     /* connections established in this epoch */
 	__u32 burst;         /* bytes of TCP's largest packet lately */
 	__u32 foreign_burst; /* bytes of the largest foreign one */
-	__u32 reserved;
+	__u32 begun;         /* connections that began to send in this epoch */
 };
 
 /* rate_limit_state_map: rule -> */

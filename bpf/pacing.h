@@ -15,6 +15,7 @@
 
 /* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
 #define SOL_SOCKET 1
+#define SOCK_STREAM 1
 #define SO_MAX_PACING_RATE 47
 #define SOL_TCP 6
 #define WINDOW_UNCLAMPED 0x7fffffff
@@ -28,6 +29,21 @@ enum bpf_func_id___settle { BPF_FUNC_user_ringbuf_drain___settle };
 static __always_inline __u64 pacing_headers(const struct tcp_sock *tcp)
 {
 	return tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
+}
+
+/* In 2^20 ns: it comes round after 52 days. */
+static __always_inline __u32 pacing_time(__u64 now)
+{
+	return now >> 20;
+}
+
+/*
+ * Every half second TCP tries again to send what was dropped, and the fifteenth time gives its connection up. The guard
+ * lets everyone through in time, with the least share that there is (fair_share.h).
+ */
+static __always_inline bool pacing_starved(const struct rate_limit_pacing *pacing, __u64 now)
+{
+	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(EPOCH_LONGEST);
 }
 
 /*
@@ -45,15 +61,18 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	__u64 more;
 
 	packet.tcp = false;
-	if (!sk)
+	tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+	/* A raw socket may send the same protocol, and is none of TCP's. */
+	if (!tcp || tcp->inet_conn.icsk_inet.sk.sk_type != SOCK_STREAM)
 		return packet_pack(&packet);
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	tcp = pacing ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (!tcp)
+	if (!pacing)
 		return packet_pack(&packet);
 	packet.tcp = true;
 	packet.paced = pacing->set && pacing->set != LIMITER_UNPACED;
 	pacing->round_trip_us = tcp->srtt_us >> 3;
+	/* Each rule that limits it makes this an offer. */
+	pacing->share = LIMITER_UNPACED >> 1;
 	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BINDS;
 	if (!packet.control && tcp_sends_data(tcp)) {
 		seen.now_ns = tcp->tcp_clock_cache;
@@ -69,26 +88,14 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 		seen.headers = pacing_headers(tcp);
 		/* The SYN counts as a byte. */
 		seen.acked = connection_less(1, tcp->bytes_acked);
+		if (!(pacing->flags & 1 << CONNECTION_REFUSED))
+			pacing->passed = pacing_time(pacing->sent_ns);
+		more |= (__u64)pacing_starved(pacing, seen.now_ns) << PACKET_STARVED;
 		connection_look(&seen, pacing, &packet);
 		/* In each of these states it reads the clock whenever it begins to send data, for all that leaves then. */
 		more |= 1ULL << PACKET_CLOCK;
 	}
 	return packet_pack(&packet) | more;
-}
-
-/* In 2^20 ns: it comes round after 52 days. */
-static __always_inline __u32 pacing_time(__u64 now)
-{
-	return now >> 20;
-}
-
-/*
- * Every half second TCP tries again to send what was dropped, and the fifteenth time gives its connection up. The guard
- * lets everyone through in time, with the least share that there is (fair_share.h).
- */
-static __always_inline bool pacing_starved(const struct rate_limit_pacing *pacing, __u64 now)
-{
-	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(EPOCH_LONGEST);
 }
 
 /* The rule holds for the connection now, and is the `place`th that does. */
@@ -157,8 +164,9 @@ static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp
 	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
 	__u64 rate = connection_payload(pacing, tcp->mss_cache, pacing_headers(tcp));
 
+	/* TCP does not pace itself to 0 either. */
 	if (!pacing->set || actual != pacing->set)
-		pacing->own = actual;
+		pacing->own = actual ? actual : LIMITER_UNPACED;
 	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
 	pacing_clamp(target, tcp, pacing, connection_window(pacing, tcp->mss_cache, tcp->srtt_us >> 3));
 }
@@ -193,7 +201,10 @@ static __always_inline bool pacing_join(struct rate_limit_pacing *pacing, __u32 
 			pacing->tightest = i;
 		}
 	}
-	pacing->passed = pacing_time(bpf_ktime_get_ns());
+	pacing->flags = 0;
+	pacing->segment = 0;
+	pacing->sent_ns = bpf_ktime_get_ns();
+	pacing->passed = pacing_time(pacing->sent_ns);
 	return poor;
 }
 

@@ -38,6 +38,7 @@ struct packet {
 #define PACKET_REFUSED 57
 #define PACKET_WAITED 58
 #define PACKET_CLOCK 59 /* TCP's clock was read as it began to send */
+#define PACKET_STARVED 60
 #define PACKET_SEGMENTS_MOST 0xffff
 
 static __always_inline __u64 packet_pack(const struct packet *packet)
@@ -65,6 +66,7 @@ static __always_inline struct packet packet_unpack(__u64 packed)
 		.begins = packed >> PACKET_BEGINS & 1,
 		.refused = packed >> PACKET_REFUSED & 1,
 		.waited = packed >> PACKET_WAITED & 1,
+		.starved = packed >> PACKET_STARVED & 1,
 	};
 }
 #endif

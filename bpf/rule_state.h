@@ -28,9 +28,7 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 		return NULL;
 	now = bpf_ktime_get_ns();
 	bpf_spin_lock(&state->lock);
-	if (state->rate != rate)
-		fair_share_change_rate(state, rate, now);
-	state->bucket = bucket;
+	fair_share_change_limit(state, rate, bucket, now);
 	state->generation = generation;
 	bpf_spin_unlock(&state->lock);
 	return state;

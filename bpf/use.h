@@ -13,8 +13,10 @@ static __always_inline void use_measure(struct rate_limit_state *state, __u64 no
 	/* As in token_bucket.h: `now` may be a little older than what another CPU wrote; a second older is garbage. */
 	if (elapsed < (__s64)NANOSECONDS && elapsed > -(__s64)NANOSECONDS)
 		return;
-	/* Within the span no more than a second's packets came: the product stays within 64 bits. */
-	state->use_rate = elapsed > 0 ? (state->bytes - state->use_bytes) * NANOSECONDS / elapsed : 0;
+	/* Within the span no more than a second's and a bucket's packets came, less what was refunded since. */
+	state->use_rate = elapsed > 0 && state->bytes > state->use_bytes
+				  ? (state->bytes - state->use_bytes) * NANOSECONDS / elapsed
+				  : 0;
 	state->use_bytes = state->bytes;
 	state->use_start_ns = now;
 }

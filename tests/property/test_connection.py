@@ -66,7 +66,7 @@ __u32 average(__u32 segment, __u32 bytes, __u32 segments, __u32 headers)
 /* The place that binds after the rules' offers. */
 __u64 offers(const __u64 *shares, __u32 rules, __u64 *share)
 {
-    struct rate_limit_pacing pacing = { .share = 1 };
+    struct rate_limit_pacing pacing = { .share = LIMITER_UNPACED >> 1 };
 
     for (__u32 place = 0; place < rules; place++)
         connection_take_offer(&pacing, place, shares[place]);
@@ -163,7 +163,7 @@ def test_the_average_segment_is_between_what_it_was_and_what_is_sent(
         assert average == payload
 
 
-@given(offered=st.lists(st.integers(1, UNPACED), min_size=1, max_size=4))
+@given(offered=st.lists(st.integers(1, UNPACED >> 1), min_size=1, max_size=4))
 def test_the_smallest_offer_is_the_share_and_its_rule_binds(header: ctypes.CDLL, offered: list[int]) -> None:
     share = ctypes.c_uint64()
     place = header.offers((ctypes.c_uint64 * 4)(*offered), len(offered), ctypes.byref(share))

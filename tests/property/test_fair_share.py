@@ -62,11 +62,9 @@ void spoil(struct rate_limit_state *state, const unsigned char *garbage, __u32 b
 
 void start(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {
-    state->bucket = bucket;
     token_bucket_fill(state, bucket);
     state->last_update_ns = now;
-    fair_share_change_rate(state, rate, now);
-    state->rate = rate;
+    fair_share_change_limit(state, rate, bucket, now);
 }
 
 __u64 join(struct rate_limit_state *state, __u64 now)
@@ -94,8 +92,7 @@ __u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64
 
 __u64 change(struct rate_limit_state *state, __u64 rate, __u64 now)
 {
-    fair_share_change_rate(state, rate, now);
-    state->rate = rate;
+    fair_share_change_limit(state, rate, state->bucket, now);
     return state->fair.share;
 }
 

@@ -48,8 +48,7 @@ static void limiter_change(struct limiter *limiter, const struct change *change,
 	limiter->rate = change->rate;
 	if (change->bucket > limiter->most_bucket)
 		limiter->most_bucket = change->bucket;
-	fair_share_change_rate(&limiter->state, change->rate, now);
-	limiter->state.bucket = change->bucket;
+	fair_share_change_limit(&limiter->state, change->rate, change->bucket, now);
 }
 
 static void limiter_start(struct limiter *limiter, const struct change *change, uint64_t now)

@@ -30,6 +30,8 @@ static enum verdict walk_rules(struct simulation *sim, const struct flow_spec *s
 
 	packet.round_trip_ns = offered->round_trip_ns;
 	packet.starved = offered->starved;
+	if (pacing)
+		pacing->share = LIMITER_UNPACED >> 1;
 	for (uint32_t place = 0; place < spec->rules; place++) {
 		packet.elsewhere = pacing && binds != place;
 		verdict[place] = walk_rule(sim, &sim->limiter[spec->rule[place]], pacing, place, packet);

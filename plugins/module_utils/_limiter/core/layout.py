@@ -63,7 +63,7 @@ class FairShare(t.NamedTuple):
     newcomers: int = 0
     burst: int = 0
     foreign_burst: int = 0
-    reserved: int = 0
+    begun: int = 0
 
 
 class Use(t.NamedTuple):
