@@ -37,7 +37,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	/* Read before the lock is taken: no helper may be called under it. */
 	now = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : 0;
 	/* TCP's is old where it sends again after an ICMP message. */
-	if (now + CLOCK_OLDEST < state->last_update_ns)
+	if (!now || now + CLOCK_OLDEST < state->last_update_ns)
 		now = bpf_ktime_get_ns();
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);

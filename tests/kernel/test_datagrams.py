@@ -40,6 +40,18 @@ def test_tcp_keeps_its_part_beside_datagrams(scene: Scene, rate: int, size: int,
     assert udp.finish().errors == {}
 
 
+def test_a_raw_socket_of_tcps_protocol_is_none_of_tcps(scene: Scene) -> None:
+    """The kernel takes it for a TCP socket, whose fields lie behind its end."""
+    pair, bucket = scene.pair, RATE // 10
+    cgroup = scene.limited(RATE, bucket=str(bucket))
+    before = pair.arrived()
+    tcp = pair.send_tcp(cgroup=cgroup)
+    pair.send_udp(5 * RATE, option="raw", cgroup=cgroup)
+    pause(0.7)
+    assert_parts(pair, RATE, (tcp, HALF), used=0.9)
+    assert_bound(before, pair.arrived(), RATE * 103 // 100, bucket)
+
+
 @pytest.mark.parametrize(("connections", "congestion"), [(1, "bbr"), (16, "cubic")])
 def test_tcp_whose_sockets_have_no_memory_for_us_leaves_an_honest_one_its_part(
     scene: Scene, connections: int, congestion: str

@@ -12,7 +12,7 @@ trickle ADDRESS PORT SECONDS CONNECTIONS BYTES_PER_SECOND   of each; never has m
 short ADDRESS PORT CONNECTIONS BYTES [PARALLEL]             one connection after the other, each until all has arrived
 echo ADDRESS PORT                            sends back what it gets
 ping ADDRESS PORT SECONDS [BYTES]            some there and back, again and again
-udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso
+udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso, raw (TCP's protocol)
 answer ADDRESS PORT                          gives each that connects what it asks for
 ask ADDRESS PORT SECONDS KIND WORKERS BYTES [COUNT]         asks again at once. KIND: kept, or for each request a new
                                              connection: new, fastopen; COUNT: of all requests, 0: without end
@@ -283,6 +283,8 @@ def ping(address: str, port: str, seconds: str, size: str = "1") -> None:
 
 def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400", option: str = "") -> None:
     sender = socket.socket(family(address), socket.SOCK_DGRAM)
+    if option == "raw":
+        sender = socket.socket(family(address), socket.SOCK_RAW, socket.IPPROTO_TCP)
     if option == "recverr":
         sender.setsockopt(socket.IPPROTO_IP, 11, 1)
     payload = bytes(int(size))

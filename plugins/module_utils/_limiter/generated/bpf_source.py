@@ -289,7 +289,7 @@ SOURCES = {
         "\t/* Read before the lock is taken: no helper may be called under it. */\n"
         "\tnow = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : 0;\n"
         "\t/* TCP's is old where it sends again after an ICMP message. */\n"
-        "\tif (now + CLOCK_OLDEST < state->last_update_ns)\n"
+        "\tif (!now || now + CLOCK_OLDEST < state->last_update_ns)\n"
         "\t\tnow = bpf_ktime_get_ns();\n"
         "\tif (pacing) {\n"
         "\t\tpacing_confirm(pacing, place, rule, generation);\n"
