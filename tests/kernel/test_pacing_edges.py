@@ -323,10 +323,15 @@ def test_open_connections_are_paced_when_the_task_returns(scene: Scene, by: str)
             limiter.rule(name="paced", rate=str(rate), bucket=bucket, pids=busy.pids)
         assert all(connection.pacing <= rate for connection in connections)
         pause(0.5)
-        dropped = counters()["dropped_packets"]
-        assert_held(pair, rate)
-        # What was on its way when the rule was made may be dropped, which costs TCP a moment, and no retransmit.
-        assert counters()["dropped_packets"] == dropped
+
+        def nothing_dropped() -> bool:
+            dropped = counters()["dropped_packets"]
+            assert_held(pair, rate)
+            return counters()["dropped_packets"] == dropped
+
+        # What was on its way when the rule was made may be dropped, which costs TCP a moment, and no retransmit. And
+        # timers may be late in one window: what they make up for meets in a small bucket.
+        assert any(nothing_dropped() for _window in range(3))
         assert sum(connection.info.retransmits for connection in connections) - retransmits <= (100 if SLOW else 20)
 
 
