@@ -82,7 +82,8 @@ static __always_inline void connection_look(const struct connection *seen, struc
 {
 	__u32 flags = pacing->flags, refused = flags >> CONNECTION_REFUSED & 1;
 	__u32 before = flags >> CONNECTION_MORE & 1, more = connection_less(0, (__s64)seen->unsent);
-	__u32 early = connection_less(seen->sent, UNPACED_SEGMENTS + packet->segments);
+	bool paced = pacing->set && pacing->set != LIMITER_UNPACED;
+	__u32 early = paced & connection_less(seen->sent, UNPACED_SEGMENTS + packet->segments);
 	__u32 idle = connection_less(seen->out, 1);
 	__u32 waited =
 		(before & flags >> CONNECTION_WAITED) | (~before & connection_less(pacing->sent_ns, seen->timer_ns));
@@ -92,7 +93,6 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	/* It would go faster: neither its process nor its congestion control wants less. */
 	__u32 willing = ~connection_less(seen->pacing_rate, pacing->set - pacing->set / NEARLY) &
 			connection_less(pacing->set >> 1, (pacing->own - 1) >> 1);
-	bool paced = pacing->set && pacing->set != LIMITER_UNPACED;
 
 	waited &= 1;
 	packet->paced = paced;

@@ -38,7 +38,7 @@ def told(done: Sent) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("size", "rate"),
     [
-        pytest.param(8, MBIT, marks=pytest.mark.every_kernel, id="of a few bytes"),
+        pytest.param(8, MBIT, id="of a few bytes"),
         pytest.param(248, 2 * MBIT, id="of hundreds"),
     ],
 )
