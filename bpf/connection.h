@@ -27,6 +27,9 @@
 /* From this on (34 Gbit/s) a rate does not fit into what a program can set, on every kernel so far. */
 #define PACING_MOST 0xffffffffULL
 
+/* Of a rule that limits nothing: more than any offer. */
+#define OFFER_NONE (LIMITER_UNPACED >> 1)
+
 /* rate_limit_pacing.flags: bits */
 #define CONNECTION_MORE 0    /* its last packet left data unsent */
 #define CONNECTION_WAITED 1  /* what it sends now began with waiting for its time */
@@ -52,6 +55,12 @@ struct connection {
 static __always_inline __u32 connection_less(__u64 a, __u64 b)
 {
 	return (a - b) >> 63;
+}
+
+/* It paces itself as it was told. */
+static __always_inline bool connection_paced(const struct rate_limit_pacing *pacing)
+{
+	return pacing->set && pacing->set != LIMITER_UNPACED;
 }
 
 /* Averages the payload of its segments over the last eight. */
@@ -82,7 +91,7 @@ static __always_inline void connection_look(const struct connection *seen, struc
 {
 	__u32 flags = pacing->flags, refused = flags >> CONNECTION_REFUSED & 1;
 	__u32 before = flags >> CONNECTION_MORE & 1, more = connection_less(0, (__s64)seen->unsent);
-	bool paced = pacing->set && pacing->set != LIMITER_UNPACED;
+	bool paced = connection_paced(pacing);
 	__u32 early = paced & connection_less(seen->sent, UNPACED_SEGMENTS + packet->segments);
 	__u32 idle = connection_less(seen->out, 1);
 	__u32 waited =

@@ -185,7 +185,7 @@ static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *s
 	return reserve < half ? reserve : half;
 }
 
-/* Bytes of the last `elapsed` nanoseconds, per second, up to a bound; and their average over so many milliseconds. */
+/* Bytes of the last `elapsed` nanoseconds, per second, up to a bound; and their average over AVERAGE_MS. */
 static __always_inline __u64 fair_share_per_second(__u64 bytes, __u64 elapsed, __u64 most)
 {
 	__u64 latest = bytes * NANOSECONDS / elapsed;
@@ -193,13 +193,13 @@ static __always_inline __u64 fair_share_per_second(__u64 bytes, __u64 elapsed, _
 	return latest < most ? latest : most;
 }
 
-static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u64 elapsed, __u64 over, __u64 most)
+static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u64 elapsed, __u64 most)
 {
 	__u64 weight = elapsed / MILLISECONDS;
 
 	if (average > most)
 		average = most;
-	weight = weight * 1024 / (weight + over);
+	weight = weight * 1024 / (weight + AVERAGE_MS);
 	return (average * (1024 - weight) + latest * weight) / 1024;
 }
 
@@ -213,11 +213,11 @@ static __always_inline void fair_share_average_clumps(struct rate_limit_state *s
 	__u64 rate = state->rate, most = CLUMP_MOST * rate, early, control;
 
 	fair->foreign_latest = fair_share_per_second(fair->foreign_bytes, elapsed, rate);
-	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, AVERAGE_MS, rate);
+	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, rate);
 	early = fair_share_per_second(fair->early_bytes, elapsed, most);
-	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, AVERAGE_MS, most);
+	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, most);
 	control = fair_share_per_second(fair->control_bytes, elapsed, rate);
-	fair->control_rate = fair_share_average(fair->control_rate, control, elapsed, AVERAGE_MS, rate);
+	fair->control_rate = fair_share_average(fair->control_rate, control, elapsed, rate);
 }
 
 /* Datagrams beyond their part, now or on average, take every token that there is. */

@@ -69,10 +69,10 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	if (!pacing)
 		return packet_pack(&packet);
 	packet.tcp = true;
-	packet.paced = pacing->set && pacing->set != LIMITER_UNPACED;
+	packet.paced = connection_paced(pacing);
 	pacing->round_trip_us = tcp->srtt_us >> 3;
 	/* Each rule that limits it makes this an offer. */
-	pacing->share = LIMITER_UNPACED >> 1;
+	pacing->share = OFFER_NONE;
 	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BINDS;
 	if (!packet.control && tcp_sends_data(tcp)) {
 		seen.now_ns = tcp->tcp_clock_cache;
@@ -193,13 +193,9 @@ static __always_inline bool pacing_join(struct rate_limit_pacing *pacing, __u32 
 	pacing->share = LIMITER_UNPACED;
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		pacing->marks[i] = (struct fair_share_mark){};
-		joined = pacing->rules[i] ? rule_join(pacing->rules[i], generation) : LIMITER_UNPACED >> 1;
+		joined = pacing->rules[i] ? rule_join(pacing->rules[i], generation) : OFFER_NONE;
 		poor |= joined & RULE_POOR;
-		joined &= ~RULE_POOR;
-		if (joined < pacing->share) {
-			pacing->share = joined;
-			pacing->tightest = i;
-		}
+		connection_take_offer(pacing, i, joined & ~RULE_POOR);
 	}
 	pacing->flags = 0;
 	pacing->segment = 0;

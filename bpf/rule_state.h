@@ -3,6 +3,7 @@
 #ifndef LIMITER_RULE_STATE_H
 #define LIMITER_RULE_STATE_H
 
+#include "connection.h"
 #include "fair_share.h"
 #include "maps.h"
 
@@ -47,7 +48,7 @@ __noinline __u64 rule_join(__u64 rule, __u32 generation)
 
 	/* It limits nothing. */
 	if (!state)
-		return LIMITER_UNPACED >> 1;
+		return OFFER_NONE;
 	bpf_spin_lock(&state->lock);
 	share = fair_share_join(state, now);
 	if (state->tokens < RULE_POOR_BYTES)

@@ -31,7 +31,7 @@ static enum verdict walk_rules(struct simulation *sim, const struct flow_spec *s
 	packet.round_trip_ns = offered->round_trip_ns;
 	packet.starved = offered->starved;
 	if (pacing)
-		pacing->share = LIMITER_UNPACED >> 1;
+		pacing->share = OFFER_NONE;
 	for (uint32_t place = 0; place < spec->rules; place++) {
 		packet.elsewhere = pacing && binds != place;
 		verdict[place] = walk_rule(sim, &sim->limiter[spec->rule[place]], pacing, place, packet);
@@ -68,10 +68,7 @@ static bool walk_join(struct simulation *sim, const struct flow_spec *spec, stru
 
 		pacing->marks[place] = (struct fair_share_mark){};
 		poor |= limiter->state.tokens < POOR;
-		if (offer < pacing->share) {
-			pacing->share = offer;
-			pacing->tightest = place;
-		}
+		connection_take_offer(pacing, place, offer);
 	}
 	return poor;
 }
