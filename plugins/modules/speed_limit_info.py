@@ -342,8 +342,8 @@ hook:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.info import Info
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.info import Info
 
 PARTS = ("host", "program", "rules", "processes", "hook")
 

@@ -139,11 +139,11 @@ unenforced_rules:
 import contextlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import LOCK_SECONDS
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import (
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import LOCK_SECONDS
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.program import (
     ABSENT,
     attach,
     detach,

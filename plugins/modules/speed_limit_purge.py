@@ -95,12 +95,12 @@ removed:
 import contextlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import LOCK_SECONDS
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import ABSENT, program_line
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import LOCK_SECONDS
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.program import ABSENT, program_line
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.purge import carry_out, find
 
 
 def work(module: AnsibleModule) -> Result:

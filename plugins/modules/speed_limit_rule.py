@@ -229,10 +229,10 @@ unenforced:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import rule_spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import enforce, selection
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import rule_spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import enforce, selection
 
 
 def work(module: AnsibleModule) -> Result:

@@ -180,10 +180,10 @@ unenforced:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import rule_spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_requests
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import Done, enforce, selection
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.facade import Result, diff_of, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import rule_spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import Done, enforce, selection
 
 
 def summary(done: Done) -> dict[str, int]:

@@ -15,7 +15,7 @@ from typing import Callable
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from slow import SLOW
 
 DEADLINE = 60.0 if SLOW else 20.0  # seconds after which anything here counts as hanging

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from dataplane import cgroup2, compile_object, load_program
 from foreign import SOMEONE_ELSES
 from kernels import APART, OBJECT

@@ -18,8 +18,9 @@ from typing import Any, Callable
 from unittest import mock
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins, settle
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 
 _SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "write")
 # These can be refused, but make no difference to whoever comes later: a file that is not in its place yet, the lock.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 
 # What needs no more of the kernel's types than these headers have compiles in a fraction of the time.
 INCLUDES = "#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\n"

@@ -27,11 +27,13 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 from children import DEADLINE, until
 from kernels import OBJECT

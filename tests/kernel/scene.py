@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import limiter
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from children import until
 from net import Arrived, Pair
 from slow import PATIENCE, SLOW

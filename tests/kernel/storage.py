@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from foreign import INCLUDES
 
 import bpf

@@ -15,10 +15,11 @@ import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, memory, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from limiter import nothing, program, purge, rule, rules, snapshot
 
 NEW: dict[str, Any] = {"name": "new", "rate": "1m"}

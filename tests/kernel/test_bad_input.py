@@ -16,7 +16,7 @@ from typing import Any
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from children import child, zombie
 from limiter import Sender, nothing, purge, rule, rules, snapshot
 

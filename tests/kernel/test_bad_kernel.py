@@ -18,7 +18,8 @@ import elsewhere
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build, kernel
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
 from limiter import nothing, rule, snapshot
 from refusing import BPF_PROG_LOAD, BPF_PROG_QUERY, refusing
 

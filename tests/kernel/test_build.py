@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""host/build.py with the real compiler and the running kernel's types, in a /usr that is thrown away."""
+"""host/bpf/build.py with the real compiler and the running kernel's types, in a /usr that is thrown away."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import bpf_source
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
 from conftest import run_command
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from children import HEADLESS, child, refused, sandbox_cgroups, until, zombie
 
 STRANGE = ["a b", "a@b", "10.0.0.1:80", "dev-disk-by\\x2duuid.swap", "\u00fcber", "a\tb", "x (deleted)", "a'\"$(b)"]
@@ -47,7 +47,7 @@ def test_a_mount_that_another_one_hides_is_not_used(cgroups: Cgroups, covered: s
     """Another mount of cgroup2 at a strange place is found instead."""
     script = (
         'mount -t tmpfs tmpfs "$1"; mkdir -p "/run/other place"; mount -t cgroup2 cgroup2 "/run/other place"; '
-        'exec "$2" -c "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups '
+        'exec "$2" -c "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups '
         'import Cgroups; print(Cgroups.find().mount)"'
     )
     place = cgroups.mount if covered == "the mount point" else str(Path(cgroups.mount).parent)
@@ -57,7 +57,7 @@ def test_a_mount_that_another_one_hides_is_not_used(cgroups: Cgroups, covered: s
 def test_without_cgroup2_the_error_says_what_to_do(cgroups: Cgroups) -> None:
     script = (
         'umount -l "$1"; '
-        'exec "$2" -c "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups '
+        'exec "$2" -c "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups '
         'import Cgroups; Cgroups.find()"'
     )
     answer = run_in_new_mounts(script, cgroups.mount)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""host/libbpf.py: what is said where something is missing, and cgroups found by their ids."""
+"""host/bpf/libbpf.py: what is said where something is missing, and cgroups found by their ids."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typing as t
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import libbpf as port
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import libbpf as port
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
 from dataplane import cgroup2
 
 Make = t.Callable[[str], str]

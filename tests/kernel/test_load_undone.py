@@ -11,14 +11,14 @@ import typing as t
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import (
     KernelError,
     Libbpf,
     closing_fd,
 )
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from foreign import LIMIT_EGRESS, OURS, PACE_SOCKETS, REFUSED_SETTLE, an_object
 
 MOST_STEPS = 60

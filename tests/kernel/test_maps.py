@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""host/maps.py on the kernel's own maps."""
+"""host/bpf/maps.py on the kernel's own maps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import maps as maps_module
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import maps as maps_module
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 
 RULE = 2**63 + 5  # ids are 64 bits, unsigned
 

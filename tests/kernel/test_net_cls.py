@@ -18,8 +18,9 @@ import elsewhere
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import can_be_lost
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association, kernel
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
 from limiter import info, rule, rules
 
 FLAWED = can_be_lost(kernel.version(), association.controllers())

@@ -12,8 +12,8 @@ from unittest import mock
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from children import until
 from faults import UNTOUCHED, End, Fault, run_with
 from kernels import ADOPTS, APART, RELEASES, steps

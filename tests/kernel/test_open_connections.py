@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import enforce
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.purge import carry_out, find
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import enforce
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.purge import carry_out, find
 from conftest import run_command
 from kernels import MPTCP, multipath
 
@@ -159,5 +159,5 @@ def test_a_socket_that_cannot_be_bound_leaves_no_other_unlimited() -> None:
         bound.append(descriptor)
 
     with socket.socket(), socket.socket(), socket.socket(), pytest.raises(LimiterError, match="no room"):
-        sockets.cover([os.getpid()], bind)
+        borrow.cover([os.getpid()], bind)
     assert len(bound) >= 3

@@ -13,9 +13,9 @@ from pathlib import Path
 import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from children import Child, child, refused, until
 from connections import borrowed
 from dataplane import SOURCE, compile_object

@@ -16,9 +16,11 @@ from unittest import mock
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, settle
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from children import until
 from faults import End, Fault, run_with
 from kernels import ADOPTS, RELEASES, adopting, releasing

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from children import child, until
 from foreign import LIMIT_EGRESS, PACE_SOCKETS, REFUSED_PACE, REFUSED_SETTLE, SETTLE_SOCKETS, an_object
 from kernels import RELEASES, releasing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""host/pins.py: a directory of pins that only root could have filled, and nothing else is trusted."""
+"""host/bpf/pins.py: a directory of pins that only root could have filled, and nothing else is trusted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typing as t
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 
 
 @pytest.fixture

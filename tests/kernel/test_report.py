@@ -15,9 +15,9 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
 from limiter import info, program, rule, rules
 
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"

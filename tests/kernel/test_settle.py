@@ -16,8 +16,10 @@ from typing import Callable
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pacing, pins, settle
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import enter_network_namespace
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import enter_network_namespace
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import pacing
 from children import Child, child, until
 from kernels import ADOPTS, RELEASES, adopting, not_adopting, releasing
 

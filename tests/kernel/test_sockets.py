@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
 from children import WAIT, child, refused, zombie
 
 # Opened in another order than they are to be bound in: UDP over IPv6, one listener, one connection from itself to
@@ -57,7 +57,7 @@ def test_every_internet_socket_is_bound_once_and_listeners_first() -> None:
     with child(SOCKETS) as process:
         inodes = [int(word) for word in process.words]
         during = open_files()
-        assert sockets.cover([process.pid], bound) == 4
+        assert borrow.cover([process.pid], bound) == 4
         assert open_files() == during
     assert sorted(bound.inodes) == sorted(inodes)
     assert bound.listening == [True, False, False, False]
@@ -69,12 +69,12 @@ def test_what_two_processes_share_is_bound_once() -> None:
     with child(SOCKETS, "fork") as process:
         family = [process.pid, *children_of(process.pid)]
         assert len(family) == 2
-        assert sockets.cover(family, bound) == 4
+        assert borrow.cover(family, bound) == 4
         assert len(set(bound.inodes)) == len(bound.inodes) == 4
 
 
 def children_of(pid: int) -> list[int]:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 
     return processes.descendants([pid])
 
@@ -93,7 +93,7 @@ def test_a_socket_option_set_through_the_copy_holds_for_the_process() -> None:
         borrowed.detach()
 
     with child(code) as process:
-        assert sockets.cover([process.pid], mark) == 1
+        assert borrow.cover([process.pid], mark) == 1
         answer, _errors = process.process.communicate("\n", timeout=20)
     assert answer == "ready 77\n"
 
@@ -117,7 +117,7 @@ def test_a_connection_that_comes_while_we_look_is_found() -> None:
                 process.process.stdin.flush()
                 assert process.process.stdout.readline() == "more\n"
 
-        assert sockets.cover([process.pid], bind) == 4
+        assert borrow.cover([process.pid], bind) == 4
 
 
 def test_a_process_that_never_stops_opening_does_not_hold_us() -> None:
@@ -137,23 +137,23 @@ def test_a_process_that_never_stops_opening_does_not_hold_us() -> None:
             process.process.stdin.flush()
             assert process.process.stdout.readline() == "more\n"
 
-        assert 2 < sockets.cover([process.pid], bind) < 100
+        assert 2 < borrow.cover([process.pid], bind) < 100
 
 
 def test_the_dead_and_those_without_sockets_are_left_out() -> None:
     with child() as gone:
         gone.end()
     with zombie() as dead, child(WAIT) as plain, child(SOCKETS) as process:
-        assert sockets.cover([gone.pid, dead, plain.pid, 2, process.pid], Bound()) == 4
-        assert sockets.cover([gone.pid, dead, plain.pid, 2], Bound()) == 0
-        assert list(sockets.open_sockets(gone.pid)) == []
+        assert borrow.cover([gone.pid, dead, plain.pid, 2, process.pid], Bound()) == 4
+        assert borrow.cover([gone.pid, dead, plain.pid, 2], Bound()) == 0
+        assert list(borrow.open_sockets(gone.pid)) == []
 
 
 def test_a_descriptor_that_became_a_file_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the list and the loan the process closed a socket and opened something else, or nothing."""
     with child("import sys, os; os.close(2); print('ready', flush=True); sys.stdin.read()") as process:
-        monkeypatch.setattr(sockets, "_socket_numbers", lambda pid: [0, 1, 2, 99])
-        assert sockets.cover([process.pid], Bound()) == 0
+        monkeypatch.setattr(borrow, "_socket_numbers", lambda pid: [0, 1, 2, 99])
+        assert borrow.cover([process.pid], Bound()) == 0
 
 
 def test_an_error_of_the_caller_passes_through_and_nothing_stays_open() -> None:
@@ -163,7 +163,7 @@ def test_an_error_of_the_caller_passes_through_and_nothing_stays_open() -> None:
     with child(SOCKETS) as process:
         before = open_files()
         with pytest.raises(OSError, match="full"):
-            sockets.cover([process.pid], fail)
+            borrow.cover([process.pid], fail)
         assert open_files() == before
 
 
@@ -171,8 +171,8 @@ def test_where_the_kernel_lends_nothing_the_cause_is_told() -> None:
     """Without CAP_SYS_PTRACE a process of another user is out of reach, as under seccomp or Yama."""
     code = (
         "import sys\n"
-        "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import sockets\n"
-        "sockets.cover([int(sys.argv[1])], lambda fd: None)\n"
+        "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow\n"
+        "borrow.cover([int(sys.argv[1])], lambda fd: None)\n"
     )
     with child(SOCKETS) as process:
         answer = subprocess.run(
@@ -199,8 +199,8 @@ def test_old_kernels_are_told(monkeypatch: pytest.MonkeyPatch, number: int) -> N
     def syscall(*arguments: int) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sockets, "_syscall", lambda: syscall)
+    monkeypatch.setattr(borrow, "_syscall", lambda: syscall)
     with refused("no_pidfd") as caught:
-        sockets.cover([os.getpid()], Bound())
+        borrow.cover([os.getpid()], Bound())
     assert errno.errorcode[number] in str(caught[0])
     assert "Linux 5.6" in str(caught[0])

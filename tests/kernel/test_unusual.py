@@ -15,10 +15,10 @@ from typing import Any, Callable
 
 import limiter
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter import enforce
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import enforce
 from children import FAMILY, child, until
 from limiter import Sender, program, purge, rule, snapshot
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Process
+from .model import Limit, Process
 
 
 class LoadProgram(t.NamedTuple):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Rule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.rates import show_rate
+from .model import Rule
+from .rates import show_rate
 
 
 def rule_line(name: str, rule: Rule | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from .model import Counters, Limit
 
 SCHEMA = 3
 MAX_RULES = 65536

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from .errors import LimiterError
 
 MAX_LENGTH = 128
 _RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", re.ASCII)

@@ -8,27 +8,11 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import diff
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.actions import (
-    Action,
-    AddMember,
-    LoadProgram,
-    MakeRule,
-    Release,
-    RemoveMember,
-    RemoveRule,
-    SetLimit,
-    Take,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import MAX_NESTED
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
-    HostState,
-    Limit,
-    Process,
-    Rule,
-    Target,
-)
+from . import diff
+from .actions import Action, AddMember, LoadProgram, MakeRule, Release, RemoveMember, RemoveRule, SetLimit, Take
+from .errors import LimiterError
+from .layout import MAX_NESTED
+from .model import HostState, Limit, Process, Rule, Target
 
 MANAGED = "/speed_limiter"
 _AUTOMATIC = re.compile(r"pid-[0-9]+")

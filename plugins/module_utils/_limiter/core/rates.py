@@ -11,7 +11,7 @@ import re
 import typing as t
 from fractions import Fraction
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from .errors import LimiterError
 
 MIN_RATE = 8_000  # bytes per second: 64 kbit/s
 MAX_RATE = 12_500_000_000  # bytes per second: 100 Gbit/s

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Request, Selector
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.names import check_rule_name
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.rates import parse_bucket, parse_rate
+from .errors import LimiterError
+from .model import Request, Selector
+from .names import check_rule_name
+from .rates import parse_bucket, parse_rate
 
 Options = t.Mapping[str, t.Any]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare, State
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
+from . import pacing
+from .layout import FairShare, State
+from .model import Limit
 
 _SECOND_NS = 1_000_000_000
 

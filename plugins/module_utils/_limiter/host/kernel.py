@@ -11,8 +11,8 @@ import re
 import sys
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import shortcomings
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ..core import shortcomings
+from ..core.errors import LimiterError
 
 BTF = "/sys/kernel/btf/vmlinux"
 LOCKDOWN = "/sys/kernel/security/lockdown"

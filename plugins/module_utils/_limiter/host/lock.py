@@ -11,9 +11,10 @@ import os
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ..core.errors import LimiterError
+from . import memory
+from .errnos import errno_text
+from .groups import processes
 
 _RETRY_SECONDS = 0.05
 

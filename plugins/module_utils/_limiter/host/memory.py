@@ -13,9 +13,9 @@ import json
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Origin
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ..core.errors import LimiterError
+from ..core.model import Memory, Origin
+from .errnos import errno_text
 
 DIRECTORY = "/run/speed_limiter"
 EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)

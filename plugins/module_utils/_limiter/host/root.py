@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ..core.errors import LimiterError
 
 
 def check_root() -> None:

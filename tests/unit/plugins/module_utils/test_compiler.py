@@ -8,7 +8,7 @@ import typing as t
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import build
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import cgroups as port
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups, cgroup2_mounts
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import cgroups as port
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import (
+    Cgroups,
+    cgroup2_mounts,
+)
 
 HYBRID = r"""
 25 30 0:23 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw

@@ -10,14 +10,9 @@ import errno
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
-    KernelError,
-    Libbpf,
-    closing_fd,
-    reason,
-)
+from ...core.errors import LimiterError
+from ..errnos import errno_text
+from .libbpf import KernelError, Libbpf, closing_fd, reason
 
 EGRESS, SOCK_OPS = 1, 3  # BPF_CGROUP_INET_EGRESS, BPF_CGROUP_SOCK_OPS
 _QUERY_EFFECTIVE = 1

@@ -8,20 +8,14 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import MAX_DEPTH
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
-    HostState,
-    Process,
-    Request,
-    Rule,
-    Skipped,
-    Target,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.names import check_rule_name
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import MANAGED, rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ..core.errors import LimiterError
+from ..core.layout import MAX_DEPTH
+from ..core.model import HostState, Process, Request, Rule, Skipped, Target
+from ..core.names import check_rule_name
+from ..core.plan import MANAGED, rule_of
+from ..host import memory
+from ..host.groups import processes
+from .host import Host
 
 
 def observe(

@@ -13,18 +13,14 @@ import contextlib
 import errno
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Program
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import objects, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.hooks import EGRESS, SOCK_OPS, Hooks
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
-    KernelError,
-    Libbpf,
-    reason,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.links import Links, Undo
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ...core import layout
+from ...core.errors import LimiterError
+from ...core.model import Program
+from . import objects, pins
+from .hooks import EGRESS, SOCK_OPS, Hooks
+from .libbpf import KernelError, Libbpf, reason
+from .links import Links, Undo
+from .maps import Maps
 
 _PACING = {layout.PACING_OFF: "off", layout.PACING_ON: "on", layout.PACING_REFUSED: "refused"}
 

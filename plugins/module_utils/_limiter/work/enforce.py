@@ -9,21 +9,16 @@ import contextlib
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
-    Counters,
-    Request,
-    Rule,
-    Target,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import MANAGED, Plan, plan
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import association
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import Applied, apply
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import would_load_if_absent
+from ..core.association import Association
+from ..core.errors import LimiterError
+from ..core.model import Counters, Request, Rule, Target
+from ..core.plan import MANAGED, Plan, plan
+from ..host.lock import host_lock
+from ..host.sockets import association
+from .apply import Applied, apply
+from .host import Host, RunCommand
+from .observe import observe
+from .program import would_load_if_absent
 
 Facts = dict[str, t.Any]
 

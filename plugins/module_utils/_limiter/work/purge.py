@@ -8,17 +8,15 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import HostState, Rule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import (
-    Plan,
-    is_automatic,
-    plan_removal,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, pins, processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.apply import apply, forget_rule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import unload
+from ..core.model import HostState, Rule
+from ..core.plan import Plan, is_automatic, plan_removal
+from ..host import memory
+from ..host.bpf import pins
+from ..host.groups import processes
+from .apply import apply, forget_rule
+from .host import Host
+from .observe import observe
+from .program import unload
 
 
 class Remains(t.NamedTuple):

@@ -18,9 +18,9 @@ import shutil
 import stat
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.kernel import BTF
+from ...core.errors import LimiterError
+from ..errnos import errno_text
+from ..kernel import BTF
 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
 
@@ -181,7 +181,7 @@ def vmlinux_header(run_command: RunCommand) -> str:
 
 
 def _header_by_libbpf() -> str:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import libbpf
+    from . import libbpf
 
     bpf = libbpf.load()
     parts: list[str] = []
@@ -234,7 +234,7 @@ def _no_headers() -> LimiterError:
 
 def _sources() -> dict[str, str]:
     # Imported where it is used: a large module that most tasks don't need.
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated.bpf_source import SOURCES
+    from ...generated.bpf_source import SOURCES
 
     return SOURCES
 

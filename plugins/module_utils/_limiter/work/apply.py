@@ -9,15 +9,17 @@ import contextlib
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Memory, Process
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pacing, processes, sockets
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.origins import Origins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.program import load_if_absent
+from ..core import actions as do
+from ..core.errors import LimiterError
+from ..core.model import Limit, Memory, Process
+from ..core.plan import Plan, rule_of
+from ..host.bpf.maps import Maps
+from ..host.groups import processes
+from ..host.sockets import borrow
+from . import pacing
+from .host import Host
+from .origins import Origins
+from .program import load_if_absent
 
 # Rounds of looking for children that were forked while their parents were being moved. A process that forks faster than
 # this is reported.
@@ -317,7 +319,7 @@ class _Application:
             return
         for rule, members in by_rule.items():
             try:
-                sockets.cover(members, self._binder(rule))
+                borrow.cover(members, self._binder(rule))
             except LimiterError as error:
                 self.warnings.append(f"connections that were open already are not limited: {error}")
 

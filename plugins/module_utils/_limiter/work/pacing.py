@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import PACING_ON
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Program
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, objects, settle
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
+from ..core import actions as do
+from ..core.errors import LimiterError
+from ..core.layout import PACING_ON
+from ..core.model import Program
+from ..core.pacing import Ability
+from ..host import kernel
+from ..host.bpf import objects
+from ..host.bpf.attachments import Programs
+from ..host.bpf.maps import Maps
+from ..host.sockets import settle
+from .host import Host
 
 _MAY_STAY_SLOW = "connections may stay as slow as they were when they were paced"
 

@@ -10,10 +10,11 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.argspec import Spec
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
+
+from ..core.errors import LimiterError
+from ..host.interpreter import importable
+from ..host.root import check_root
+from .argspec import Spec
 
 Result = dict[str, t.Any]
 

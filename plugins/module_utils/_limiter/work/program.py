@@ -9,18 +9,14 @@ import contextlib
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing as words
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Program
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import (
-    build,
-    kernel,
-    memory,
-    pacing,
-    pins,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host
+from ..core import layout
+from ..core import pacing as words
+from ..core.errors import LimiterError
+from ..core.model import Memory, Program
+from ..host import kernel, memory
+from ..host.bpf import build, pins
+from . import pacing
+from .host import Host
 
 
 class Object(t.NamedTuple):

@@ -16,9 +16,9 @@ import os
 import sys
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import libbpf_abi
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ...core.errors import LimiterError
+from ...generated import libbpf_abi
+from ..errnos import errno_text
 
 # What could not be done when the call fails. Only these functions can be called.
 _OPERATIONS = {

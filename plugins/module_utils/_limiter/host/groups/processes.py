@@ -12,8 +12,8 @@ import re
 import sys
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Selector
+from ...core.errors import LimiterError
+from ...core.model import Process, Selector
 
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 

@@ -14,12 +14,12 @@ import os
 import socket
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import Control
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import KernelError, Libbpf, reason
+from ...core import layout
+from ...core.errors import LimiterError
+from ...core.layout import Control
+from ...core.model import Counters, Limit
+from . import pins
+from .libbpf import KernelError, Libbpf, reason
 
 _ANY, _NOEXIST, _LOCK = 0, 1, 4  # BPF_ANY, BPF_NOEXIST, BPF_F_LOCK
 _BATCH = 4096

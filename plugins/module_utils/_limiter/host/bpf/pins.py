@@ -11,15 +11,10 @@ import os
 import stat
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
-    KernelError,
-    Libbpf,
-    closing_fd,
-    mount_bpffs,
-)
+from ...core import layout
+from ...core.errors import LimiterError
+from ..errnos import errno_text
+from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs
 
 BPFFS = "/sys/fs/bpf"
 PIN_DIR = f"{BPFFS}/speed_limiter"

@@ -15,8 +15,8 @@ import os
 import socket
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ...core.errors import LimiterError
+from ..errnos import errno_text
 
 # The same on all architectures but alpha. Python has no pidfd_getfd, and its pidfd_open only if built on a new kernel.
 _PIDFD_OPEN, _PIDFD_GETFD = 434, 438

@@ -13,15 +13,12 @@ import errno
 import re
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, shortcomings
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
-    KernelError,
-    Libbpf,
-    closing_fd,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Map
+from ...core import layout, shortcomings
+from ...core.errors import LimiterError
+from .. import kernel
+from . import pins
+from .libbpf import KernelError, Libbpf, closing_fd
+from .maps import Map
 
 LIMIT, PACE, SETTLE = "limit_egress", "pace_sockets", "settle_sockets"
 

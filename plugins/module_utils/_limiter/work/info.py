@@ -12,38 +12,24 @@ import sys
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import (
-    association,
-    pacing,
-    shortcomings,
-    use,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import State
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Rule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.enforce import (
-    Facts,
-    facts,
-    socket_association,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import (
-    build,
-    kernel,
-    pins,
-    processes,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.association import (
-    look as look_at_sockets,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.host import Host, RunCommand
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.interpreter import importable
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import other_schema
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.observe import observe
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.pacing import ability
+from ..core import association, pacing, shortcomings, use
+from ..core.association import Association
+from ..core.errors import LimiterError
+from ..core.layout import State
+from ..core.model import Process, Rule
+from ..core.plan import rule_of
+from ..host import kernel
+from ..host.bpf import build, pins
+from ..host.bpf.libbpf import load
+from ..host.bpf.maps import other_schema
+from ..host.groups import processes
+from ..host.groups.cgroups import Cgroups
+from ..host.interpreter import importable
+from ..host.sockets.association import look as look_at_sockets
+from .enforce import Facts, facts, socket_association
+from .host import Host, RunCommand
+from .observe import observe
+from .pacing import ability
 
 T = t.TypeVar("T")
 

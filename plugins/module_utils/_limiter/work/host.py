@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import SCHEMA
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import Libbpf, load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.programs import Programs
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
+from ..core.errors import LimiterError
+from ..core.layout import SCHEMA
+from ..host import kernel
+from ..host.bpf import pins
+from ..host.bpf.attachments import Programs
+from ..host.bpf.libbpf import Libbpf, load
+from ..host.bpf.maps import Maps
+from ..host.groups.cgroups import Cgroups
+from ..host.root import check_root
 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
 

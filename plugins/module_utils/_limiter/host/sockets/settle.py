@@ -4,7 +4,7 @@
 """Bring sockets that are open already in line with the rules: paced where a rule holds, released where none does.
 
 The kernel does it, one network namespace at a time: to read the pinned iterator is to run it in the reader's namespace.
-Where a kernel has no such iterator (before 6.1), sockets are released one by one, as `sockets.open_sockets` lends them.
+Where a kernel has no such iterator (before 6.1), sockets are released one by one, as `borrow.open_sockets` lends them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import struct
 import threading
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, pins, processes, sockets
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
-    closing_fd,
-    enter_network_namespace,
-)
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.maps import Maps
+from ...core.errors import LimiterError
+from .. import kernel
+from ..bpf import pins
+from ..bpf.libbpf import closing_fd, enter_network_namespace
+from ..bpf.maps import Maps
+from ..groups import processes
+from . import borrow
 
 _OWN = "/proc/self/ns/net"
 # Of namespaces without a process: `ip netns` and Docker keep them here.
@@ -126,7 +126,7 @@ def release_one_by_one(maps: Maps) -> list[str]:
     refusal: LimiterError | None = None
     lends = False
     for pid in processes.all_pids():
-        lent = sockets.open_sockets(pid)
+        lent = borrow.open_sockets(pid)
         while True:
             try:
                 fd = next(lent)

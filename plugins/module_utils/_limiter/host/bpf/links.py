@@ -10,13 +10,9 @@ import errno
 import os
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.libbpf import (
-    KernelError,
-    Libbpf,
-    closing_fd,
-)
+from ...core.errors import LimiterError
+from . import pins
+from .libbpf import KernelError, Libbpf, closing_fd
 
 _ITERATOR = 28  # BPF_TRACE_ITER
 

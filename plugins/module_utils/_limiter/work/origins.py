@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.actions import Action, RemoveRule, Take
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Origin, Process
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, processes
+from ..core.actions import Action, RemoveRule, Take
+from ..core.model import Memory, Origin, Process
+from ..core.plan import rule_of
+from ..host import memory
+from ..host.groups import processes
 
 
 class Origins:

@@ -18,11 +18,12 @@ import socket
 import struct
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import association
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import Association
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel, processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.cgroups import Cgroups
+from ...core import association
+from ...core.association import Association
+from ...core.errors import LimiterError
+from .. import kernel
+from ..groups import processes
+from ..groups.cgroups import Cgroups
 
 LOG = "/dev/kmsg"
 

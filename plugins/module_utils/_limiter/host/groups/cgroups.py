@@ -11,9 +11,9 @@ import re
 import time
 import typing as t
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.errnos import errno_text
+from ...core.errors import LimiterError
+from ..errnos import errno_text
+from . import processes
 
 _PREFERRED = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 # "max" or empty is no limit; all of them are absent in the root. What is guaranteed (memory.low) or shared by weight
