@@ -8,13 +8,16 @@
 #define LIMITER_CHARGE_H
 
 #include "pacing.h"
+#include "verdict.h"
 #include "wire.h"
 
 /* Nanoseconds that TCP's clock may be behind a rule's: packets of several CPUs. */
 #define CLOCK_OLDEST 100000000
+/* A struct answer in one number: the verdict, and from this bit on the reason. */
+#define ANSWER_REASON 8
 
 /*
- * Charges the rule that is the `place`th of its socket: a verdict, or 0 where it limits nothing. This and the others that
+ * Charges the rule that is the `place`th of its socket: an answer, or 0 where it limits nothing. This and the others that
  * are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of what
  * they do, for minutes (5.10). There such functions take and give only numbers, and the context; five at most.
  */
@@ -26,7 +29,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	struct packet packet = packet_unpack(measured);
 	struct rate_limit_pacing *pacing = NULL;
 	struct bpf_sock *sk = skb->sk;
-	enum verdict verdict;
+	struct answer answer;
 	__u64 now, share;
 
 	if (!state)
@@ -46,29 +49,30 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 		packet.elsewhere = (measured >> PACKET_BINDS) % LIMITER_MAX_NESTED != place;
 	}
 	bpf_spin_lock(&state->lock);
-	verdict = fair_share_charge(state, pacing ? &pacing->marks[place] : NULL, &packet, now, paces);
-	share = fair_share_offer(&state->fair, packet.early);
+	answer = verdict_charge(state, pacing ? &pacing->marks[place] : NULL, &packet, now, paces);
+	share = demand_offer(&state->fair, packet.early);
 	bpf_spin_unlock(&state->lock);
-	if (!pacing)
-		return verdict;
-	if (!packet.control)
-		connection_note_verdict(pacing, verdict == VERDICT_DROP);
-	connection_take_offer(pacing, place, share);
-	return verdict;
+	if (pacing) {
+		if (!packet.control)
+			connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
+		connection_take_offer(pacing, place, share);
+	}
+	return answer.verdict | answer.reason << ANSWER_REASON;
 }
 
-/* Another rule dropped the packet, after this one had given its verdict. */
-__noinline int charge_refund(__u64 rule, __u64 measured, int verdict, bool paces)
+/* Another rule dropped the packet, after this one had let it pass. */
+__noinline int charge_refund(__u64 rule, __u64 measured, int answered, bool paces)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
 	struct packet packet = packet_unpack(measured);
+	struct answer answer = { answered & VERDICT_MASK, answered >> ANSWER_REASON };
 
 	if (!state)
 		return 0;
 	bpf_spin_lock(&state->lock);
-	verdict_refund(state, verdict, &packet);
+	verdict_refund(state, answer, &packet);
 	if (paces && packet.tcp && !packet.early)
-		fair_share_refund(&state->fair, &packet);
+		demand_refund(&state->fair, &packet);
 	bpf_spin_unlock(&state->lock);
 	return 0;
 }
@@ -77,7 +81,7 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 					bool paces)
 {
 	__u64 measured = wire_measure(skb), generation_paces = (__u64)generation << 1 | paces;
-	int verdicts[LIMITER_MAX_NESTED] = {};
+	int answers[LIMITER_MAX_NESTED] = {};
 	bool notice = false, dropped = false;
 
 	if (paces && measured >> PACKET_TCP & 1)
@@ -87,10 +91,10 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		if (!rules[i])
 			break;
-		verdicts[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
-		if (verdicts[i] == VERDICT_PASS_WITH_NOTICE)
+		answers[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
+		if ((answers[i] & VERDICT_MASK) == VERDICT_PASS_WITH_NOTICE)
 			notice = true;
-		if (verdicts[i] == VERDICT_DROP) {
+		if ((answers[i] & VERDICT_MASK) == VERDICT_DROP) {
 			dropped = true;
 			break;
 		}
@@ -100,8 +104,8 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 		return notice ? VERDICT_PASS_WITH_NOTICE : VERDICT_PASS;
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED - 1; i++)
-		if (verdicts[i] == VERDICT_PASS || verdicts[i] == VERDICT_PASS_WITH_NOTICE)
-			charge_refund(rules[i], measured, verdicts[i], paces);
+		if (answers[i] & VERDICT_PASSES)
+			charge_refund(rules[i], measured, answers[i], paces);
 	return VERDICT_DROP;
 }
 #endif

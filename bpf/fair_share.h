@@ -3,7 +3,7 @@
  * How fast each TCP connection of a rule may send, so that all together send at exactly the rate: the max-min fair share,
  * found by filling up (water filling; Bertsekas and Gallager, Data Networks, 6.5.2).
  *
- * A connection is *held* when only pacing stops it (connection.h). What the others (the modest) send is what they want;
+ * A connection is *held* when only pacing stops it (demand.h). What the others (the modest) send is what they want;
  * the held share the rest equally. A rule that holds nobody offers what is left and what its largest connection has, so
  * that whoever begins to want more finds it (consistent marking; Charny, Clark and Jain, 1995). What can't be told a rate
  * is foreign. Pure, and runs under the state's lock: it compiles for user space, where tests/simulation drives it.
@@ -16,8 +16,7 @@
 #ifndef LIMITER_FAIR_SHARE_H
 #define LIMITER_FAIR_SHARE_H
 
-#include "use.h"
-#include "verdict.h"
+#include "token_bucket.h"
 
 #define MILLISECONDS 1000000ULL /* in nanoseconds */
 #define MICROSECONDS 1000ULL
@@ -46,27 +45,11 @@
 /* What the bucket should hold (a tenth of a second), and how much of the rate is saved for it at most. */
 #define RESERVE_SHARE 10
 #define SAVED_SHARE 4
-/* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
-#define GUARD_DEBT (100 * MILLISECONDS)
-/* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
-#define LUMP_LONGEST_MS 100
-/* Of a second: as long as TCP waits for its timer after a refusal; and what those that begin leave others at most. */
-#define WAIT_SHARE 5
-#define BEGIN_SHARE 3
-/* New connections that have not sent anything yet, and for which room is left. */
-#define SILENT_MOST 20
 /* What does not pace itself may have as much as TCP, if both want all. */
 #define FOREIGN_SHARE 2
-#define FOREIGN_MOST (1ULL << 33) /* bytes in an epoch: more times nanoseconds would overflow */
 #define AVERAGE_MS 100
 /* Times the rate: what all that waited at once may send for a while. */
 #define CLUMP_MOST 16
-
-/* fair_share_mark.flags: in this epoch the connection */
-#define FAIR_SHARE_ACTIVE 1    /* sent data */
-#define FAIR_SHARE_HELD 2      /* was held back by pacing alone, when its last packet left */
-#define FAIR_SHARE_KNOWN 4     /* sent in the epoch before, too */
-#define FAIR_SHARE_ELSEWHERE 8 /* was held back by another rule */
 
 /* A new epoch is long enough for each connection that is held to send a burst in it. Of the others the sum counts. */
 static __always_inline __u64 fair_share_period(const struct fair_share *fair, __u64 rate)
@@ -141,6 +124,8 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->largest_bytes = 0;
 	fair->control_bytes = 0;
 	fair->control_rate = 0;
+	fair->handshake_bytes = 0;
+	fair->handshake_rate = 0;
 	fair->foreign_bytes = 0;
 	fair->foreign_burst = 0;
 	fair->foreign_rate = 0;
@@ -159,22 +144,6 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->begun = 0;
 	fair->burst = BURST_SMALLEST;
 	fair->period_ns = fair_share_period(fair, rate);
-}
-
-/*
- * Tokens below which no connection begins: what those that have begun need while TCP waits for its timer. It grows with
- * the square of their part of the rate: beside a few the paced give way, but where most is new nothing does. And what
- * accrues meanwhile must find room in the bucket.
- */
-static __always_inline __s64 fair_share_begin(const struct rate_limit_state *state)
-{
-	__u64 rate = state->rate, part = state->fair.early_rate / (rate / 1024 + 1), wait = rate / WAIT_SHARE;
-	__u64 begin = rate / 1024 * part / 1024 * part / BEGIN_SHARE;
-	__s64 room = state->bucket - wait;
-
-	if (begin > wait)
-		begin = wait;
-	return (__s64)begin < room ? (__s64)begin : room;
 }
 
 /* What the bucket should hold, for what comes unpaced. */
@@ -210,7 +179,7 @@ static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u
 static __always_inline void fair_share_average_clumps(struct rate_limit_state *state, __u64 elapsed)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate, most = CLUMP_MOST * rate, early, control;
+	__u64 rate = state->rate, most = CLUMP_MOST * rate, early, control, handshake;
 
 	fair->foreign_latest = fair_share_per_second(fair->foreign_bytes, elapsed, rate);
 	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, rate);
@@ -218,6 +187,8 @@ static __always_inline void fair_share_average_clumps(struct rate_limit_state *s
 	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, most);
 	control = fair_share_per_second(fair->control_bytes, elapsed, rate);
 	fair->control_rate = fair_share_average(fair->control_rate, control, elapsed, rate);
+	handshake = fair_share_per_second(fair->handshake_bytes, elapsed, rate);
+	fair->handshake_rate = fair_share_average(fair->handshake_rate, handshake, elapsed, rate);
 }
 
 /* Datagrams beyond their part, now or on average, take every token that there is. */
@@ -276,6 +247,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->modest_bytes = 0;
 	fair->largest_bytes = 0;
 	fair->control_bytes = 0;
+	fair->handshake_bytes = 0;
 	fair->foreign_bytes = 0;
 	fair->early_bytes = 0;
 	fair->epoch++;
@@ -335,8 +307,8 @@ static __always_inline void fair_share_change_tokens(struct rate_limit_state *st
 
 	if (state->rate > before && least > fair_share_reserve(state))
 		least = fair_share_reserve(state);
-	if (state->rate < before && least < TCP_DEBT_BYTES)
-		least = TCP_DEBT_BYTES;
+	if (state->rate < before && least < BURST_LARGEST)
+		least = BURST_LARGEST;
 	if (state->rate > before ? state->tokens < least : state->tokens > least)
 		state->tokens = least;
 }
@@ -363,252 +335,5 @@ static __always_inline void fair_share_change_limit(struct rate_limit_state *sta
 	} else if (fair->paced_rate > fair_share_paced_most(state)) {
 		fair->paced_rate = fair_share_paced_most(state);
 	}
-}
-
-/*
- * What a packet of TCP with data tells of its connection: that it is there, and whether it wants more than it gets. Of
- * early ones only the sum counts: TCP sends them as fast as it can, whatever it wants.
- */
-static __always_inline void fair_share_observe(struct fair_share *fair, struct fair_share_mark *mark,
-					       const struct packet *packet, bool wants, __u64 now)
-{
-	bool held = wants && !packet->elsewhere;
-
-	if (mark->epoch != fair->epoch)
-		*mark = (struct fair_share_mark){
-			.epoch = fair->epoch,
-			.flags = mark->epoch + 1 == fair->epoch ? FAIR_SHARE_KNOWN : 0,
-		};
-	if (packet->control)
-		return;
-	if ((!packet->early || held) && !(mark->flags & FAIR_SHARE_ACTIVE)) {
-		mark->flags |= FAIR_SHARE_ACTIVE;
-		fair->active++;
-		if (!packet->paced)
-			fair->unpaced++;
-		if (fair->active > fair->active_before)
-			fair->active_before = fair->active;
-	}
-	if (wants && packet->elsewhere && !(mark->flags & FAIR_SHARE_ELSEWHERE)) {
-		mark->flags |= FAIR_SHARE_ELSEWHERE;
-		fair->elsewhere++;
-	}
-	if (held && !(mark->flags & FAIR_SHARE_HELD)) {
-		mark->flags |= FAIR_SHARE_HELD;
-		fair->modest_bytes -= mark->bytes < fair->modest_bytes ? mark->bytes : fair->modest_bytes;
-		fair->holders++;
-		/* One that was not there in the last epoch: all would have too much until this one ends. */
-		if ((!(mark->flags & FAIR_SHARE_KNOWN) || !fair->holders_before) &&
-		    fair->holders > fair->holders_before) {
-			fair->holders_before = fair->holders;
-			fair_share_fill(fair, fair->period_ns, now);
-		}
-	} else if (!held && mark->flags & FAIR_SHARE_HELD) {
-		/* It has all that it wanted, and that is what it sent in this epoch. */
-		mark->flags &= ~FAIR_SHARE_HELD;
-		fair->modest_bytes += mark->bytes;
-		fair->holders -= fair->holders > 0;
-	}
-}
-
-/*
- * A packet of TCP passed or was dropped here. `mark` is what is known of its connection; NULL: nothing, it counts as
- * modest. Whoever was dropped wants its share, or the others would fill the rate without it, and the guard would drop
- * whatever it tries, until it is given up. Not so one that begins: it may have little to say.
- */
-static __always_inline void fair_share_note(struct fair_share *fair, struct fair_share_mark *mark,
-					    const struct packet *packet, bool passed, __u64 now)
-{
-	__u64 rate = fair->paced_rate ? fair->paced_rate : 1;
-
-	if (mark && (passed || !packet->begins))
-		fair_share_observe(fair, mark, packet, packet->held || !passed, now);
-	if (!passed)
-		return;
-	/*
-	 * What TCP does not pace the bucket pays, and the paced give way: to new connections not so far that the guard would
-	 * stop them, to those that cannot be told by what is left of the rate.
-	 */
-	if ((packet->paced || packet->control) &&
-	    (!packet->early || fair_share_debt(fair, now) < (__s64)(GUARD_DEBT / 2)))
-		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
-	if (packet->bytes > fair->burst && fair->burst < BURST_LARGEST) {
-		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
-		fair->period_ns = fair_share_period(fair, rate);
-	}
-	if (packet->early)
-		fair->early_bytes += packet->bytes;
-	fair->begun += packet->begins;
-	/* A share is of data: acknowledgements come beside it. */
-	if (mark && !packet->control)
-		mark->bytes += packet->bytes;
-	if (mark && mark->flags & FAIR_SHARE_HELD && !packet->control)
-		return;
-	fair->modest_bytes += packet->bytes;
-	if (mark && mark->bytes > fair->largest_bytes)
-		fair->largest_bytes = mark->bytes;
-}
-
-/* Another rule dropped a packet that passed here. What it tells of its connection's wishes stays true. */
-static __always_inline void fair_share_refund(struct fair_share *fair, const struct packet *packet)
-{
-	fair->clock_ns -= packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
-}
-
-/* What is foreign was offered, whether it passes or not: what passes depends on what TCP leaves. */
-static __always_inline void fair_share_foreign(struct fair_share *fair, const struct packet *packet)
-{
-	if (fair->foreign_bytes < FOREIGN_MOST)
-		fair->foreign_bytes += packet->bytes;
-	if (packet->bytes > fair->foreign_burst)
-		fair->foreign_burst = packet->bytes;
-}
-
-/*
- * What a connection may send. A new one leaves room for the others that are new, and have begun to send; and for a few
- * that have not, since most never do. None of them changes what the others may until it is seen to be held.
- */
-static __always_inline __u64 fair_share_offer(const struct fair_share *fair, bool early)
-{
-	__u64 most = fair->share ? fair->share : fair->paced_rate;
-	__u64 silent = fair->newcomers > fair->begun ? fair->newcomers - fair->begun : 0;
-	__u64 connections = (__u64)fair->holders_before + fair->begun + (silent < SILENT_MOST ? silent : SILENT_MOST);
-
-	if (early && connections && most > fair->paced_rate / connections)
-		most = fair->paced_rate / connections;
-	return most > SHARE_LEAST ? most : SHARE_LEAST;
-}
-
-/* A connection was established: what it may send. */
-static __always_inline __u64 fair_share_join(struct rate_limit_state *state, __u64 now)
-{
-	struct fair_share *fair = &state->fair;
-
-	token_bucket_refill(state, state->rate, state->bucket, now);
-	fair_share_advance(state, now);
-	fair->newcomers++;
-	if (!fair->share)
-		fair_share_fill(fair, fair->period_ns, now);
-	return fair_share_offer(fair, true);
-}
-
-/* A connection's round trip time. */
-static __always_inline void fair_share_hear(struct fair_share *fair, __u64 round_trip_ns)
-{
-	if (round_trip_ns > fair->lag_ns && round_trip_ns <= LAG_LONGEST)
-		fair->lag_ns = round_trip_ns;
-}
-
-/*
- * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
- * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
- */
-static __always_inline void fair_share_guard(const struct rate_limit_state *state, const struct packet *packet,
-					     __u64 now, struct thresholds *thresholds)
-{
-	const struct fair_share *fair = &state->fair;
-	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
-	/* A segment can't be made smaller. */
-	bool lump = fair->share && packet->bytes > BURST_SMALLEST && packet->segments > 1 &&
-		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
-
-	thresholds->notice = TOKENS_LOWEST;
-	/* Its window must shrink. A lump that the bucket can't pay, made for a higher limit, would be silence afterwards. */
-	if (lump) {
-		thresholds->notice = TOKENS_HIGHEST;
-		if (!packet->starved)
-			thresholds->drop = packet->bytes - verdict_half_debt(state->rate) - 1;
-	}
-	/* The bucket pays. */
-	if (state->tokens > 0)
-		return;
-	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	if (2 * debt > allowed && !packet->held)
-		thresholds->notice = TOKENS_HIGHEST;
-	if (debt > allowed && !packet->starved)
-		thresholds->drop = TOKENS_HIGHEST;
-}
-
-/*
- * No queue can be had, so that some have to be refused: those that begin, while there are tokens left for those that have
- * begun. Whoever tries again before his time (his program closed the connection, or wrote more) finds half of the
- * reserve, and is paced from then on; whoever has waited goes before all others. But nobody is refused since datagrams
- * took the tokens.
- */
-static __always_inline void fair_share_admit(const struct rate_limit_state *state, const struct packet *packet,
-					     struct thresholds *thresholds)
-{
-	__s64 begin = fair_share_begin(state), half = fair_share_reserve(state) / 2;
-
-	thresholds->notice = TOKENS_LOWEST;
-	if (!packet->begins || packet->waited || fair_share_flooded(state))
-		return;
-	if (packet->refused && begin > half)
-		begin = half;
-	if (begin > thresholds->drop)
-		thresholds->drop = begin;
-}
-
-/*
- * Datagrams take each token as it comes, so that a flood of them keeps the bucket at their threshold. Where there is TCP
- * they leave it half of the reserve beside its debt, or connections whose bursts meet by chance would be refused.
- */
-static __always_inline void fair_share_leave(const struct rate_limit_state *state, struct thresholds *thresholds)
-{
-	__s64 half = fair_share_reserve(state) / 2;
-
-	if (state->fair.active_before && fair_share_flooded(state) && thresholds->drop < half)
-		thresholds->drop = half;
-}
-
-/*
- * Packets without payload go before data until they have half of the rate. More of them is a flood as of anything else:
- * somebody outside may ask for as many acknowledgements as he likes.
- */
-static __always_inline void fair_share_control(const struct rate_limit_state *state, struct packet *packet)
-{
-	if (packet->control && state->fair.control_rate >= state->rate / FOREIGN_SHARE)
-		packet->tcp = false;
-}
-
-/* Of paced TCP's data. */
-static __always_inline void fair_share_bound(const struct rate_limit_state *state, const struct packet *packet,
-					     __u64 now, struct thresholds *thresholds)
-{
-	if (packet->early || packet->waited)
-		fair_share_admit(state, packet, thresholds);
-	else
-		fair_share_guard(state, packet, now, thresholds);
-}
-
-/* One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told. */
-static __always_inline enum verdict fair_share_charge(struct rate_limit_state *state, struct fair_share_mark *mark,
-						      struct packet *packet, __u64 now, bool paces)
-{
-	struct thresholds thresholds;
-	enum verdict verdict;
-
-	token_bucket_refill(state, state->rate, state->bucket, now);
-	use_measure(state, now);
-	if (paces) {
-		fair_share_advance(state, now);
-		fair_share_hear(&state->fair, packet->round_trip_ns);
-		if (packet->control)
-			state->fair.control_bytes += packet->bytes;
-		fair_share_control(state, packet);
-	}
-	thresholds = verdict_thresholds(state->rate, state->bucket, packet);
-	if (paces && !packet->tcp)
-		fair_share_leave(state, &thresholds);
-	else if (paces && packet->paced && !packet->control)
-		fair_share_bound(state, packet, now, &thresholds);
-	verdict = verdict_take(state, &thresholds, packet);
-	if (!paces)
-		return verdict;
-	if (packet->tcp)
-		fair_share_note(&state->fair, mark, packet, verdict != VERDICT_DROP, now);
-	else
-		fair_share_foreign(&state->fair, packet);
-	return verdict;
 }
 #endif

@@ -11,7 +11,7 @@
 #ifndef LIMITER_LAYOUT_H
 #define LIMITER_LAYOUT_H
 
-#define LIMITER_SCHEMA 3
+#define LIMITER_SCHEMA 4
 #define LIMITER_MAX_RULES 65536
 #define LIMITER_MAX_MEMBERS 131072
 /* Most rules that can hold on one way up from a socket's cgroup. */
@@ -44,23 +44,38 @@ struct fair_share {
 	__u64 largest_bytes;  /* this epoch: the most that one of these sent */
 	__u64 control_bytes;  /* this epoch: of TCP without payload, offered */
 	__u64 control_rate;   /* the same per second, averaged; no more than the rule's rate */
-	__u64 foreign_bytes;  /* this epoch: offered by what can't be told a rate, dropped or not */
-	__u64 foreign_rate;   /* the same per second, averaged; no more than the rule's rate */
-	__u64 foreign_latest; /* ... in the last epoch */
-	__u64 early_bytes;    /* this epoch: sent by TCP unpaced, since connections are new */
-	__u64 early_rate;     /* the same per second, averaged */
-	__u32 active;         /* connections that sent data in this epoch */
-	__u32 active_before;  /* ... in the last one */
-	__u32 unpaced;        /* of the active, those that do not pace themselves */
-	__u32 unpaced_before; /* ... in the last one */
-	__u32 holders;        /* connections that only this rule's pacing holds back, in this epoch */
-	__u32 holders_before; /* ... in the last one */
-	__u32 elsewhere;      /* connections that another rule holds back, in this epoch */
+	__u64 handshake_bytes; /* this epoch: of these, offered by what has not been told a rate */
+	__u64 handshake_rate;  /* the same per second, averaged; no more than the rule's rate */
+	__u64 foreign_bytes;   /* this epoch: offered by what can't be told a rate, dropped or not */
+	__u64 foreign_rate;    /* the same per second, averaged; no more than the rule's rate */
+	__u64 foreign_latest;  /* ... in the last epoch */
+	__u64 early_bytes;     /* this epoch: sent by TCP unpaced, since connections are new */
+	__u64 early_rate;      /* the same per second, averaged */
+	__u32 active;          /* connections that sent data in this epoch */
+	__u32 active_before;   /* ... in the last one */
+	__u32 unpaced;         /* of the active, those that do not pace themselves */
+	__u32 unpaced_before;  /* ... in the last one */
+	__u32 holders;         /* connections that only this rule's pacing holds back, in this epoch */
+	__u32 holders_before;  /* ... in the last one */
+	__u32 elsewhere;       /* connections that another rule holds back, in this epoch */
 	__u32 elsewhere_before;
 	__u32 newcomers;     /* connections established in this epoch */
 	__u32 burst;         /* bytes of TCP's largest packet lately */
 	__u32 foreign_burst; /* bytes of the largest foreign one */
 	__u32 begun;         /* connections that began to send in this epoch */
+};
+
+/* Why a packet was dropped, or passed with a notice; core/reasons.py has the words. A power of two of them. */
+enum limiter_reason {
+	LIMITER_REASON_UNKNOWN,     /* counted by a version that kept no reasons */
+	LIMITER_REASON_EMPTY,       /* the bucket has no tokens for what cannot be told a rate */
+	LIMITER_REASON_TCP_RESERVE, /* ... nor beside TCP, to which a part of the bucket is left */
+	LIMITER_REASON_DEBT,        /* all that TCP may owe is owed */
+	LIMITER_REASON_ADMISSION,   /* the first data of a connection: those that have begun need the tokens */
+	LIMITER_REASON_AHEAD,       /* TCP is further ahead of its rate than pacing leaves it */
+	LIMITER_REASON_LUMP,        /* one packet lasts too long at its connection's share */
+	LIMITER_REASON_LOW,         /* the bucket runs low for TCP that is not paced (a notice only) */
+	LIMITER_REASONS,
 };
 
 /* rate_limit_state_map: rule -> */
@@ -71,10 +86,8 @@ struct rate_limit_state {
 	__u32 fraction;            /* of a token, in 1e-9 bytes; 0 .. 999,999,999 */
 	__u64 packets;             /* passed: IP packets as on the wire (each GSO segment is one) */
 	__u64 bytes;               /* passed: IP bytes on the wire */
-	__u64 dropped_packets;
 	__u64 dropped_bytes;
-	__u64 congestion_marks; /* packets that passed with a congestion notice */
-	__u64 rate;             /* copies of the configuration, as of `generation`: one look-up less for a packet */
+	__u64 rate; /* copies of the configuration, as of `generation`: one look-up less for a packet */
 	__u64 bucket;
 	__u32 generation; /* 0: not copied yet */
 	__u32 reserved;
@@ -82,6 +95,8 @@ struct rate_limit_state {
 	__u64 use_bytes;    /* `bytes` then */
 	__u64 use_rate;     /* what passed in the one before, per second */
 	struct fair_share fair;
+	__u64 drops[LIMITER_REASONS];   /* packets dropped, by reason */
+	__u64 notices[LIMITER_REASONS]; /* packets that passed with a congestion notice, by reason */
 };
 
 /* rate_limit_member_map: id of a cgroup whose sockets are charged -> rule (__u64) */

@@ -4,7 +4,7 @@
  *
  * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), whether it was charged before
  * it was encrypted (ipsec.h), it is measured (wire.h, pacing.h), and each rule decides (charge.h, verdict.h,
- * token_bucket.h) and learns what its connections want (fair_share.h). pace_sockets tells each TCP socket its share
+ * token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets tells each TCP socket its share
  * once a round trip; settle_sockets brings the sockets of a network namespace in line with the rules at once
  * (pacing.h, settle.h).
  *

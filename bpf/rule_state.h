@@ -4,7 +4,7 @@
 #define LIMITER_RULE_STATE_H
 
 #include "connection.h"
-#include "fair_share.h"
+#include "demand.h"
 #include "maps.h"
 
 /*
@@ -50,7 +50,7 @@ __noinline __u64 rule_join(__u64 rule, __u32 generation)
 	if (!state)
 		return OFFER_NONE;
 	bpf_spin_lock(&state->lock);
-	share = fair_share_join(state, now);
+	share = demand_join(state, now);
 	if (state->tokens < RULE_POOR_BYTES)
 		share |= RULE_POOR;
 	bpf_spin_unlock(&state->lock);

@@ -188,10 +188,19 @@ rules:
       returned: success
       sample: backup
     counters:
-      description: What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire.
+      description:
+        - What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire. The
+          reasons are those of M(speed_limiter.ebpf.speed_limit_rule).
       type: dict
       returned: success
-      sample: {packets: 1200, bytes: 1750000, dropped_packets: 3, dropped_bytes: 4500, congestion_marks: 12}
+      sample:
+        packets: 1200
+        bytes: 1750000
+        dropped_packets: 3
+        dropped_bytes: 4500
+        congestion_marks: 12
+        drops: {unknown: 0, empty: 3, tcp_reserve: 0, debt: 0, admission: 0, ahead: 0, lump: 0}
+        notices: {unknown: 0, ahead: 12, lump: 0, low: 0}
     pacing:
       description:
         - How the rule limits, and what its connections do. The figures are of the last epoch, 10 milliseconds or

@@ -183,10 +183,27 @@ rule:
       returned: success
       sample: [1234]
     counters:
-      description: What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire.
+      description:
+        - What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire.
+        - C(drops) has the dropped packets by reason, C(notices) those that passed with a congestion notice.
+        - V(empty), the bucket has no tokens for what cannot be told a rate (UDP, QUIC, raw sockets).
+        - V(tcp_reserve), nor beside TCP, to which a part of the bucket is left.
+        - V(debt), TCP owes all that it may.
+        - V(admission), the first data of a connection, while those that have begun need the tokens.
+        - V(ahead), TCP is further ahead of its rate than pacing leaves it.
+        - V(lump), one packet lasts longer than 100 milliseconds at its connection's share.
+        - V(low), the bucket runs low for TCP that is not paced.
+        - V(unknown), counted by a version that kept no reasons.
       type: dict
       returned: success
-      sample: {packets: 1200, bytes: 1750000, dropped_packets: 3, dropped_bytes: 4500, congestion_marks: 12}
+      sample:
+        packets: 1200
+        bytes: 1750000
+        dropped_packets: 3
+        dropped_bytes: 4500
+        congestion_marks: 12
+        drops: {unknown: 0, empty: 3, tcp_reserve: 0, debt: 0, admission: 0, ahead: 0, lump: 0}
+        notices: {unknown: 0, ahead: 12, lump: 0, low: 0}
 previous:
   description: The rule as it was before, in the same form. Null where there was none.
   type: dict

@@ -69,9 +69,7 @@ class State(NamedTuple):
     fraction: int
     packets: int
     bytes: int
-    dropped_packets: int
     dropped_bytes: int
-    congestion_marks: int
     rate: int
     bucket: int
     generation: int
@@ -80,6 +78,12 @@ class State(NamedTuple):
     use_bytes: int
     use_rate: int
     fair: layout.FairShare
+    drops: tuple[int, ...]
+    notices: tuple[int, ...]
+
+    @property
+    def dropped_packets(self) -> int:
+        return sum(self.drops)
 
 
 class Dataplane:
@@ -123,8 +127,9 @@ class Dataplane:
     def spend(self, rule: Path) -> float:
         """Empties a rule's bucket, and returns since when it fills again, in seconds of the monotonic clock."""
         now = time.monotonic_ns()
-        state = self.state_of(rule)._replace(tokens=0, last_update_ns=now)
-        self.state[key_of(rule)] = layout.STATE.pack(*state[:-1], *state.fair)
+        fields = dict(zip(layout.STATE_FIELDS, layout.STATE.unpack(self.state[key_of(rule)])))
+        fields.update(tokens=0, last_update_ns=now)
+        self.state[key_of(rule)] = layout.STATE.pack(*fields.values())
         return now / 1e9
 
     def set_config(self, rule: Path, rate: int, bucket: int) -> None:
@@ -160,8 +165,9 @@ class Dataplane:
 
     def state_of(self, rule: Path) -> State:
         fields = layout.STATE.unpack(self.state[key_of(rule)])
-        of_fair = len(layout.FairShare._fields)
-        return State(*fields[:-of_fair], fair=layout.FairShare._make(fields[-of_fair:]))
+        fair, drops, notices = (layout.STATE_FIELDS.index(name) for name in ("fair.share", "drops[0]", "notices[0]"))
+        learned = layout.FairShare._make(fields[fair:drops])
+        return State(*fields[:fair], learned, fields[drops:notices], fields[notices:])
 
 
 def key_of(cgroup: Path) -> bytes:

@@ -150,11 +150,11 @@ class Pair:
         self.senders.append(started)
         return started
 
-    def tcp_timeouts(self) -> int:
-        """How often a sender's TCP has waited in vain for an answer, since the namespace was made."""
+    def tcp_counter(self, name: str = "TCPTimeouts") -> int:
+        """Of a sender's TCP since the namespace was made: how often it has waited in vain for an answer, or another."""
         text = run("nsenter", f"--net=/run/netns/{self.sender}", "cat", "/proc/net/netstat")
         names, numbers = (line.split() for line in text.splitlines() if line.startswith("TcpExt:"))
-        return int(numbers[names.index("TCPTimeouts")])
+        return int(numbers[names.index(name)])
 
     def arrived(self) -> Arrived:
         """Read through the receiver's /proc: no process to start, so time and count belong together on any machine."""

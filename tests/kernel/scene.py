@@ -118,8 +118,8 @@ def when_begun(pair: Pair, before: Arrived, size: int = 1) -> Arrived:
 # ---- what the limiter says
 
 
-def counters(name: str = "paced") -> dict[str, int]:
-    found: dict[str, int] = limiter.info(name=name, gather=["rules"])["rules"][0]["counters"]
+def counters(name: str = "paced") -> dict[str, Any]:
+    found: dict[str, Any] = limiter.info(name=name, gather=["rules"])["rules"][0]["counters"]
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from children import until
 from connections import UNPACED, Connection, borrowed
 from net import LONG, PORT, Pair, Process
 from parts import HALF, USED, assert_parts, parts_of
@@ -112,18 +113,29 @@ def test_who_keeps_little_unsent_gets_as_much_as_a_greedy_one(scene: Scene) -> N
 
 
 def test_a_flood_of_acknowledgements_leaves_data_its_part(scene: Scene) -> None:
-    """Somebody sends to a limited server: what that acknowledges is thrice the limit."""
+    """Somebody sends to a limited server, which acknowledges more than the limit gives."""
     pair, rate = scene.pair, MBIT // 2
     cgroup = scene.limited(rate, bucket=str(rate // 10))
     pair.traffic("receive", Pair.sender_address, 5003, cgroup=cgroup)
     bulk = pair.send_tcp(cgroup=cgroup)
     pause(0.5)
     before = pair.arrived()
-    flood = ("tcp", Pair.sender_address, 5003, LONG, 1, "cubic", 160 * rate)
-    pair.traffic(*flood, namespace=pair.receiver)
+    pair.traffic("tiny", Pair.sender_address, 5003, LONG, 4, namespace=pair.receiver)
     pause(0.7)
     assert_parts(pair, rate, (bulk, HALF), seconds=2.0)
     assert_bound(before, pair.arrived(), rate, rate // 10)
+
+
+def test_connections_are_made_beside_a_flood_of_acknowledgements(scene: Scene) -> None:
+    pair, rate = scene.pair, MBIT // 2
+    cgroup = scene.limited(rate, bucket=str(rate // 10))
+    pair.traffic("receive", Pair.sender_address, 5003, cgroup=cgroup)
+    pair.traffic("tiny", Pair.sender_address, 5003, LONG, 4, namespace=pair.receiver)
+    until(lambda: counters()["drops"]["empty"] > 100)
+    begin = pair.tcp_counter("TCPSynRetrans")
+    pair.traffic("churn", Pair.address, PORT, 2.0, 10, 0, cgroup=cgroup).result()
+    print(counters())
+    assert pair.tcp_counter("TCPSynRetrans") == begin
 
 
 def test_a_rule_whose_only_traffic_are_syns_holds_and_is_right_afterwards(scene: Scene) -> None:

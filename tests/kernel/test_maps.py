@@ -11,7 +11,8 @@ import typing as t
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import maps as maps_module
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
@@ -37,12 +38,13 @@ def test_a_limit_is_written_read_changed_and_removed(maps: Maps) -> None:
 def test_a_state_begins_full_and_is_never_made_anew(maps: Maps) -> None:
     assert maps.counters(RULE) is None
     maps.make_state(RULE, bucket=5000)
-    spent = layout.STATE.pack(-700, 1, 0, 0, 1, 2, 3, 4, 5, *[0] * (len(layout.STATE_FIELDS) - 9))
+    counted = {"packets": 1, "bytes": 2, "dropped_bytes": 3, "drops[1]": 4, "drops[4]": 5, "notices[5]": 6}
+    spent = layout.STATE.pack(*({"tokens": -700, **counted}.get(field, 0) for field in layout.STATE_FIELDS))
     assert layout.STATE.unpack(_state(maps, RULE))[0] == 5000
     maps._state.update(layout.ID.pack(RULE), spent)
     maps.make_state(RULE, bucket=9999)
     assert layout.STATE.unpack(_state(maps, RULE))[0] == -700
-    assert maps.counters(RULE) == Counters(1, 2, 3, 4, 5)
+    assert maps.counters(RULE) == Counters(1, 2, 3, (0, 4, 0, 0, 5, 0, 0, 0), (0, 0, 0, 0, 0, 6, 0, 0))
     assert maps.state_rules() == {RULE}
     assert maps.remove_state(RULE)
     assert maps.state_rules() == set()

@@ -190,7 +190,7 @@ def test_tcp_holds_its_own_beside_udp(scene: Scene, factor: float) -> None:
     rate, pair = RATE // 2, scene.pair
     cgroup = scene.limited(rate, bucket=str(rate // 10))
     cpus = sorted(os.sched_getaffinity(0))
-    timeouts = pair.tcp_timeouts()
+    timeouts = pair.tcp_counter()
     before = pair.arrived()
     tcp = pair.send_tcp(connections=4, cgroup=cgroup, cpu=cpus[0])
     udp = pair.send_udp(int(factor * rate), cgroup=cgroup, cpu=cpus[-1])
@@ -205,7 +205,7 @@ def test_tcp_holds_its_own_beside_udp(scene: Scene, factor: float) -> None:
     assert end.bytes - begin.bytes >= 0.9 * rate * (end.seconds - begin.seconds)
     assert of_tcp >= 0.35
     assert udp.finish().errors == {}
-    assert pair.tcp_timeouts() == timeouts
+    assert pair.tcp_counter() == timeouts
 
 
 def test_what_slow_connections_leave_the_others_get(scene: Scene) -> None:

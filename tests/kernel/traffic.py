@@ -331,6 +331,22 @@ def churn(address: str, port: str, seconds: str, per_second: str, size: str, wan
     report(them.closed, collections.Counter())
 
 
+def tiny(address: str, port: str, seconds: str, connections: str) -> None:
+    """Segments of a byte, each as soon as it can be sent: nothing asks for more acknowledgements."""
+    them = [connect(address, port, "cubic", "") for _ in range(int(connections))]
+    for made in them:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setblocking(False)
+    print("ready", flush=True)
+    sent, end = 0, time.monotonic() + float(seconds)
+    with contextlib.suppress(Stop):
+        while time.monotonic() < end:
+            for made in them:
+                with contextlib.suppress(BlockingIOError):
+                    sent += made.send(b"x")
+    report(sent, collections.Counter())
+
+
 def syn(address: str, port: str, seconds: str, per_second: str) -> None:
     print("ready", flush=True)
     sent, begin = 0, time.monotonic()
@@ -359,5 +375,6 @@ if __name__ == "__main__":
         "answer": answer,
         "ask": ask,
         "churn": churn,
+        "tiny": tiny,
         "syn": syn,
     }[sys.argv[1]](*sys.argv[2:])

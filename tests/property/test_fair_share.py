@@ -22,7 +22,7 @@ SHIM = """
 #include <linux/bpf.h>
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
-#include "fair_share.h"
+#include "verdict.h"
 
 unsigned long size(void)
 {
@@ -69,7 +69,7 @@ void start(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 
 __u64 join(struct rate_limit_state *state, __u64 now)
 {
-    return fair_share_join(state, now);
+    return demand_join(state, now);
 }
 
 __u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64 now, __u32 bytes, __u32 flags,
@@ -86,7 +86,7 @@ __u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64
     packet.refused = packet.tcp && flags & 32;
     packet.elsewhere = packet.tcp && flags & 64;
     packet.starved = packet.tcp && flags & 128;
-    fair_share_charge(state, mark, &packet, now, true);
+    verdict_charge(state, mark, &packet, now, true);
     return state->fair.share;
 }
 
@@ -98,7 +98,7 @@ __u64 change(struct rate_limit_state *state, __u64 rate, __u64 now)
 
 __u64 offer(const struct rate_limit_state *state, bool early)
 {
-    return fair_share_offer(&state->fair, early);
+    return demand_offer(&state->fair, early);
 }
 """
 

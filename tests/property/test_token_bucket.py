@@ -35,17 +35,35 @@ int charge(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now, 
            bool control)
 {
     struct packet packet = { .bytes = bytes, .segments = segments, .tcp = tcp, .control = control };
-    struct thresholds thresholds = verdict_thresholds(rate, bucket, &packet);
+    struct bounds bounds;
 
+    state->rate = rate;
+    state->bucket = bucket;
     token_bucket_refill(state, rate, bucket, now);
-    return verdict_take(state, &thresholds, &packet);
+    bounds = verdict_bounds(state, &packet, now, false);
+    return verdict_take(state, &bounds, &packet).verdict;
 }
 
 void refund(struct rate_limit_state *state, int verdict, __u32 bytes, __u32 segments, bool tcp, bool control)
 {
     struct packet packet = { .bytes = bytes, .segments = segments, .tcp = tcp, .control = control };
 
-    verdict_refund(state, verdict, &packet);
+    /* Without pacing the bucket's own notice is the only one. */
+    verdict_refund(state, (struct answer){ verdict, LIMITER_REASON_LOW }, &packet);
+}
+
+/* Passed, dropped and marked packets and bytes, of whatever reason. */
+void counters(const struct rate_limit_state *state, __u64 found[5])
+{
+    _Static_assert(sizeof(*state) <= 1024, "State in Python");
+    found[0] = state->packets;
+    found[1] = state->bytes;
+    found[2] = found[4] = 0;
+    found[3] = state->dropped_bytes;
+    for (int reason = 0; reason < LIMITER_REASONS; reason++) {
+        found[2] += state->drops[reason];
+        found[4] += state->notices[reason];
+    }
 }
 """
 
@@ -58,19 +76,17 @@ class State(ctypes.Structure):
         ("last_update_ns", ctypes.c_uint64),
         ("lock", ctypes.c_uint32),
         ("fraction", ctypes.c_uint32),
-        ("packets", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-        ("dropped_packets", ctypes.c_uint64),
-        ("dropped_bytes", ctypes.c_uint64),
-        ("congestion_marks", ctypes.c_uint64),
+        ("rest", ctypes.c_ubyte * 1000),
     ]
 
     def value(self) -> Fraction:
         assert 0 <= self.fraction < SECOND
         return self.tokens + Fraction(self.fraction, SECOND)
 
-    def counters(self) -> tuple[int, ...]:
-        return self.packets, self.bytes, self.dropped_packets, self.dropped_bytes, self.congestion_marks
+    def counters(self, header: ctypes.CDLL) -> tuple[int, ...]:
+        found = (ctypes.c_uint64 * 5)()
+        header.counters(ctypes.byref(self), found)
+        return tuple(found)
 
 
 class Packet(NamedTuple):
@@ -226,12 +242,12 @@ def test_verdicts(header: ctypes.CDLL, rate: int, bucket: int, packet: Packet, t
     if tokens > least:
         assert verdict != DROP
     if verdict == DROP:
-        assert state.counters() == (0, 0, packet.segments, packet.bytes, 0)
+        assert state.counters(header) == (0, 0, packet.segments, packet.bytes, 0)
         assert state.tokens == tokens
         return
     marked = packet.segments if verdict == PASS_WITH_NOTICE else 0
     assert verdict in (PASS, PASS_WITH_NOTICE)
-    assert state.counters() == (packet.segments, packet.bytes, 0, 0, marked)
+    assert state.counters(header) == (packet.segments, packet.bytes, 0, 0, marked)
     if not packet.tcp:
         assert verdict == PASS and tokens > least
     # A debt is what one packet leaves that found tokens, or what TCP may have: never more than a GSO packet.
@@ -263,5 +279,5 @@ def test_a_refund_leaves_no_trace(
     header.refund(charged, verdict, *packet)
     header.refill(untouched, rate, bucket, gap)
     assert charged.value() == untouched.value()
-    assert charged.counters() == untouched.counters()
+    assert charged.counters(header) == untouched.counters(header)
     assert header.charge(charged, rate, bucket, gap, *other) == header.charge(untouched, rate, bucket, gap, *other)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * One rule: the program's own fair_share_charge() decides, and a meter of what
+ * One rule: the program's own verdict_charge() decides, and a meter of what
  * passes knows nothing of it.
  */
 #ifndef SIMULATION_LIMITER_H
@@ -12,7 +12,7 @@
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline, unused))
 #include "connection.h"
-#include "fair_share.h"
+#include "verdict.h"
 #include "random.h"
 #include "scenario.h"
 
@@ -62,18 +62,18 @@ static void limiter_start(struct limiter *limiter, const struct change *change, 
 	limiter_change(limiter, change, now);
 }
 
-static enum verdict limiter_charge(struct limiter *limiter, struct fair_share_mark *mark, struct packet *packet,
-				   uint64_t now)
+static struct answer limiter_charge(struct limiter *limiter, struct fair_share_mark *mark, struct packet *packet,
+				    uint64_t now)
 {
-	return fair_share_charge(&limiter->state, mark, packet, limiter_clock(limiter, now), true);
+	return verdict_charge(&limiter->state, mark, packet, limiter_clock(limiter, now), true);
 }
 
 /* Another rule dropped it. */
-static void limiter_refund(struct limiter *limiter, const struct packet *packet, enum verdict verdict)
+static void limiter_refund(struct limiter *limiter, const struct packet *packet, struct answer answer)
 {
-	verdict_refund(&limiter->state, verdict, packet);
+	verdict_refund(&limiter->state, answer, packet);
 	if (packet->tcp)
-		fair_share_refund(&limiter->state.fair, packet);
+		demand_refund(&limiter->state.fair, packet);
 }
 
 /* It left the host. */

@@ -8,24 +8,25 @@
 #define POOR 32768 /* RULE_POOR_BYTES of bpf/rule_state.h */
 
 /* At one rule. `pacing`: of the packet's connection, NULL where it has no storage. */
-static enum verdict walk_rule(struct simulation *sim, struct limiter *limiter, struct rate_limit_pacing *pacing,
+static struct answer walk_rule(struct simulation *sim, struct limiter *limiter, struct rate_limit_pacing *pacing,
 			      uint32_t place, struct packet packet)
 {
-	enum verdict verdict = limiter_charge(limiter, pacing ? &pacing->marks[place] : NULL, &packet, sim->now);
+	struct answer answer = limiter_charge(limiter, pacing ? &pacing->marks[place] : NULL, &packet, sim->now);
 
 	if (!pacing)
-		return verdict;
+		return answer;
 	if (!packet.control)
-		connection_note_verdict(pacing, verdict == VERDICT_DROP);
-	connection_take_offer(pacing, place, fair_share_offer(&limiter->state.fair, packet.early));
-	return verdict;
+		connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
+	connection_take_offer(pacing, place, demand_offer(&limiter->state.fair, packet.early));
+	return answer;
 }
 
 static enum verdict walk_rules(struct simulation *sim, const struct flow_spec *spec, struct rate_limit_pacing *pacing,
 			       const struct packet *offered)
 {
 	struct packet packet = packet_unpack(packet_pack(offered));
-	enum verdict verdict[RULES_MOST];
+	struct answer answer[RULES_MOST];
+	enum verdict verdict = VERDICT_PASS;
 	uint32_t binds = pacing ? pacing->tightest : 0;
 
 	packet.round_trip_ns = offered->round_trip_ns;
@@ -34,26 +35,25 @@ static enum verdict walk_rules(struct simulation *sim, const struct flow_spec *s
 		pacing->share = OFFER_NONE;
 	for (uint32_t place = 0; place < spec->rules; place++) {
 		packet.elsewhere = pacing && binds != place;
-		verdict[place] = walk_rule(sim, &sim->limiter[spec->rule[place]], pacing, place, packet);
-		if (verdict[place] != VERDICT_DROP)
+		answer[place] = walk_rule(sim, &sim->limiter[spec->rule[place]], pacing, place, packet);
+		if (answer[place].verdict != VERDICT_DROP)
 			continue;
 		flow_bin(sim, spec->rule[place])->drops += packet.tcp;
 		while (place--)
-			limiter_refund(&sim->limiter[spec->rule[place]], &packet, verdict[place]);
+			limiter_refund(&sim->limiter[spec->rule[place]], &packet, answer[place]);
 		return VERDICT_DROP;
 	}
-	verdict[0] = spec->rules ? verdict[0] : VERDICT_PASS;
 	for (uint32_t place = 0; place < spec->rules; place++) {
 		struct bin_result *bin = flow_bin(sim, spec->rule[place]);
 
 		bin->bytes += packet.bytes;
 		limiter_count(&sim->limiter[spec->rule[place]], &packet, sim->now);
-		if (verdict[place] == VERDICT_PASS_WITH_NOTICE) {
+		if (answer[place].verdict == VERDICT_PASS_WITH_NOTICE) {
 			bin->notices++;
-			verdict[0] = VERDICT_PASS_WITH_NOTICE;
+			verdict = VERDICT_PASS_WITH_NOTICE;
 		}
 	}
-	return verdict[0];
+	return verdict;
 }
 
 /* A connection was established: its rules' offers. True where a bucket is poor. */
@@ -64,7 +64,7 @@ static bool walk_join(struct simulation *sim, const struct flow_spec *spec, stru
 	pacing->share = LIMITER_UNPACED;
 	for (uint32_t place = 0; place < spec->rules; place++) {
 		struct limiter *limiter = &sim->limiter[spec->rule[place]];
-		uint64_t offer = fair_share_join(&limiter->state, limiter_clock(limiter, sim->now));
+		uint64_t offer = demand_join(&limiter->state, limiter_clock(limiter, sim->now));
 
 		pacing->marks[place] = (struct fair_share_mark){};
 		poor |= limiter->state.tokens < POOR;

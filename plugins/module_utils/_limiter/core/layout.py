@@ -11,9 +11,10 @@ from __future__ import annotations
 import struct
 import typing as t
 
-from .model import Counters, Limit
+from .model import Limit
+from .reasons import REASONS, Counters
 
-SCHEMA = 3
+SCHEMA = 4
 MAX_RULES = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
@@ -27,8 +28,8 @@ FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=QQ")
-FAIR_SHARE = struct.Struct("=16Q12I")
-STATE = struct.Struct("=qQIIQQQQQQQIIQQQ" + FAIR_SHARE.format[1:])
+FAIR_SHARE = struct.Struct("=18Q12I")
+STATE = struct.Struct("=qQIIQQQQQIIQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 
@@ -47,6 +48,8 @@ class FairShare(t.NamedTuple):
     largest_bytes: int = 0
     control_bytes: int = 0
     control_rate: int = 0
+    handshake_bytes: int = 0
+    handshake_rate: int = 0
     foreign_bytes: int = 0
     foreign_rate: int = 0
     foreign_latest: int = 0
@@ -111,9 +114,7 @@ STATE_FIELDS = (
     "fraction",
     "packets",
     "bytes",
-    "dropped_packets",
     "dropped_bytes",
-    "congestion_marks",
     "rate",
     "bucket",
     "generation",
@@ -122,6 +123,8 @@ STATE_FIELDS = (
     "use_bytes",
     "use_rate",
     *(f"fair.{field}" for field in FairShare._fields),
+    *(f"drops[{index}]" for index in range(len(REASONS))),
+    *(f"notices[{index}]" for index in range(len(REASONS))),
 )
 PACING_FIELDS = (
     *(f"rules[{index}]" for index in range(MAX_NESTED)),
@@ -144,6 +147,8 @@ CONTROL_FIELDS = Control._fields
 _COUNTERS = STATE_FIELDS.index("packets")
 _USE = STATE_FIELDS.index("use_start_ns")
 _FAIR = STATE_FIELDS.index("fair.share")
+_DROPS = STATE_FIELDS.index("drops[0]")
+_NOTICES = STATE_FIELDS.index("notices[0]")
 # Of what sockets were told, where it is in the layouts of all versions.
 _TOLD = struct.Struct("=QQ")
 _TOLD_AT = struct.calcsize("=5Q")
@@ -164,12 +169,13 @@ def pack_full_state(bucket: int, now: int) -> bytes:
 
 def unpack_state(data: bytes) -> State:
     fields = STATE.unpack(data)
+    packets, passed, dropped = fields[_COUNTERS : _COUNTERS + 3]
     return State(
         fields[0],
         fields[1],
-        Counters._make(fields[_COUNTERS : _COUNTERS + len(Counters._fields)]),
+        Counters(packets, passed, dropped, fields[_DROPS:_NOTICES], fields[_NOTICES:]),
         Use._make(fields[_USE:_FAIR]),
-        FairShare._make(fields[_FAIR:]),
+        FairShare._make(fields[_FAIR:_DROPS]),
     )
 
 

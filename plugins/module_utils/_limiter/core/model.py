@@ -21,16 +21,6 @@ class Limit(t.NamedTuple):
     bucket: int
 
 
-class Counters(t.NamedTuple):
-    """What a rule has passed, dropped and marked since it was made, in IP packets and bytes on the wire."""
-
-    packets: int = 0
-    bytes: int = 0
-    dropped_packets: int = 0
-    dropped_bytes: int = 0
-    congestion_marks: int = 0
-
-
 class Process(t.NamedTuple):
     """A process as it was seen; pid and start time together are never used again by the kernel."""
 

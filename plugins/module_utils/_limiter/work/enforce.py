@@ -11,8 +11,9 @@ import typing as t
 
 from ..core.association import Association
 from ..core.errors import LimiterError
-from ..core.model import Counters, Request, Rule, Target
+from ..core.model import Request, Rule, Target
 from ..core.plan import MANAGED, Plan, plan
+from ..core.reasons import Counters
 from ..host.lock import host_lock
 from ..host.sockets import association
 from .apply import Applied, apply
@@ -119,7 +120,7 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
         "cgroup_id": cgroup_id,
         "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members)],
         "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
-        "counters": (counters or Counters())._asdict(),
+        "counters": (counters or Counters()).about(),
     }
 
 

@@ -10,8 +10,9 @@ import struct
 import subprocess
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, reasons
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 
 BPF = pathlib.Path(__file__).resolve().parents[4] / "bpf"
 STRUCTS = {
@@ -24,6 +25,7 @@ STRUCTS = {
 }
 CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED", "UNPACED")
 CONSTANTS += ("PACING_OFF", "PACING_ON", "PACING_REFUSED")
+REASONS = {f"REASON_{name.upper()}": number for number, name in enumerate(reasons.REASONS)}
 
 
 def offsets_in_python(form: struct.Struct, fields: tuple[str, ...]) -> dict[str, int]:
@@ -38,7 +40,7 @@ def what_the_c_compiler_says(directory: pathlib.Path) -> dict[str, int]:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.fail("a C compiler (gcc or clang) is needed to compare bpf/layout.h with core/layout.py")
-    lines = [f'printf("{name} %llu\\n", (unsigned long long)LIMITER_{name});' for name in CONSTANTS]
+    lines = [f'printf("{name} %llu\\n", (unsigned long long)LIMITER_{name});' for name in (*CONSTANTS, *REASONS)]
     for name, (_form, fields) in STRUCTS.items():
         lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
         for field in fields:
@@ -55,7 +57,7 @@ def what_the_c_compiler_says(directory: pathlib.Path) -> dict[str, int]:
 
 @pytest.mark.skipif(not BPF.is_dir(), reason="a built collection has no bpf/: this belongs to the repository")
 def test_every_offset_size_and_constant_is_that_of_the_c_header(tmp_path: pathlib.Path) -> None:
-    expected = {name: getattr(layout, name) for name in CONSTANTS}
+    expected = {**{name: getattr(layout, name) for name in CONSTANTS}, **REASONS}
     for name, (form, fields) in STRUCTS.items():
         expected[name] = form.size
         expected.update({f"{name}.{field}": at for field, at in offsets_in_python(form, fields).items()})
@@ -75,15 +77,18 @@ def test_a_new_state_is_full_and_has_counted_nothing_and_its_copy_of_the_limit_c
 
 
 def test_what_is_read_of_a_state_comes_in_the_order_of_the_struct() -> None:
-    counted = {"packets": 11, "bytes": 12, "dropped_packets": 13, "dropped_bytes": 14, "congestion_marks": 15}
+    counted = {"packets": 11, "bytes": 12, "dropped_bytes": 13}
+    drops, notices = tuple(range(40, 48)), tuple(range(50, 58))
     learned = {"share": 21, "epoch_start_ns": 22, "active_before": 23, "unpaced": 24, "burst": 25}
     measured = {"start_ns": 31, "bytes": 32, "rate": 33}
     fields = {"tokens": -1, "last_update_ns": 2, **counted}
+    fields.update({f"drops[{index}]": count for index, count in enumerate(drops)})
+    fields.update({f"notices[{index}]": count for index, count in enumerate(notices)})
     fields.update({f"use_{field}": value for field, value in measured.items()})
     fields.update({f"fair.{field}": value for field, value in learned.items()})
     data = layout.STATE.pack(*(fields.get(field, 0) for field in layout.STATE_FIELDS))
     assert layout.unpack_state(data) == layout.State(
-        -1, 2, Counters(**counted), layout.Use(**measured), layout.FairShare(**learned)
+        -1, 2, Counters(**counted, drops=drops, notices=notices), layout.Use(**measured), layout.FairShare(**learned)
     )
 
 

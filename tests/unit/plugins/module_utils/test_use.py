@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import use
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare, State, Use
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 
 SECOND = 1_000_000_000
 NOW = 1000 * SECOND
@@ -218,11 +219,11 @@ REASONS = {
     ),
     "far away": (state(WAITING._replace(lag_ns=100_000_000), before=0.5), use.FAR),
     "packets were refused": (
-        state(WAITING, before=0.5)._replace(counters=Counters(100_000, PASSED + RATE // 5, 1_001)),
+        state(WAITING, before=0.5)._replace(counters=Counters(100_000, PASSED + RATE // 5, drops=(0, 1_001))),
         use.DROPPED,
     ),
     "next to none were refused": (
-        state(WAITING, before=0.5)._replace(counters=Counters(100_000, PASSED + RATE // 5, 1_000)),
+        state(WAITING, before=0.5)._replace(counters=Counters(100_000, PASSED + RATE // 5, drops=(0, 1_000))),
         use.UNKNOWN,
     ),
     "told enough, and near": (state(WAITING, before=0.5), use.UNKNOWN),

@@ -1,0 +1,42 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Why packets are dropped, or pass with a congestion notice (enum limiter_reason of bpf/layout.h), and the counters."""
+
+from __future__ import annotations
+
+import typing as t
+
+# In the order of the enum. What each means stands in docs/troubleshooting.md.
+REASONS = ("unknown", "empty", "tcp_reserve", "debt", "admission", "ahead", "lump", "low")
+# "low" never drops; and these never are notices.
+DROPS = REASONS[:-1]
+NOTICES = ("unknown", "ahead", "lump", "low")
+
+NONE = (0,) * len(REASONS)
+
+
+class Counters(t.NamedTuple):
+    """What a rule has passed, dropped and marked since it was made, in IP packets and bytes on the wire."""
+
+    packets: int = 0
+    bytes: int = 0
+    dropped_bytes: int = 0
+    drops: tuple[int, ...] = NONE  # packets by reason
+    notices: tuple[int, ...] = NONE  # packets that passed with a congestion notice, by reason
+
+    @property
+    def dropped_packets(self) -> int:
+        return sum(self.drops)
+
+    def about(self) -> dict[str, t.Any]:
+        """``counters`` of a rule in a module's result."""
+        return {
+            "packets": self.packets,
+            "bytes": self.bytes,
+            "dropped_packets": self.dropped_packets,
+            "dropped_bytes": self.dropped_bytes,
+            "congestion_marks": sum(self.notices),
+            "drops": {name: count for name, count in zip(REASONS, self.drops) if name in DROPS},
+            "notices": {name: count for name, count in zip(REASONS, self.notices) if name in NOTICES},
+        }
