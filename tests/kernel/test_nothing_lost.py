@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 from unittest import mock
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from children import until
-from faults import UNTOUCHED, End, Fault, run_with
-from kernels import ADOPTS, APART, RELEASES, steps
-from limiter import Sender, nothing, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, nothing, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS, APART, RELEASES, steps
 
 MOST_STEPS = 300
 
