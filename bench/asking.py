@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import net
-import traffic
-from measure import percentile
+from ansible_collections.speed_limiter.ebpf.tests.support import net
+
+from . import traffic
+from .measure import percentile
 
 PORT = 6002
 SEGMENT = 1448  # bytes of payload of a full segment, with time stamps

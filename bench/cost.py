@@ -21,10 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
-import dataplane
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-
-import bpf
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, dataplane
 
 HERE = Path(__file__).resolve().parent
 EVICT_BYTES = 8 << 20

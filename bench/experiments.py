@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import dataplane
-import net
-import traffic
-from measure import SECOND, Cell, Curve, acknowledged, per_connection, percentile
-from shapers import HERE, NONE, OURS, home, limited, shaped
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, dataplane, net
 
-import bpf
+from . import traffic
+from .measure import SECOND, Cell, Curve, acknowledged, per_connection, percentile
+from .shapers import HERE, NONE, OURS, home, limited, shaped
 
 MBIT = 1_000_000
 PING_PAUSE = 1000  # microseconds

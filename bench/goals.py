@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import goals_world
 import tomllib
-from measure import megabits
-from shapers import HTB, OURS
+
+from . import goals_world
+from .measure import megabits
+from .shapers import HTB, OURS
 
 REASONS = Path(__file__).resolve().parent / "reasons.toml"
 OTHERS_PERCENT = 10  # of a CPU, above which the sender's own cannot be told

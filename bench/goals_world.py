@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from kinds import attacks
-from shapers import OURS, TBF
+from .kinds import attacks
+from .shapers import OURS, TBF
 
 Stored = dict[str, Any]
 USED, DROPS = 0.98, 1.0  # of the limit; of 1,000 packets

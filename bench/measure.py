@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import traffic
-from shapers import NONE, shaped
+from . import traffic
+from .shapers import NONE, shaped
 
 SECOND = 1_000_000_000
 BIN = 100_000_000  # nanoseconds

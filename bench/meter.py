@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import traffic
-from measure import Curve, acknowledged, per_connection
-from shapers import passed_and_dropped, shaped
+from . import traffic
+from .measure import Curve, acknowledged, per_connection
+from .shapers import passed_and_dropped, shaped
 
 
 class Window(NamedTuple):

@@ -8,13 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-import cost
-import experiments
-import measure
-import plan_world
-import traffic
-from measure import Cell, megabits
-from shapers import DROP, HTB, NONE, OURS, PEERS, TBF
+from . import cost, experiments, measure, plan_world, traffic
+from .measure import Cell, megabits
+from .shapers import DROP, HTB, NONE, OURS, PEERS, TBF
 
 MBIT = 1_000_000
 GBIT = 1000 * MBIT

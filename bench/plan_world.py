@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
-import traffic
-from kinds import attacks, changes, churn, databases, datagrams, loops, nesting, pages, userspace, web
-from kinds.churn import CLIENT, SERVER, Churn
-from kinds.loops import Loop
-from shapers import HTB, NONE, OURS, TBF
+from . import traffic
+from .kinds import attacks, changes, churn, databases, datagrams, loops, nesting, pages, userspace, web
+from .kinds.churn import CLIENT, SERVER, Churn
+from .kinds.loops import Loop
+from .shapers import HTB, NONE, OURS, TBF
 
 MBIT = 1_000_000
 PEERS = (HTB, TBF)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from measure import megabits
-from plot import Picture, Scale, decades
-from shapers import DROP, HTB, NONE, OURS, TBF
+from .measure import megabits
+from .shapers import DROP, HTB, NONE, OURS, TBF
+from .svg import Picture, Scale, decades
 
 Stored = dict[str, Any]
 COLOURS = {OURS: 0, HTB: 1, TBF: 2, DROP: 3, NONE: 4}

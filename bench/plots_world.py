@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import asking
-from kinds.churn import CLIENT, SERVER
-from measure import megabits
-from plot import Picture, Scale, decades
-from plots import COLOURS, LEFT, MBIT, RIGHT, WIDTH
-from shapers import NONE, OURS
+from . import asking
+from .kinds.churn import CLIENT, SERVER
+from .measure import megabits
+from .plots import COLOURS, LEFT, MBIT, RIGHT, WIDTH
+from .shapers import NONE, OURS
+from .svg import Picture, Scale, decades
 
 Stored = dict[str, Any]
 WORDS = {

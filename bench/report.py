@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import goals
-import plots
-import plots_world
-import tables
-import tables_world
+from . import goals, plots, plots_world, tables, tables_world
 
 Stored = dict[str, Any]
 _PICTURES = {

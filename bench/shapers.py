@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import dataplane
-import limiter
-import net
-import traffic
-from children import until
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, dataplane, limiter, net
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 
-import bpf
+from . import traffic
 
 HERE = Path(__file__).resolve().parent
 NONE, HTB, TBF, DROP, OURS = "no limit", "htb", "tbf", "drop bucket", "speed_limiter"

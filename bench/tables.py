@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-from measure import megabits
-from shapers import DROP, HTB, NONE, OURS, TBF, describe
+from .measure import megabits
+from .shapers import DROP, HTB, NONE, OURS, TBF, describe
 
 Stored = dict[str, Any]
 MBIT = 1_000_000

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from shapers import HTB, NONE, OURS, TBF
+from .shapers import HTB, NONE, OURS, TBF
 
 Stored = dict[str, Any]
 _SHAPERS = (OURS, HTB, TBF, NONE)

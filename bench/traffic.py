@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import net
+from ansible_collections.speed_limiter.ebpf.tests.support import net
 
 PORT, ECHO_PORT = 6000, 6001
 DEADLINE = 20.0  # seconds after which a program counts as hanging

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import traffic
-from measure import megabits
-from meter import metered, shares
+from .. import traffic
+from ..measure import megabits
+from ..meter import metered, shares
 
 Stored = dict[str, Any]
 KEYS, PACING, TINY, MANY, ACKS = "keys", "pacing", "tiny", "many", "acks"

@@ -7,12 +7,12 @@ import time
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import limiter
-import shapers
-import traffic
-from measure import SECOND, Curve, megabits
-from meter import metered
-from shapers import OURS
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+
+from .. import shapers, traffic
+from ..measure import SECOND, Curve, megabits
+from ..meter import metered
+from ..shapers import OURS
 
 Stored = dict[str, Any]
 PAUSE_MS = 2  # between counts

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import asking
-import traffic
-from measure import megabits
-from meter import metered, shares
-from shapers import NONE
+from .. import asking, traffic
+from ..measure import megabits
+from ..meter import metered, shares
+from ..shapers import NONE
 
 Stored = dict[str, Any]
 CLIENT, SERVER = "client", "server"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from children import DEADLINE, until
-from shapers import Missing
+from ansible_collections.speed_limiter.ebpf.tests.support.children import DEADLINE, until
+
+from ..shapers import Missing
 
 _LISTENS = "0A"
 _LOG = Path("/run/sandbox/programs.log")

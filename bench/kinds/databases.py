@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import asking
-import traffic
-from children import until
-from kinds import daemons
-from measure import SECOND, megabits, percentile
-from meter import metered
-from shapers import NONE
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+
+from .. import asking, traffic
+from ..kinds import daemons
+from ..measure import SECOND, megabits, percentile
+from ..meter import metered
+from ..shapers import NONE
 
 Stored = dict[str, Any]
 PGBENCH, COPY, REDIS = "pgbench -S", "pgbench -S beside COPY", "redis-benchmark GET"

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-import traffic
-from measure import megabits
-from meter import metered, shares
+from .. import traffic
+from ..measure import megabits
+from ..meter import metered, shares
 
 Stored = dict[str, Any]
 GSO = 63_000  # given to the kernel at once, to be cut into datagrams of

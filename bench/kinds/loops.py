@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import asking
-import traffic
-from measure import jain, megabits
-from meter import metered
-from shapers import NONE
+from .. import asking, traffic
+from ..measure import jain, megabits
+from ..meter import metered
+from ..shapers import NONE
 
 Stored = dict[str, Any]
 # IP bytes that a server sends for a connection beside its answer: SYN-ACK, ACK of the request, FIN, ACK of the other's.

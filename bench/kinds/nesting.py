@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dataplane
-import limiter
-import net
-import traffic
-from measure import megabits
-from meter import Meter, shares
-from shapers import HTB, OURS, has_fq_codel, home
+from ansible_collections.speed_limiter.ebpf.tests.support import dataplane, limiter, net
+
+from .. import traffic
+from ..measure import megabits
+from ..meter import Meter, shares
+from ..shapers import HTB, OURS, has_fq_codel, home
 
 Stored = dict[str, Any]
 TRICKLING = 9

@@ -7,11 +7,10 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-import asking
-import traffic
-from measure import Curve, megabits
-from meter import metered
-from shapers import NONE, OURS
+from .. import asking, traffic
+from ..measure import Curve, megabits
+from ..meter import metered
+from ..shapers import NONE, OURS
 
 Stored = dict[str, Any]
 IDLE = 1.2  # seconds: every shaper's bucket is full

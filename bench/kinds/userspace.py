@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import traffic
-from kinds import daemons, web
-from measure import megabits
-from meter import Meter, metered
-from shapers import Missing
+from .. import traffic
+from ..kinds import daemons, web
+from ..measure import megabits
+from ..meter import Meter, metered
+from ..shapers import Missing
 
 Stored = dict[str, Any]
 QUIC, UTP = "QUIC", "uTP"

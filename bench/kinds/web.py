@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import asking
-import traffic
-from kinds import daemons, loops, pages
-from measure import SECOND, Curve, megabits, percentile
-from meter import metered
-from shapers import NONE, OURS
+from .. import asking, traffic
+from ..kinds import daemons, loops, pages
+from ..measure import SECOND, Curve, megabits, percentile
+from ..meter import metered
+from ..shapers import NONE, OURS
 
 Stored = dict[str, Any]
 _HTTP, _HTTPS = 80, 443

@@ -9,20 +9,18 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from dataplane import cgroup2, compile_object, load_program
-from foreign import SOMEONE_ELSES
-from kernels import APART, OBJECT
-from net import Pair
-from scene import Scene, staged
-from slow import SLOW
-
-import bpf
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, compile_object, load_program
+from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
+from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import APART, OBJECT
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import Scene, staged
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
 
 Compile = t.Callable[[str], str]
 

@@ -7,11 +7,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from connections import borrowed, jain
-from net import LONG, Pair, Process, Sent
-from parts import USED, Drops, assert_parts, parts_of
-from scene import MBIT, SMALL, Scene, assert_bound, counters, pause
-from slow import PATIENCE, SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed, jain
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, Pair, Process, Sent
+from ansible_collections.speed_limiter.ebpf.tests.support.parts import USED, Drops, assert_parts, parts_of
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, SMALL, Scene, assert_bound, counters, pause
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
 from test_pacing_trouble import setting
 
 PORT = 5001

@@ -8,13 +8,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import elsewhere
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
-from children import until
+from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 
 SAID = b"6,510,269748648,-;cgroup: cgroup: disabling cgroup2 socket matching due to net_prio or net_cls activation\n"
 

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-import elsewhere
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
@@ -20,7 +18,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from limiter import nothing, program, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import nothing, program, purge, rule, rules, snapshot
 
 NEW: dict[str, Any] = {"name": "new", "rate": "1m"}
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from children import child, zombie
-from limiter import Sender, nothing, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child, zombie
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, nothing, purge, rule, rules, snapshot
 
 NO_PROCESS = 2**22  # the kernel's pids end below
 

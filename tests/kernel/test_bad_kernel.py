@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import elsewhere
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
-from limiter import nothing, rule, snapshot
-from refusing import BPF_PROG_LOAD, BPF_PROG_QUERY, refusing
+from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import nothing, rule, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.refusing import BPF_PROG_LOAD, BPF_PROG_QUERY, refusing
 
 OLD = ["setarch", os.uname().machine, "--uname-2.6"]
 IN_OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]

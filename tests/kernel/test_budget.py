@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import pytest
-
-import bpf
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf
 
 # The kernel refuses a program of which it walks a million, and loading takes a second for each hundred thousand.
 MOST_INSTRUCTIONS = 500_000

@@ -9,11 +9,11 @@ import shutil
 import typing as t
 from pathlib import Path
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import bpf_source
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from conftest import run_command
 
 if t.TYPE_CHECKING:

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from children import HEADLESS, child, refused, sandbox_cgroups, until, zombie
+from ansible_collections.speed_limiter.ebpf.tests.support.children import (
+    HEADLESS,
+    child,
+    refused,
+    sandbox_cgroups,
+    until,
+    zombie,
+)
 
 STRANGE = ["a b", "a@b", "10.0.0.1:80", "dev-disk-by\\x2duuid.swap", "\u00fcber", "a\tb", "x (deleted)", "a'\"$(b)"]
 

@@ -6,14 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import limiter
 import pytest
-from children import until
-from net import LONG, PORT, Pair, Process
-from parts import BULK, USED, Silence, assert_parts
-from scene import RATE, Scene, StateEntry, assert_bound, counters, pause
-from slow import PATIENCE
-from storage import stored
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.parts import BULK, USED, Silence, assert_parts
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    RATE,
+    Scene,
+    StateEntry,
+    assert_bound,
+    counters,
+    pause,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE
+from ansible_collections.speed_limiter.ebpf.tests.support.storage import stored
 from test_pacing_trouble import SPOILED
 
 SERVER_PORT = 5001

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from children import until
-from connections import UNPACED, Connection, borrowed
-from net import LONG, PORT, Pair, Process
-from parts import HALF, USED, assert_parts, parts_of
-from scene import MBIT, RATE, Scene, assert_bound, counters, pause, share_of
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import UNPACED, Connection, borrowed
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.parts import HALF, USED, assert_parts, parts_of
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    MBIT,
+    RATE,
+    Scene,
+    assert_bound,
+    counters,
+    pause,
+    share_of,
+)
 
 GSO = 46 * 1400  # as many segments as a packet of 64 kB has
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from children import until
-from dataplane import Dataplane, cgroup2
-from kernels import cells
-from net import DEADLINE, Arrived, Pair, Process
-from slow import PATIENCE, SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import Dataplane, cgroup2
+from ansible_collections.speed_limiter.ebpf.tests.support.net import DEADLINE, Arrived, Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import cells
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
 
 GSO_PACKET = 65536 + 45 * 52
 MBIT = 125_000  # bytes per second

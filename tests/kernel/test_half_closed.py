@@ -10,14 +10,14 @@ import struct
 import sys
 from collections.abc import Iterator
 
-import limiter
 import pytest
-from children import Child, child
-from connections import UNPACED
-from kernels import adopting
-from net import Pair, run
-from scene import MBIT, Scene, assert_held, counters, pacing
-from slow import SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import UNPACED
+from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair, run
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import adopting
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, Scene, assert_held, counters, pacing
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
 
 RATE = 20 * MBIT // (10 if SLOW else 1)
 QUEUED = 8 * RATE  # bytes: more than any of the tests sends

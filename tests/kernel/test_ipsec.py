@@ -7,9 +7,20 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-from children import child
-from net import PORT, Arrived, Pair, run
-from scene import FIRST_WINDOW, LEAST, MBIT, MOST, Scene, assert_bound, counters, pacing, pause, when_begun
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child
+from ansible_collections.speed_limiter.ebpf.tests.support.net import PORT, Arrived, Pair, run
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    FIRST_WINDOW,
+    LEAST,
+    MBIT,
+    MOST,
+    Scene,
+    assert_bound,
+    counters,
+    pacing,
+    pause,
+    when_begun,
+)
 
 RATE = 4 * MBIT
 BUCKET = RATE // 4

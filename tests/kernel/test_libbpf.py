@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import libbpf as port
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
-from dataplane import cgroup2
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2
 
 Make = t.Callable[[str], str]
 

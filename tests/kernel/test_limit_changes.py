@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
-import limiter
 import pytest
-from kernels import releasing
-from parts import Silence
-from scene import LEAST, MBIT, Scene, assert_bound, assert_held, pause, share_of
-from slow import PATIENCE, SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.parts import Silence
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import releasing
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    LEAST,
+    MBIT,
+    Scene,
+    assert_bound,
+    assert_held,
+    pause,
+    share_of,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
 
 
 @releasing

@@ -19,7 +19,13 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
     closing_fd,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from foreign import LIMIT_EGRESS, OURS, PACE_SOCKETS, REFUSED_SETTLE, an_object
+from ansible_collections.speed_limiter.ebpf.tests.support.foreign import (
+    LIMIT_EGRESS,
+    OURS,
+    PACE_SOCKETS,
+    REFUSED_SETTLE,
+    an_object,
+)
 
 MOST_STEPS = 60
 CHANGING = ("object__load", "obj_pin", "link_create", "link_update", "link_detach", "map_update_elem")

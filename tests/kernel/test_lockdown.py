@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import elsewhere
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
-from kernels import RELEASES
-from limiter import info, program, rule
+from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, rule
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory, Origin
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import lock, memory
-from children import child, refused
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child, refused
 
 FULL = Memory(
     origins={7: Origin(123, "/system.slice/a b"), 8: Origin(2**40, "/\udcff\u00fc")},

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from net import LONG, PORT, Pair
-from parts import BULK, USED, assert_parts
-from scene import RATE, Scene, assert_bound, pause
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair
+from ansible_collections.speed_limiter.ebpf.tests.support.parts import BULK, USED, assert_parts
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import RATE, Scene, assert_bound, pause
 
 TENTH = RATE // 10
 # The outermost first.

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import elsewhere
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import can_be_lost
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
-from limiter import info, rule, rules
+from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, rule, rules
 
 FLAWED = can_be_lost(kernel.version(), association.controllers())
 HIERARCHY = "/run/net_cls"

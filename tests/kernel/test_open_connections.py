@@ -17,8 +17,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.s
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import enforce
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.purge import carry_out, find
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import MPTCP, multipath
 from conftest import run_command
-from kernels import MPTCP, multipath
 
 # Sends one datagram for each line that it reads, through the socket of that name, which it opens at its first use.
 SENDER = """

@@ -10,18 +10,18 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from children import Child, child, refused, until
-from connections import borrowed
-from dataplane import SOURCE, compile_object
-from kernels import RELEASES
-from net import Pair, Process
-from scene import MBIT, assert_held
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child, refused, until
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import SOURCE, compile_object
+from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, assert_held
 
 RATE = 10 * MBIT
 OTHER = layout.SCHEMA - 1

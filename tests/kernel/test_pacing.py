@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import limiter
 import pytest
-from connections import Connection, borrowed, jain
-from kernels import SEES_SYN_ACKS, cells
-from net import LONG, PORT, Pair, Process
-from scene import (
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import Connection, borrowed, jain
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import SEES_SYN_ACKS, cells
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     FIRST_WINDOW,
     LEAST,
     MOST,
@@ -28,7 +28,7 @@ from scene import (
     staged,
     when_begun,
 )
-from slow import PATIENCE, SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
 
 SERVER_PORT = 5001
 # Who connects, over what, with which congestion control.

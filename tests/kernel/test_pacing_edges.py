@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import limiter
 import pytest
-from connections import UNPACED, Connection, borrowed
-from kernels import ADOPTS, RELEASES, adopting
-from net import LONG, PORT, Pair, Process
-from scene import (
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import UNPACED, Connection, borrowed
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS, RELEASES, adopting
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     MBIT,
     MOST,
     RATE,
@@ -32,7 +32,7 @@ from scene import (
     wait_until,
     when_begun,
 )
-from slow import PATIENCE, SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
 
 LOWEST = 8000  # 64 kbit/s
 GBIT = 1000 * MBIT

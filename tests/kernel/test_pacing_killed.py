@@ -14,17 +14,17 @@ from types import ModuleType
 from typing import Any, Callable
 from unittest import mock
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
-from children import until
-from faults import End, Fault, run_with
-from kernels import ADOPTS, RELEASES, adopting, releasing
-from limiter import Sender, rule
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.faults import End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, rule
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS, RELEASES, adopting, releasing
 
 NO_STEP = -1  # of run_with's own faults
 

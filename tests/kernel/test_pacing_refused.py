@@ -7,15 +7,20 @@ import os
 import typing as t
 from pathlib import Path
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from children import child, until
-from foreign import LIMIT_EGRESS, PACE_SOCKETS, REFUSED_PACE, REFUSED_SETTLE, SETTLE_SOCKETS, an_object
-from kernels import RELEASES, releasing
-
-import bpf
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.foreign import (
+    LIMIT_EGRESS,
+    PACE_SOCKETS,
+    REFUSED_PACE,
+    REFUSED_SETTLE,
+    SETTLE_SOCKETS,
+    an_object,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES, releasing
 
 Compile = t.Callable[[str], str]
 

@@ -10,14 +10,14 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 
-import limiter
 import pytest
-from connections import borrowed
-from dataplane import cgroup2
-from foreign import INCLUDES
-from kernels import MPTCP, multipath
-from net import LONG, Pair, Process, run
-from scene import (
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2
+from ansible_collections.speed_limiter.ebpf.tests.support.foreign import INCLUDES
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, Pair, Process, run
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import MPTCP, multipath
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     FIRST_WINDOW,
     Scene,
     StateEntry,
@@ -28,9 +28,7 @@ from scene import (
     pause,
     wait_until,
 )
-from scene import RATE as FAST
-
-import bpf
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import RATE as FAST
 
 RATE = FAST // 5
 HOURS = 36_000 * 10**9  # ten, in nanoseconds

@@ -15,7 +15,16 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Selector
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from children import FAMILY, HEADLESS, WAIT, child, refused, sandbox_cgroups, until, zombie
+from ansible_collections.speed_limiter.ebpf.tests.support.children import (
+    FAMILY,
+    HEADLESS,
+    WAIT,
+    child,
+    refused,
+    sandbox_cgroups,
+    until,
+    zombie,
+)
 
 
 @pytest.fixture

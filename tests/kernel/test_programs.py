@@ -16,9 +16,16 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, closing_fd
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from dataplane import cgroup2, load_program
-from foreign import LIMIT_EGRESS, OURS, PACE_SOCKETS, SETTLE_SOCKETS, SOMEONE_ELSES, an_object
-from kernels import RELEASES, steps
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, load_program
+from ansible_collections.speed_limiter.ebpf.tests.support.foreign import (
+    LIMIT_EGRESS,
+    OURS,
+    PACE_SOCKETS,
+    SETTLE_SOCKETS,
+    SOMEONE_ELSES,
+    an_object,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES, steps
 
 RULE, LIMIT = 4711, Limit(rate=10**6, bucket=10**6)
 PINNED = sorted([*pins.MAPS, pins.LINK, pins.PACE_LINK, *([pins.SETTLE_LINK] if RELEASES else [])])

@@ -10,7 +10,6 @@ from typing import Any
 from unittest import mock
 
 import ansible.template
-import limiter
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
@@ -18,7 +17,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
-from limiter import info, program, rule, rules
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, rule, rules
 
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 WANTED: dict[str, Any] = {"name": "mirror", "rate": "1m", "cgroup_path": "/mirror"}

@@ -14,14 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import enter_network_namespace
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import pacing
-from children import Child, child, until
-from kernels import ADOPTS, RELEASES, adopting, not_adopting, releasing
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import (
+    ADOPTS,
+    RELEASES,
+    adopting,
+    not_adopting,
+    releasing,
+)
 
 RATE = 1 << 20
 BUCKET = str(RATE // 20)  # what TCP may spend of it at once raises no share to twice the rate, nor its window

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
-from children import WAIT, child, refused, zombie
+from ansible_collections.speed_limiter.ebpf.tests.support.children import WAIT, child, refused, zombie
 
 # Opened in another order than they are to be bound in: UDP over IPv6, one listener, one connection from itself to
 # itself (two ends), one UNIX pair, one netlink, one pipe.

@@ -7,20 +7,19 @@ import contextlib
 import functools
 import os
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import enforce
-from children import FAMILY, child, until
-from limiter import Sender, program, purge, rule, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import FAMILY, child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, program, purge, rule, snapshot
 
 
 @pytest.fixture
@@ -121,7 +120,7 @@ def test_making_and_removing_at_once_leave_all_or_nothing(cgroups: Cgroups) -> N
 
 
 HOLDER = """
-import limiter, sys
+import sys
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 with host_lock(1):
     print("ready", flush=True)
@@ -133,9 +132,8 @@ def test_a_lock_that_is_not_given_back_is_an_error_that_names_its_holder(
     cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enforce, "LOCK_SECONDS", 0.2)
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     before = snapshot()
-    with child(HOLDER, env={**os.environ, "PYTHONPATH": path}) as holder:
+    with child(HOLDER) as holder:
         with pytest.raises(LimiterError) as raised:
             rule(name="web", rate="1m")
         assert raised.value.kind == "locked"

@@ -5,10 +5,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import limiter
 import pytest
-from scene import LEAST, MBIT, MOST, RATE, Scene, assert_held, pause, share_of, wait_until
-from slow import SLOW
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    LEAST,
+    MBIT,
+    MOST,
+    RATE,
+    Scene,
+    assert_held,
+    pause,
+    share_of,
+    wait_until,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
 
 # Over the last second, by a sliding window: a little more than what assert_held has for one of its windows.
 ABOUT_ALL = (LEAST - 0.05, MOST + 0.1)

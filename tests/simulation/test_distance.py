@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Over distance, where a share is heard late: the cells that tests/kernels/distance measures in real kernels."""
+"""Over distance, where a share is heard late: the cells that tests/vm/distance measures in real kernels."""
 
 from __future__ import annotations
 

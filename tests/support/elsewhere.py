@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The collection's modules, run in a process that sees the host, or is seen by the kernel, in another way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+# A virtual machine of virtme-ng's is gone after the tests, and its kernel with it.
+MAY_BE_SPOILED = "virtme" in Path("/proc/cmdline").read_text()
+
+_CALL = """
+import sys
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+try:
+    print(limiter.{call})
+except limiter.LimiterError as error:
+    sys.exit(f"{{error.kind}}: {{error}}")
+"""
+
+
+def run(prefix: list[str], call: str) -> tuple[int, str]:
+    """Runs ``limiter.<call>`` behind a command that ends with running its arguments; exit code and what it printed,
+    an error as ``kind: text``.
+    """
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", _CALL.format(call=call)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.returncode, done.stdout
+
+
+def said(prefix: list[str], call: str) -> str:
+    """What a module that succeeds returned, as text."""
+    code, text = run(prefix, call)
+    assert code == 0, text
+    return text
+
+
+def refused(prefix: list[str], call: str) -> str:
+    """The error of a module that fails, as ``kind: text``."""
+    code, text = run(prefix, call)
+    assert code != 0, text
+    return text

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the running kernel can do, as the documentation says it; and what the environment asks of the tests.
+
+LIMITER_OBJECT: all tests but those of the build use this object, as a host without a compiler does; else the collection
+builds it here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from typing import Any
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+
+from .slow import SLOW
+
+RELEASE = kernel.version()
+# An iterator may set socket options (tried from 6.1 on, refused by 5.10): connections are released as soon as their
+# rule is gone, and windows are clamped.
+RELEASES = RELEASE >= (6, 1)
+# It may ask for callbacks: connections that are older than their rule are paced.
+ADOPTS = RELEASE >= (6, 12)
+# Programs for egress see a listener's SYN-ACKs over IPv6; 5.10 runs them only where a packet's socket is the one that
+# sends it. So what is accepted (from 5.15 on: what a cgroup accepts first) is paced a round trip late, and what it
+# tries to send meanwhile counts as dropped.
+SEES_SYN_ACKS = RELEASE >= (6, 6)
+
+OBJECT = os.environ.get("LIMITER_OBJECT")
+# A task is spoiled before each of its steps, one after the other; there, where that takes hours, before one in so many.
+APART = 11 if SLOW else 1
+
+MPTCP = 262  # IPPROTO_MPTCP, which Python's socket knows from 3.10 on
+
+
+def _has_mptcp() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, MPTCP).close()
+    except OSError:
+        return False
+    return True
+
+
+multipath = pytest.mark.skipif(not _has_mptcp(), reason="this kernel has no Multipath TCP, or it is switched off")
+releasing = pytest.mark.skipif(
+    not RELEASES, reason="relied on from Linux 6.1 on: in 5.10 no iterator may set socket options"
+)
+adopting = pytest.mark.skipif(not ADOPTS, reason="before Linux 6.12 no iterator may ask for a socket's callbacks")
+not_adopting = pytest.mark.skipif(ADOPTS, reason="since Linux 6.12 an iterator may ask for a socket's callbacks")
+
+
+def steps(most: int) -> range:
+    """The numbers of the steps before which a task is spoiled, from another of its first three on for each kernel."""
+    return range(RELEASE[1] % 3 if SLOW else 0, most, APART)
+
+
+def cells(chosen: tuple[object, ...], *values: list[Any]) -> list[Any]:
+    """All combinations of these values as parameters of a test, of which one is tried on every kernel."""
+    found = itertools.product(*values)
+    return [pytest.param(*cell, marks=[pytest.mark.every_kernel] if cell == chosen else []) for cell in found]
