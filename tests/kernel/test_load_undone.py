@@ -12,7 +12,7 @@ import typing as t
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import (
     KernelError,
     Libbpf,
@@ -82,7 +82,7 @@ class _Fault:
         return call
 
 
-# What is loaded before, as arguments of `Programs.load`, and what is then: (cgroup, paced, has an iterator).
+# What is loaded before, as arguments of `Attachments.load`, and what is then: (cgroup, paced, has an iterator).
 Load = tuple[str, bool, bool]
 CASES: dict[str, tuple[Load | None, Load]] = {
     "a first load": (None, ("/a", True, True)),
@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Load | None, Load]] = {
 @pytest.mark.parametrize("interrupts", [False, True], ids=["refused", "interrupted"])
 @pytest.mark.parametrize(("before", "wanted"), CASES.values(), ids=list(CASES))
 def test_what_is_refused_or_interrupted_leaves_what_was_there(
-    programs: Programs,
+    attachments: Attachments,
     libbpf: Libbpf,
     compiled: Compile,
     cgroups: Make,
@@ -109,7 +109,7 @@ def test_what_is_refused_or_interrupted_leaves_what_was_there(
     def load(what: Load) -> None:
         cgroup, paced, settles = what
         text = OURS if settles else an_object(LIMIT_EGRESS, PACE_SOCKETS, REFUSED_SETTLE)
-        programs.load(compiled(text), "object:it", cgroup, paced)
+        attachments.load(compiled(text), "object:it", cgroup, paced)
 
     cgroups("/a")
     if before is not None:
@@ -132,16 +132,16 @@ def test_what_is_refused_or_interrupted_leaves_what_was_there(
             undone += 1
             continue
         # What need not fail does not; and when all else is done, the old place may still have to be left.
-        assert not failed or programs.unfinished(), f"before step {steps}"
-        programs.unload()
-        programs.remove_maps()
+        assert not failed or attachments.unfinished(), f"before step {steps}"
+        attachments.unload()
+        attachments.remove_maps()
         if before is not None:
             load(before)
     pytest.fail("load() takes too many steps")
 
 
 def test_a_signal_that_interrupts_the_verifier_is_no_refusal(
-    programs: Programs, libbpf: Libbpf, compiled: Compile, cgroups: Make, monkeypatch: pytest.MonkeyPatch
+    attachments: Attachments, libbpf: Libbpf, compiled: Compile, cgroups: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EAGAIN, also after libbpf's own tries: else a host would silently be limited by its bucket alone."""
     left = 3
@@ -156,6 +156,6 @@ def test_a_signal_that_interrupts_the_verifier_is_no_refusal(
 
     cgroups("/a")
     monkeypatch.setattr(Libbpf, "call", call)
-    loaded = programs.load(compiled(OURS), "object:it", "/a", True)
+    loaded = attachments.load(compiled(OURS), "object:it", "/a", True)
     assert not left and not loaded.warnings
     assert seen(libbpf).keys() >= {pins.SETTLE_LINK}

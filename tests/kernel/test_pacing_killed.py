@@ -18,7 +18,7 @@ import limiter
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from children import until
@@ -134,7 +134,7 @@ def test_check_mode_ends_nothing() -> None:
 @contextlib.contextmanager
 def a_full_hook() -> Iterator[None]:
     full = KernelError("the BPF program cannot be attached", errno.E2BIG)
-    with mock.patch.object(Programs, "_attach", side_effect=full), pytest.raises(KernelError, match="E2BIG"):
+    with mock.patch.object(Attachments, "_attach", side_effect=full), pytest.raises(KernelError, match="E2BIG"):
         yield
 
 

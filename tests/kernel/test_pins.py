@@ -14,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
     from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 
 
@@ -136,16 +136,16 @@ def test_a_control_map_of_another_size_is_no_versions(directory: str, libbpf: Li
 
 
 def test_a_map_where_the_link_should_be_and_a_link_where_a_map_should_be_are_named(
-    maps: Maps, programs: Programs, libbpf: Libbpf
+    maps: Maps, attachments: Attachments, libbpf: Libbpf
 ) -> None:
     os.rename(pins.path(pins.LINK), pins.path("kept"))
     os.rename(pins.path("rate_limit_config_map"), pins.path(pins.LINK))
     with pytest.raises(LimiterError, match="limit_egress_link is not the limiter's: it is a BPF map"):
-        programs.current()
+        attachments.current()
     os.rename(pins.path(pins.LINK), pins.path("map"))
     os.rename(pins.path("kept"), pins.path("rate_limit_config_map"))
     with pytest.raises(LimiterError, match="rate_limit_config_map is not the limiter's: it is a BPF link"):
-        programs.load("/nowhere.o", "object:none", "/")
+        attachments.load("/nowhere.o", "object:none", "/")
     os.rename(pins.path("rate_limit_config_map"), pins.path(pins.LINK))
     os.rename(pins.path("map"), pins.path("rate_limit_config_map"))
 
@@ -158,9 +158,9 @@ def test_a_directory_with_the_name_of_a_map_is_named(directory: str, libbpf: Lib
         assert raised.value.kind == "foreign_pin"
 
 
-def test_only_our_pins_are_removed(directory: str, programs: Programs, limiter_object: str) -> None:
-    programs.load(limiter_object, "source:test", "/")
-    programs.unload()
+def test_only_our_pins_are_removed(directory: str, attachments: Attachments, limiter_object: str) -> None:
+    attachments.load(limiter_object, "source:test", "/")
+    attachments.unload()
     make_map("not_ours")
     assert pins.foreign() == ["not_ours"]
     assert sorted(pins.remove()) == sorted(map(pins.path, pins.MAPS))

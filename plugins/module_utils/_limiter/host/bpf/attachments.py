@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The programs and their links: loading, replacing and moving them, and who else is on their hook.
 
-A process that is killed anywhere in `Programs.load` leaves something that the next load completes, and once the link of
-what limits is pinned there is one at every moment, so that no packet is unlimited.
+A process that is killed anywhere in `Attachments.load` leaves something that the next load completes, and once the link
+of what limits is pinned there is one at every moment, so that no packet is unlimited.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .maps import Maps
 _PACING = {layout.PACING_OFF: "off", layout.PACING_ON: "on", layout.PACING_REFUSED: "refused"}
 
 
-class Loaded(t.NamedTuple):
+class Attached(t.NamedTuple):
     """Whether sockets are paced, and warnings of what the kernel refused of it."""
 
     paced: bool
     warnings: list[str]
 
 
-class Programs:
+class Attachments:
     """The programs of a host. ``cgroup_mount`` is where cgroup2 is mounted; cgroups are named by their path there."""
 
     def __init__(self, libbpf: Libbpf, cgroup_mount: str) -> None:
@@ -66,7 +66,7 @@ class Programs:
         current = self.current()
         return self.has_pacing_links() and (current is None or current.pacing != "on")
 
-    def load(self, object_path: str, identity: str, cgroup: str, pacing: bool = True) -> Loaded:
+    def load(self, object_path: str, identity: str, cgroup: str, pacing: bool = True) -> Attached:
         """Makes the object's program the one that limits below ``cgroup``, with the maps and rules that are there.
 
         Without ``pacing``, or where the kernel refuses it, what paced before is left to `pacing.stop`.
@@ -88,7 +88,7 @@ class Programs:
         self.complete_move()
         return loaded
 
-    def _load(self, object_path: str, identity: str, cgroup: str, pacing: bool, undo: Undo) -> Loaded:
+    def _load(self, object_path: str, identity: str, cgroup: str, pacing: bool, undo: Undo) -> Attached:
         with contextlib.ExitStack() as stack:
             there = {name for name in pins.MAPS if pins.exists(name)}
             undo.add(lambda: pins.unpin(name for name in pins.MAPS if name not in there))
@@ -117,7 +117,7 @@ class Programs:
             elif not self.has_pacing_links():
                 maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
             self._attach(program_fd, cgroup_fd, cgroup, undo)
-        return Loaded(paced, _refusals(refused))
+        return Attached(paced, _refusals(refused))
 
     def _restore_control(self, before: layout.Control) -> None:
         """All but what only ever goes forward: the generation, and whether sockets were bound."""

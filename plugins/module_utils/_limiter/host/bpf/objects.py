@@ -42,7 +42,7 @@ _MOST_INTERRUPTIONS = 5
 _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load object)|-- END|processed \d+ insns")
 
 
-class Loaded(t.NamedTuple):
+class LoadedObject(t.NamedTuple):
     """Descriptors of the programs that the kernel took, and for each that it did not, and for `LOOK`, why."""
 
     programs: t.Mapping[str, int]
@@ -55,7 +55,7 @@ def check(bpf: Libbpf, path: str) -> None:
         _open(bpf, stack, path)
 
 
-def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> Loaded:
+def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> LoadedObject:
     """Loads programs and maps, pins maps that are not pinned yet; descriptors are valid as long as ``stack``.
 
     ``pacing``: more than `LIMIT`, as far as the kernel takes it.
@@ -99,7 +99,7 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
             refused[PACE if left_out else SETTLE] = why
             continue
         _pin(bpf, maps)
-        return Loaded(
+        return LoadedObject(
             {name: bpf.call("bpf_program__fd", programs[name]) for name in programs if name not in left_out}, refused
         )
     raise AssertionError("the last attempt returns or raises")
