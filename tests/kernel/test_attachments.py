@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Program
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
@@ -21,7 +22,14 @@ from foreign import LIMIT_EGRESS, OURS, PACE_SOCKETS, SETTLE_SOCKETS, SOMEONE_EL
 from kernels import RELEASES, steps
 
 RULE, LIMIT = 4711, Limit(rate=10**6, bucket=10**6)
-PINNED = sorted([*pins.MAPS, pins.LINK, pins.PACE_LINK, *([pins.SETTLE_LINK] if RELEASES else [])])
+PINNED = sorted(
+    [
+        *(row.name for row in catalog.MAPS),
+        catalog.LIMIT.link,
+        catalog.PACE.link,
+        *([catalog.SETTLE.link] if RELEASES else []),
+    ]
+)
 
 Make = t.Callable[[str], str]
 Compile = t.Callable[[str], str]
@@ -85,7 +93,7 @@ def test_the_attach_point_moves_and_the_rules_stay(
     attachments.load(limiter_object, "source:test", "/a")
     assert program(attachments).cgroup == "/a"
     assert (ours(attachments, "/"), ours(attachments, "/a")) == ([], ["/a"])
-    assert not pins.exists(pins.NEW_LINK)
+    assert not pins.exists(catalog.LIMIT.moving)
     assert maps.limits() == {RULE: LIMIT}
 
 

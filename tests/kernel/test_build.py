@@ -11,6 +11,7 @@ from pathlib import Path
 
 import limiter
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import bpf_source
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
@@ -168,7 +169,7 @@ def test_without_libbpfs_headers_the_error_names_their_package() -> None:
 def test_what_the_compiler_says_is_in_the_error_and_the_old_object_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     built = Path(build_once())
     before = hashlib.sha256(built.read_bytes()).digest()
-    monkeypatch.setitem(bpf_source.SOURCES, build.MAIN_SOURCE, "int broken(void) { return nonsense; }\n")
+    monkeypatch.setitem(bpf_source.SOURCES, catalog.LIMITER.source, "int broken(void) { return nonsense; }\n")
     with pytest.raises(LimiterError, match="use of undeclared identifier 'nonsense'") as raised:
         build.build(run_command)
     assert raised.value.kind == "compile_failed"

@@ -10,6 +10,7 @@ import os
 import typing as t
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
@@ -33,10 +34,10 @@ def seen(libbpf: Libbpf) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in sorted(os.listdir(pins.PIN_DIR)) if os.path.isdir(pins.PIN_DIR) else ():
         found[name] = None
-        if name in pins.LINKS:
+        if name in catalog.LINKS:
             with closing_fd(libbpf.get(pins.path(name))) as fd:
                 info = libbpf.info(fd, "bpf_link_info")
-            found[name] = (info.id, info.prog_id, info.cgroup_id if name != pins.SETTLE_LINK else None)
+            found[name] = (info.id, info.prog_id, info.cgroup_id if name != catalog.SETTLE.link else None)
     maps = Maps.open(libbpf)
     if maps is not None:
         with maps:
@@ -158,4 +159,4 @@ def test_a_signal_that_interrupts_the_verifier_is_no_refusal(
     monkeypatch.setattr(Libbpf, "call", call)
     loaded = attachments.load(compiled(OURS), "object:it", "/a", True)
     assert not left and not loaded.warnings
-    assert seen(libbpf).keys() >= {pins.SETTLE_LINK}
+    assert seen(libbpf).keys() >= {catalog.SETTLE.link}

@@ -8,12 +8,12 @@ from __future__ import annotations
 import typing as t
 
 from ..core import actions as do
+from ..core import catalog
 from ..core.errors import LimiterError
 from ..core.layout import PACING_ON
 from ..core.model import Program
 from ..core.pacing import Ability
 from ..host import kernel
-from ..host.bpf import objects
 from ..host.bpf.attachments import Attachments
 from ..host.bpf.maps import Maps
 from ..host.sockets import settle
@@ -47,7 +47,7 @@ def _ability(host: Host, state: str, cgroup: str, settles: bool) -> Ability:
 
 
 def _could_settle() -> bool:
-    return kernel.version() >= objects.SETTLES
+    return kernel.version() >= catalog.SETTLE.since
 
 
 def stop(attachments: Attachments, maps: Maps | None, pacing: int) -> list[str]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import typing as t
 
-from ..core import layout
+from ..core import catalog, layout
 from ..core import pacing as words
 from ..core.errors import LimiterError
 from ..core.model import Memory, Program
@@ -201,7 +201,7 @@ def detach(host: Host, check: bool) -> Change:
     rules = host.cgroups.rule_names()
     done: list[str] = []
     warnings: list[str] = []
-    if before or any(pins.exists(name) for name in pins.LINKS):
+    if before or any(pins.exists(name) for name in catalog.LINKS):
         where = before.cgroup if before else "a cgroup that is gone, or half way by a run that was killed"
         done.append(f"unloaded the program from {where}")
         if not check:
