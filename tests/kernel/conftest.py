@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
@@ -94,10 +94,10 @@ def descriptors() -> set[tuple[str, str]]:
 
 
 @pytest.fixture
-def programs(libbpf: Libbpf, cgroups: t.Callable[[str], str]) -> t.Iterator[Programs]:
+def attachments(libbpf: Libbpf, cgroups: t.Callable[[str], str]) -> t.Iterator[Attachments]:
     """Nothing is loaded or pinned, and no descriptor may be left open."""
     before = descriptors()
-    it = Programs(libbpf, str(cgroup2()))
+    it = Attachments(libbpf, str(cgroup2()))
     yield it
     it.unload()
     it.remove_maps()
@@ -106,9 +106,9 @@ def programs(libbpf: Libbpf, cgroups: t.Callable[[str], str]) -> t.Iterator[Prog
 
 
 @pytest.fixture
-def maps(programs: Programs, limiter_object: str, libbpf: Libbpf) -> t.Iterator[Maps]:
+def maps(attachments: Attachments, limiter_object: str, libbpf: Libbpf) -> t.Iterator[Maps]:
     """The maps of a program that has just been loaded."""
-    programs.load(limiter_object, "source:test", "/")
+    attachments.load(limiter_object, "source:test", "/")
     opened = Maps.open(libbpf)
     assert opened is not None
     with opened:

@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import bpf_source
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
@@ -17,7 +18,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from conftest import run_command
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def is_up_to_date() -> bool:
     return build.up_to_date(build.inputs(run_command))
 
 
-def test_the_object_is_built_where_the_role_and_the_seed_have_it_and_always_the_same(programs: Programs) -> None:
+def test_the_object_is_built_where_the_role_and_the_seed_have_it_and_always_the_same(attachments: Attachments) -> None:
     assert not is_up_to_date()
     old = os.umask(0o077)
     try:
@@ -58,8 +59,8 @@ def test_the_object_is_built_where_the_role_and_the_seed_have_it_and_always_the_
         assert path.stat().st_mode & 0o7777 == 0o755, path
     assert sorted(os.listdir("/usr/lib/speed_limiter")) == ["limiter.bpf.o", "limiter.bpf.o.json"]
     first, identity = build.inputs(run_command), build.identity_of_object(build.OBJECT)
-    programs.load(build.OBJECT, first.identity, "/")
-    assert programs.current() is not None
+    attachments.load(build.OBJECT, first.identity, "/")
+    assert attachments.current() is not None
     assert build.identity_of_object(build.build(run_command)) == identity
     assert build.inputs(run_command) == first
     assert first.identity.startswith("source:")
@@ -120,14 +121,14 @@ def test_an_object_that_is_not_what_was_built_is_out_of_date_until_it_is_built_a
 
 
 def test_without_a_bpftool_that_runs_libbpf_writes_the_types(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, programs: Programs
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attachments: Attachments
 ) -> None:
     """Ubuntu's bpftool is a wrapper that fails where the running kernel's tools are not installed."""
     wrapper = tmp_path / "bpftool"
     wrapper.write_text("#!/bin/sh\necho 'WARNING: bpftool not found for kernel 1.2.3' >&2\nexit 2\n")
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    programs.load(build.build(run_command), "source:test", "/")
+    attachments.load(build.build(run_command), "source:test", "/")
     header = Path("/usr/share/speed_limiter/src/vmlinux.h").read_text()
     assert "struct __sk_buff {" in header
     assert "preserve_access_index" in header
@@ -168,7 +169,7 @@ def test_without_libbpfs_headers_the_error_names_their_package() -> None:
 def test_what_the_compiler_says_is_in_the_error_and_the_old_object_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     built = Path(build_once())
     before = hashlib.sha256(built.read_bytes()).digest()
-    monkeypatch.setitem(bpf_source.SOURCES, build.MAIN_SOURCE, "int broken(void) { return nonsense; }\n")
+    monkeypatch.setitem(bpf_source.SOURCES, catalog.LIMITER.source, "int broken(void) { return nonsense; }\n")
     with pytest.raises(LimiterError, match="use of undeclared identifier 'nonsense'") as raised:
         build.build(run_command)
     assert raised.value.kind == "compile_failed"

@@ -10,9 +10,10 @@ import os
 import typing as t
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import (
     KernelError,
     Libbpf,
@@ -39,10 +40,10 @@ def seen(libbpf: Libbpf) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in sorted(os.listdir(pins.PIN_DIR)) if os.path.isdir(pins.PIN_DIR) else ():
         found[name] = None
-        if name in pins.LINKS:
+        if name in catalog.LINKS:
             with closing_fd(libbpf.get(pins.path(name))) as fd:
                 info = libbpf.info(fd, "bpf_link_info")
-            found[name] = (info.id, info.prog_id, info.cgroup_id if name != pins.SETTLE_LINK else None)
+            found[name] = (info.id, info.prog_id, info.cgroup_id if name != catalog.SETTLE.link else None)
     maps = Maps.open(libbpf)
     if maps is not None:
         with maps:
@@ -88,7 +89,7 @@ class _Fault:
         return call
 
 
-# What is loaded before, as arguments of `Programs.load`, and what is then: (cgroup, paced, has an iterator).
+# What is loaded before, as arguments of `Attachments.load`, and what is then: (cgroup, paced, has an iterator).
 Load = tuple[str, bool, bool]
 CASES: dict[str, tuple[Load | None, Load]] = {
     "a first load": (None, ("/a", True, True)),
@@ -104,7 +105,7 @@ CASES: dict[str, tuple[Load | None, Load]] = {
 @pytest.mark.parametrize("interrupts", [False, True], ids=["refused", "interrupted"])
 @pytest.mark.parametrize(("before", "wanted"), CASES.values(), ids=list(CASES))
 def test_what_is_refused_or_interrupted_leaves_what_was_there(
-    programs: Programs,
+    attachments: Attachments,
     libbpf: Libbpf,
     compiled: Compile,
     cgroups: Make,
@@ -115,7 +116,7 @@ def test_what_is_refused_or_interrupted_leaves_what_was_there(
     def load(what: Load) -> None:
         cgroup, paced, settles = what
         text = OURS if settles else an_object(LIMIT_EGRESS, PACE_SOCKETS, REFUSED_SETTLE)
-        programs.load(compiled(text), "object:it", cgroup, paced)
+        attachments.load(compiled(text), "object:it", cgroup, paced)
 
     cgroups("/a")
     if before is not None:
@@ -138,16 +139,16 @@ def test_what_is_refused_or_interrupted_leaves_what_was_there(
             undone += 1
             continue
         # What need not fail does not; and when all else is done, the old place may still have to be left.
-        assert not failed or programs.unfinished(), f"before step {steps}"
-        programs.unload()
-        programs.remove_maps()
+        assert not failed or attachments.unfinished(), f"before step {steps}"
+        attachments.unload()
+        attachments.remove_maps()
         if before is not None:
             load(before)
     pytest.fail("load() takes too many steps")
 
 
 def test_a_signal_that_interrupts_the_verifier_is_no_refusal(
-    programs: Programs, libbpf: Libbpf, compiled: Compile, cgroups: Make, monkeypatch: pytest.MonkeyPatch
+    attachments: Attachments, libbpf: Libbpf, compiled: Compile, cgroups: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EAGAIN, also after libbpf's own tries: else a host would silently be limited by its bucket alone."""
     left = 3
@@ -162,6 +163,6 @@ def test_a_signal_that_interrupts_the_verifier_is_no_refusal(
 
     cgroups("/a")
     monkeypatch.setattr(Libbpf, "call", call)
-    loaded = programs.load(compiled(OURS), "object:it", "/a", True)
+    loaded = attachments.load(compiled(OURS), "object:it", "/a", True)
     assert not left and not loaded.warnings
-    assert seen(libbpf).keys() >= {pins.SETTLE_LINK}
+    assert seen(libbpf).keys() >= {catalog.SETTLE.link}

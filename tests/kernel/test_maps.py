@@ -19,7 +19,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 
 RULE = 2**63 + 5  # ids are 64 bits, unsigned
 
@@ -136,7 +136,7 @@ def test_pacing_is_announced_like_any_change_but_makes_no_host_look_like_one_wit
     assert (maps.control().pacing, maps.control().generation) == (layout.PACING_REFUSED, 2)
 
 
-def test_nothing_pinned_is_none(libbpf: Libbpf, programs: Programs) -> None:
+def test_nothing_pinned_is_none(libbpf: Libbpf, attachments: Attachments) -> None:
     assert Maps.open(libbpf) is None
     pins.ensure()
     assert Maps.open(libbpf) is None

@@ -11,7 +11,7 @@ from typing import Any, Callable, NamedTuple
 from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
@@ -102,7 +102,7 @@ def web_unpaced(team: Team) -> None:
 
 
 def refused_pacing(team: Team) -> dict[str, Any]:
-    with mock.patch.object(Programs, "refuses_pacing", return_value="somebody's program shares the hook with none"):
+    with mock.patch.object(Attachments, "refuses_pacing", return_value="somebody's program shares the hook with none"):
         return limiter.program(state="reloaded")
 
 

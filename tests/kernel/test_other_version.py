@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
@@ -57,9 +57,12 @@ def sender(network: Pair, other_object: str, resident: Child) -> Iterator[Proces
         service.mkdir()
         try:
             with pytest.MonkeyPatch.context() as patch:
-                for name in GROWN:
-                    kind = pins.MAPS[name]
-                    patch.setitem(pins.MAPS, name, kind._replace(value_size=kind.value_size + MORE))
+                grown = tuple(
+                    row._replace(value=struct.Struct(f"{row.value.format}{MORE}x")) if row.name in GROWN else row
+                    for row in catalog.MAPS
+                )
+                patch.setattr(catalog, "MAPS", grown)
+                patch.setattr(catalog, "LIMITER", catalog.LIMITER._replace(maps=grown))
                 for name in ("STATE", "PACING"):
                     patch.setattr(layout, name, struct.Struct(f"{getattr(layout, name).format}{MORE}x"))
                 limiter.program(object=other_object)
@@ -155,6 +158,6 @@ def test_a_purge_of_everything_ends_it_releases_its_connections_and_makes_room(
 @pytest.mark.skipif(not RELEASES, reason="before Linux 6.1 there is no other way")
 def test_connections_are_released_one_by_one_where_no_iterator_does_it(sender: Process) -> None:
     until(lambda: paced(sender) == [True, True])
-    Path(pins.path(pins.SETTLE_LINK)).unlink()
+    Path(pins.path(catalog.SETTLE.link)).unlink()
     assert limiter.purge("all")["warnings"] == []
     assert paced(sender) == [False, False]

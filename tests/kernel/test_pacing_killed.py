@@ -15,9 +15,10 @@ from typing import Any, Callable
 from unittest import mock
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
@@ -117,7 +118,7 @@ def test_pacing_whose_end_was_killed_is_ended_by_the_next_rule_task(end: Callabl
         (shown,) = limiter.info(gather=["rules"])["rules"]
         assert (shown["pacing"]["mode"], shown["pacing"]["reason"]) == ("token_bucket", pacing()["reason"])
         assert the_same_rule()["changed"] is False
-        assert set(os.listdir(pins.PIN_DIR)) == {*pins.MAPS, pins.LINK}
+        assert set(os.listdir(pins.PIN_DIR)) == {*(row.name for row in catalog.MAPS), catalog.LIMIT.link}
         assert not sender.is_paced()
         assert "was killed" not in pacing()["reason"]
         assert limiter.program()["program"]["pacing"]["state"] == "on"
@@ -134,7 +135,7 @@ def test_check_mode_ends_nothing() -> None:
 @contextlib.contextmanager
 def a_full_hook() -> Iterator[None]:
     full = KernelError("the BPF program cannot be attached", errno.E2BIG)
-    with mock.patch.object(Programs, "_attach", side_effect=full), pytest.raises(KernelError, match="E2BIG"):
+    with mock.patch.object(Attachments, "_attach", side_effect=full), pytest.raises(KernelError, match="E2BIG"):
         yield
 
 
@@ -144,7 +145,7 @@ def test_a_load_that_fails_leaves_nothing_that_paces_and_nothing_to_settle() -> 
         with a_full_hook():
             limiter.program()
         assert (memory.read(), pacing()["state"]) == (before, "off")
-        assert set(os.listdir(pins.PIN_DIR)) == {*pins.MAPS, pins.LINK}
+        assert set(os.listdir(pins.PIN_DIR)) == {*(row.name for row in catalog.MAPS), catalog.LIMIT.link}
         assert sender.charged("tcp") == {"web"}
         assert not sender.is_paced()
 

@@ -8,6 +8,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
@@ -24,8 +25,8 @@ from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import 
 
 Compile = t.Callable[[str], str]
 
-NOT_PACED = sorted([*pins.MAPS, pins.LINK])
-PACED = sorted([*NOT_PACED, pins.PACE_LINK, *([pins.SETTLE_LINK] if RELEASES else [])])
+NOT_PACED = sorted([*(row.name for row in catalog.MAPS), catalog.LIMIT.link])
+PACED = sorted([*NOT_PACED, catalog.PACE.link, *([catalog.SETTLE.link] if RELEASES else [])])
 # Sends through a connection to itself as much as goes in a second, and says how many bytes that were.
 SEND = """
 import socket, sys, threading, time
@@ -153,7 +154,7 @@ def test_an_iterator_that_the_kernel_refuses_is_left_out_and_sockets_are_paced(b
     assert made["program"]["pacing"]["state"] == "on"
     (warning,) = made["warnings"]
     assert "the kernel refuses settle_sockets" in warning
-    assert pinned() == sorted([*NOT_PACED, pins.PACE_LINK])
+    assert pinned() == sorted([*NOT_PACED, catalog.PACE.link])
     assert limiter.info(gather=["program"])["program"]["pacing"] == {
         "state": "on",
         "reason": None,
@@ -169,7 +170,7 @@ def test_a_kernel_that_is_too_old_for_the_iterator_is_not_asked_and_paces_all_th
     monkeypatch.setattr(kernel, "version", lambda: (5, 10))
     made = limiter.program()
     assert (made["program"]["pacing"]["state"], made["warnings"]) == ("on", [])
-    assert pinned() == sorted([*NOT_PACED, pins.PACE_LINK])
+    assert pinned() == sorted([*NOT_PACED, catalog.PACE.link])
     about = limiter.info(gather=["program"])["program"]["pacing"]
     assert (about["open_connections"], about["open_connections_reason"]) == (
         False,
@@ -214,7 +215,7 @@ def test_without_a_program_a_rule_says_that_nothing_limits() -> None:
 
 def test_a_pin_that_somebody_removed_is_noticed_and_made_again() -> None:
     limiter.rule(name="it", rate="1m")
-    os.unlink(pins.path(pins.PACE_LINK))
+    os.unlink(pins.path(catalog.PACE.link))
     assert mode()[0] == "token_bucket"
     assert limiter.program()["changed"]
     assert (pinned(), mode()[0]) == (PACED, "paced")
@@ -242,10 +243,10 @@ def shown() -> dict[str, t.Any]:
 def test_a_foreign_link_with_a_name_of_ours_is_named(tmp_path: Path) -> None:
     limiter.program()
     if RELEASES:
-        os.rename(pins.path(pins.SETTLE_LINK), pins.path("aside"))
-    os.rename(pins.path(pins.PACE_LINK), pins.path(pins.SETTLE_LINK))
+        os.rename(pins.path(catalog.SETTLE.link), pins.path("aside"))
+    os.rename(pins.path(catalog.PACE.link), pins.path(catalog.SETTLE.link))
     with pytest.raises(limiter.LimiterError, match="settle_sockets_link is not the limiter's.*not to an iterator"):
         limiter.program()
-    os.rename(pins.path(pins.SETTLE_LINK), pins.path(pins.PACE_LINK))
+    os.rename(pins.path(catalog.SETTLE.link), pins.path(catalog.PACE.link))
     if RELEASES:
-        os.rename(pins.path("aside"), pins.path(pins.SETTLE_LINK))
+        os.rename(pins.path("aside"), pins.path(catalog.SETTLE.link))

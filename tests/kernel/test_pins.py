@@ -9,12 +9,13 @@ import sys
 import typing as t
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
 
 if t.TYPE_CHECKING:
-    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
     from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 
 
@@ -129,24 +130,24 @@ def test_another_versions_values_may_be_of_another_size_and_nothing_else(directo
 
 
 def test_a_control_map_of_another_size_is_no_versions(directory: str, libbpf: Libbpf) -> None:
-    make_map(pins.CONTROL, kind="array", key=4, value=16)
+    make_map(catalog.CONTROL.name, kind="array", key=4, value=16)
     with pytest.raises(LimiterError, match="rate_limit_control_map is not the limiter's") as raised:
         pins.check(libbpf, any_version=True)
     assert raised.value.kind == "foreign_pin"
 
 
 def test_a_map_where_the_link_should_be_and_a_link_where_a_map_should_be_are_named(
-    maps: Maps, programs: Programs, libbpf: Libbpf
+    maps: Maps, attachments: Attachments, libbpf: Libbpf
 ) -> None:
-    os.rename(pins.path(pins.LINK), pins.path("kept"))
-    os.rename(pins.path("rate_limit_config_map"), pins.path(pins.LINK))
+    os.rename(pins.path(catalog.LIMIT.link), pins.path("kept"))
+    os.rename(pins.path("rate_limit_config_map"), pins.path(catalog.LIMIT.link))
     with pytest.raises(LimiterError, match="limit_egress_link is not the limiter's: it is a BPF map"):
-        programs.current()
-    os.rename(pins.path(pins.LINK), pins.path("map"))
+        attachments.current()
+    os.rename(pins.path(catalog.LIMIT.link), pins.path("map"))
     os.rename(pins.path("kept"), pins.path("rate_limit_config_map"))
     with pytest.raises(LimiterError, match="rate_limit_config_map is not the limiter's: it is a BPF link"):
-        programs.load("/nowhere.o", "object:none", "/")
-    os.rename(pins.path("rate_limit_config_map"), pins.path(pins.LINK))
+        attachments.load("/nowhere.o", "object:none", "/")
+    os.rename(pins.path("rate_limit_config_map"), pins.path(catalog.LIMIT.link))
     os.rename(pins.path("map"), pins.path("rate_limit_config_map"))
 
 
@@ -158,12 +159,12 @@ def test_a_directory_with_the_name_of_a_map_is_named(directory: str, libbpf: Lib
         assert raised.value.kind == "foreign_pin"
 
 
-def test_only_our_pins_are_removed(directory: str, programs: Programs, limiter_object: str) -> None:
-    programs.load(limiter_object, "source:test", "/")
-    programs.unload()
+def test_only_our_pins_are_removed(directory: str, attachments: Attachments, limiter_object: str) -> None:
+    attachments.load(limiter_object, "source:test", "/")
+    attachments.unload()
     make_map("not_ours")
     assert pins.foreign() == ["not_ours"]
-    assert sorted(pins.remove()) == sorted(map(pins.path, pins.MAPS))
+    assert sorted(pins.remove()) == sorted(pins.path(row.name) for row in catalog.MAPS)
     assert os.listdir(directory) == ["not_ours"]
     os.unlink(pins.path("not_ours"))
     assert pins.remove() == [directory]

@@ -14,7 +14,7 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
@@ -84,7 +84,7 @@ def test_kernels_that_have_lost_the_cgroups_of_new_sockets_are_in_the_report(mem
 def test_what_cannot_be_looked_at_when_the_work_is_done_does_not_fail_the_task(
     member: str, error: LimiterError, reasons: list[str]
 ) -> None:
-    with mock.patch.object(Programs, "on_hook", side_effect=error):
+    with mock.patch.object(Attachments, "on_hook", side_effect=error):
         done = rule(**WANTED)
     assert done["changed"]
     assert len(done["unenforced"]) == bool(reasons)

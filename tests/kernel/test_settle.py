@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import enter_network_namespace
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
@@ -174,7 +175,7 @@ def test_a_connection_that_the_kernel_cannot_adopt_stays_with_the_bucket_and_tha
 
 def without_iterator() -> None:
     if RELEASES:
-        os.unlink(pins.path(pins.SETTLE_LINK))
+        os.unlink(pins.path(catalog.SETTLE.link))
 
 
 @pytest.mark.parametrize("own", [RATE // 2, 100 * RATE])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 
 # What needs no more of the kernel's types than these headers have compiles in a fraction of the time.
 INCLUDES = "#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\n"
@@ -22,13 +22,13 @@ REFUSED_SETTLE = 'SEC("iter/tcp") int settle_sockets(void *context) { return *(v
 def an_object(*programs: str, key: str = "") -> str:
     """An object with our maps, or with all keys of another type, and these programs."""
     text = INCLUDES + 'char LICENSE[] SEC("license") = "GPL";\n'
-    for name, kind in pins.MAPS.items():
-        of_socket = kind.type == 24
+    for name, kind, of_key, value in catalog.MAPS:
+        of_socket = kind == catalog.SOCKET_STORAGE
         text += (
-            f"struct {name}_value {{ char bytes[{kind.value_size}]; }};\n"
-            f"struct {{ __uint(type, {kind.type}); __uint(max_entries, {0 if of_socket else 1}); "
+            f"struct {name}_value {{ char bytes[{value.size}]; }};\n"
+            f"struct {{ __uint(type, {kind}); __uint(max_entries, {0 if of_socket else 1}); "
             f"__uint(map_flags, {int(of_socket)}); __type(value, struct {name}_value); "
-            f'__type(key, {key or ("int" if kind.key_size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
+            f'__type(key, {key or ("int" if of_key.size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
         )
     return text + "".join(programs)
 

@@ -30,7 +30,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.p
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
@@ -182,7 +182,7 @@ def snapshot(*pids: int) -> Snapshot:
     remembered, warnings = memory.read()
     assert not warnings
     cgroups, libbpf = Cgroups.find(), load()
-    current = Programs(libbpf, cgroups.mount).current()
+    current = Attachments(libbpf, cgroups.mount).current()
 
     def name(cgroup_id: int) -> str:
         return libbpf.cgroup_path_of(cgroups.mount, cgroup_id) or f"gone: {cgroup_id}"

@@ -69,8 +69,8 @@ class _Application:
 
     def run(self, plan: Plan) -> None:
         if self.host.maps:
-            self.host.programs.complete_move()
-            self.warnings += pacing.complete_stop(self.host.programs, self.host.maps)
+            self.host.attachments.complete_move()
+            self.warnings += pacing.complete_stop(self.host.attachments, self.host.maps)
         self._settle(self.origins.written.unsettled)
         for target in plan.targets:
             if target.request.present:

@@ -83,7 +83,7 @@ def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
 
     A program that someone attaches without BPF_F_ALLOW_MULTI runs instead of those above it.
     """
-    if host.programs.current() is None:
+    if host.attachments.current() is None:
         return []
     places = {member for rule in present for member in rule.members}
     if any(rule.pids or not rule.members for rule in present):
@@ -94,7 +94,7 @@ def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
 def _why_unseen(host: Host, place: str) -> str | None:
     """Raises nothing: what was to be done is done, so the task may not fail any more."""
     try:
-        runs = any(program["ours"] for program in host.programs.on_hook(place))
+        runs = any(program["ours"] for program in host.attachments.on_hook(place))
     except LimiterError as error:
         # Not made yet, in check mode; or a service that is restarted meanwhile.
         gone = error.kind == "no_cgroup"

@@ -11,7 +11,7 @@ from ..core.errors import LimiterError
 from ..core.layout import SCHEMA
 from ..host import kernel
 from ..host.bpf import pins
-from ..host.bpf.attachments import Programs
+from ..host.bpf.attachments import Attachments
 from ..host.bpf.libbpf import Libbpf, load
 from ..host.bpf.maps import Maps
 from ..host.groups.cgroups import Cgroups
@@ -27,7 +27,7 @@ class Host:
 
     def __init__(self, cgroups: Cgroups, libbpf: Libbpf, run_command: RunCommand, any_version: bool = False) -> None:
         self.cgroups, self.libbpf, self.run_command = cgroups, libbpf, run_command
-        self.programs = Programs(libbpf, cgroups.mount)
+        self.attachments = Attachments(libbpf, cgroups.mount)
         self.maps: Maps | None = None
         self.other_maps: Maps | None = None
         self._any_version = any_version

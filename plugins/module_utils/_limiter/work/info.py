@@ -107,7 +107,7 @@ class Info:
     def _ask_hook(self) -> None:
         """Raises LimiterError where the kernel has no such hook, or does not let us ask."""
         if self.host is not None:
-            self.host.programs.on_hook("/")
+            self.host.attachments.on_hook("/")
 
     def _compiler(self) -> str | None:
         try:
@@ -117,7 +117,7 @@ class Info:
 
     def program(self) -> Facts | None:
         """The program that is attached, or None."""
-        current = self.host.programs.current() if self.host else None
+        current = self.host.attachments.current() if self.host else None
         if self.host is None or current is None:
             return None
         return {**current._asdict(), "pacing": pacing.about(ability(self.host, current))}
@@ -188,7 +188,7 @@ class Info:
         if not self.host.cgroups.exists(cgroup):
             return []
         try:
-            return self.host.programs.on_hook(cgroup)
+            return self.host.attachments.on_hook(cgroup)
         except LimiterError as error:
             if error.kind != "no_cgroup_bpf":
                 raise

@@ -8,13 +8,13 @@ from __future__ import annotations
 import typing as t
 
 from ..core import actions as do
+from ..core import catalog
 from ..core.errors import LimiterError
 from ..core.layout import PACING_ON
 from ..core.model import Program
 from ..core.pacing import Ability
 from ..host import kernel
-from ..host.bpf import objects
-from ..host.bpf.attachments import Programs
+from ..host.bpf.attachments import Attachments
 from ..host.bpf.maps import Maps
 from ..host.sockets import settle
 from .host import Host
@@ -29,7 +29,7 @@ def ability(host: Host, program: Program | None) -> Ability:
     """What the program that is attached does about pacing, and why not more."""
     if program is None:
         return Ability(None, None, adopts=False, settles=False)
-    half_way = is_half_way(host.programs, host.maps)
+    half_way = is_half_way(host.attachments, host.maps)
     return _ability(host, program.pacing, program.cgroup, settle.can_settle())._replace(half_way=half_way)
 
 
@@ -41,41 +41,41 @@ def would_be(host: Host, state: str, cgroup: str, before: Program | None) -> Abi
 
 
 def _ability(host: Host, state: str, cgroup: str, settles: bool) -> Ability:
-    refusal = host.programs.refuses_pacing(cgroup) if state == "refused" else None
+    refusal = host.attachments.refuses_pacing(cgroup) if state == "refused" else None
     adopts = state == "on" and settles and settle.can_adopt()
     return Ability(state, refusal, adopts, settles, refuses_settling=not settles and _could_settle())
 
 
 def _could_settle() -> bool:
-    return kernel.version() >= objects.SETTLES
+    return kernel.version() >= catalog.SETTLE.since
 
 
-def stop(programs: Programs, maps: Maps | None, pacing: int) -> list[str]:
+def stop(attachments: Attachments, maps: Maps | None, pacing: int) -> list[str]:
     """Releases every socket, then ends what paces them; ``pacing`` says why, as layout.PACING_OFF. Returns warnings.
 
     Who is killed in it leaves a pin behind, by which the next one sees that there is more to do.
     """
     warnings: list[str] = []
-    if maps is None and programs.has_pacing_links():
+    if maps is None and attachments.has_pacing_links():
         warnings = [f"{_MAY_STAY_SLOW}: the pinned maps, which know them, are not all there"]
     if maps is not None:
-        begun = programs.has_pacing_links() or maps.control().pacing == PACING_ON
+        begun = attachments.has_pacing_links() or maps.control().pacing == PACING_ON
         maps.set_pacing(pacing)
         if begun:
-            programs.detach_pacing()  # or a connection that is made now would be paced for ever
+            attachments.detach_pacing()  # or a connection that is made now would be paced for ever
             warnings = _release(maps)
-    programs.unpin_pacing()
+    attachments.unpin_pacing()
     return warnings
 
 
-def is_half_way(programs: Programs, maps: Maps | None) -> bool:
+def is_half_way(attachments: Attachments, maps: Maps | None) -> bool:
     """Whether a run was killed that switched pacing off, or on: something is pinned of it, and it does not hold."""
-    return maps is not None and programs.has_pacing_links() and maps.control().pacing != PACING_ON
+    return maps is not None and attachments.has_pacing_links() and maps.control().pacing != PACING_ON
 
 
-def complete_stop(programs: Programs, maps: Maps) -> list[str]:
+def complete_stop(attachments: Attachments, maps: Maps) -> list[str]:
     """Ends what a killed run has left of pacing, for the reason that it had. Returns warnings."""
-    return stop(programs, maps, maps.control().pacing) if is_half_way(programs, maps) else []
+    return stop(attachments, maps, maps.control().pacing) if is_half_way(attachments, maps) else []
 
 
 def _release(maps: Maps) -> list[str]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import typing as t
 
-from ..core import layout
+from ..core import catalog, layout
 from ..core import pacing as words
 from ..core.errors import LimiterError
 from ..core.model import Memory, Program
@@ -52,11 +52,11 @@ def choose_object(host: Host, prebuilt: str | None = None, copied: bool = False)
 def _ready(host: Host, path: str) -> Object:
     build.check_owner(path)
     identity = build.identity_of_object(path)
-    host.programs.check_object(path)  # here, so that check mode refuses it, too
+    host.attachments.check_object(path)  # here, so that check mode refuses it, too
     return Object(path, identity, False)
 
 
-class Loaded(t.NamedTuple):
+class Done(t.NamedTuple):
     """What was done, or would be, in words, in order; and warnings."""
 
     done: list[str]
@@ -64,26 +64,26 @@ class Loaded(t.NamedTuple):
 
 
 @kernel.explained()
-def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
+def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
     """Load, or replace without a gap; ``paced``: TCP, as far as the kernel can."""
     done = pins.ensure()
     if wanted.stale:
         build.build(host.run_command)
         done.append(f"built {wanted.path}")
-    loaded = host.programs.load(wanted.path, wanted.identity, cgroup, paced)
+    loaded = host.attachments.load(wanted.path, wanted.identity, cgroup, paced)
     host.refresh()
     if loaded.paced:
         after = pacing.follow(None)
     else:
         why = layout.PACING_REFUSED if paced else layout.PACING_OFF
-        after = pacing.stop(host.programs, host.opened_maps, why)
-    return Loaded([*done, _loaded(wanted, cgroup, paced)], [*loaded.warnings, *after])
+        after = pacing.stop(host.attachments, host.opened_maps, why)
+    return Done([*done, _loaded(wanted, cgroup, paced)], [*loaded.warnings, *after])
 
 
 @kernel.explained()
-def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loaded:
+def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
     """What load would do. Raises what load would raise, as far as it can be known without doing it."""
-    host.programs.refuse_exclusive(cgroup)
+    host.attachments.refuse_exclusive(cgroup)
     if not os.path.exists(kernel.BTF):
         host.libbpf.run("btf__free", host.libbpf.pointer("btf__load_vmlinux_btf"))
     done = [] if pins.is_mounted() else [f"mounted bpffs at {pins.BPFFS}"]
@@ -92,16 +92,16 @@ def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> L
     if wanted.stale:
         build.check_headers(host.run_command)
         done.append(f"built {wanted.path}")
-    return Loaded([*done, _loaded(wanted, cgroup, paced)], [])
+    return Done([*done, _loaded(wanted, cgroup, paced)], [])
 
 
 def _loaded(wanted: Object, cgroup: str, paced: bool) -> str:
     return f"loaded {wanted.path}, attached to {cgroup}{'' if paced else ', without pacing'}"
 
 
-def load_if_absent(host: Host) -> Loaded:
+def load_if_absent(host: Host) -> Done:
     """What a rule task does on a host where no program is loaded."""
-    return Loaded([], []) if host.programs.current() else load(host, choose_object(host, copied=True), "/")
+    return Done([], []) if host.attachments.current() else load(host, choose_object(host, copied=True), "/")
 
 
 def would_load_if_absent(host: Host) -> list[str]:
@@ -133,7 +133,7 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
             "ENOENT (No such file or directory)",
             "Give an existing cgroup",
         )
-    before = host.programs.current()
+    before = host.attachments.current()
     wanted = choose_object(host, prebuilt)
     remembered, warnings = memory.read()
     if (
@@ -142,7 +142,7 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         and (before.pacing != "off") == paced
         and not wanted.stale
         and not reload
-        and not host.programs.unfinished()
+        and not host.attachments.unfinished()
     ):
         if remembered.settling and not check:
             warnings += pacing.follow(None)
@@ -156,19 +156,21 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         return Change(before, wanted.identity, cgroup, then, done, (), tuple(warnings))
     with _settling(remembered):
         loaded = load(host, wanted, cgroup, paced)
-    now = words.about(pacing.ability(host, host.programs.current()))
+    now = words.about(pacing.ability(host, host.attachments.current()))
     warnings += loaded.warnings
     return Change(before, wanted.identity, cgroup, now, tuple(loaded.done), (), tuple(warnings))
 
 
 def _would_refuse(host: Host, wanted: Object, cgroup: str, before: Program | None) -> bool:
     """Whether the kernel would refuse to pace. Where it did before, and one cannot see why, it is asked."""
-    programs = host.programs
-    if programs.refuses_pacing(cgroup):
+    attachments = host.attachments
+    if attachments.refuses_pacing(cgroup):
         return True
-    if before is None or before.pacing != "refused" or programs.refuses_pacing(before.cgroup):
+    if before is None or before.pacing != "refused" or attachments.refuses_pacing(before.cgroup):
         return False
-    return wanted.stale or programs.refuses_object(wanted.path)  # what is not built yet is much like what was refused
+    return wanted.stale or attachments.refuses_object(
+        wanted.path
+    )  # what is not built yet is much like what was refused
 
 
 @contextlib.contextmanager
@@ -195,11 +197,11 @@ def _settled(remembered: Memory) -> None:
 
 def detach(host: Host, check: bool) -> Change:
     """Unload the program. The maps stay while there are rules: loading it again enforces them again."""
-    before = host.programs.current()
+    before = host.attachments.current()
     rules = host.cgroups.rule_names()
     done: list[str] = []
     warnings: list[str] = []
-    if before or any(pins.exists(name) for name in pins.LINKS):
+    if before or any(pins.exists(name) for name in catalog.LINKS):
         where = before.cgroup if before else "a cgroup that is gone, or half way by a run that was killed"
         done.append(f"unloaded the program from {where}")
         if not check:
@@ -207,7 +209,7 @@ def detach(host: Host, check: bool) -> Change:
     if not rules and host.maps is not None:
         done.append("removed the maps")
         if not check:
-            host.programs.remove_maps()
+            host.attachments.remove_maps()
     return Change(before, None, None, None, tuple(done), tuple(rules) if before else (), tuple(warnings))
 
 
@@ -215,8 +217,8 @@ def unload(host: Host) -> list[str]:
     """Release every socket, then detach the programs. What limits goes last: until then the next run sees what is left
     to do. Returns warnings.
     """
-    warnings = pacing.stop(host.programs, host.maps or host.other_maps, layout.PACING_OFF)
-    host.programs.unload()
+    warnings = pacing.stop(host.attachments, host.maps or host.other_maps, layout.PACING_OFF)
+    host.attachments.unload()
     return warnings
 
 

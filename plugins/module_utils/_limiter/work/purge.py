@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import typing as t
 
+from ..core import catalog
 from ..core.model import HostState, Rule
 from ..core.plan import Plan, is_automatic, plan_removal
 from ..host import memory
@@ -50,7 +51,7 @@ def find(host: Host, scope: str) -> tuple[Purge, HostState]:
         pids=tuple(sorted(pid for name in names for pid in state.rules[name].pids)),
         remains=_remains(host),
         program=state.program.identity if state.program and everything else None,
-        pins=tuple(name for name in pins.NAMES if pins.exists(name)) if everything else (),
+        pins=tuple(name for name in catalog.PINS if pins.exists(name)) if everything else (),
         paths=tuple(paths),
         warnings=(*warnings, *made.warnings, *left),
     ), state

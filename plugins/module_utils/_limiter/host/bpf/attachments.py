@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The programs and their links: loading, replacing and moving them, and who else is on their hook.
 
-A process that is killed anywhere in `Programs.load` leaves something that the next load completes, and once the link of
-what limits is pinned there is one at every moment, so that no packet is unlimited.
+A process that is killed anywhere in `Attachments.load` leaves something that the next load completes, and once the link
+of what limits is pinned there is one at every moment, so that no packet is unlimited.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import contextlib
 import errno
 import typing as t
 
-from ...core import layout
+from ...core import catalog, layout
 from ...core.errors import LimiterError
 from ...core.model import Program
 from . import objects, pins
-from .hooks import EGRESS, SOCK_OPS, Hooks
+from .hooks import Hooks
 from .libbpf import KernelError, Libbpf, reason
 from .links import Links, Undo
 from .maps import Maps
@@ -25,14 +25,14 @@ from .maps import Maps
 _PACING = {layout.PACING_OFF: "off", layout.PACING_ON: "on", layout.PACING_REFUSED: "refused"}
 
 
-class Loaded(t.NamedTuple):
+class Attached(t.NamedTuple):
     """Whether sockets are paced, and warnings of what the kernel refused of it."""
 
     paced: bool
     warnings: list[str]
 
 
-class Programs:
+class Attachments:
     """The programs of a host. ``cgroup_mount`` is where cgroup2 is mounted; cgroups are named by their path there."""
 
     def __init__(self, libbpf: Libbpf, cgroup_mount: str) -> None:
@@ -46,27 +46,27 @@ class Programs:
         """
         with contextlib.ExitStack() as stack:
             maps = stack.enter_context(self._maps(any_version=True))
-            if maps is None or not pins.exists(pins.LINK):
+            if maps is None or not pins.exists(catalog.LIMIT.link):
                 return None
-            info = self._links.info(pins.LINK)
+            info = self._links.info(catalog.LIMIT.link)
             cgroup = self._libbpf.cgroup_path_of(self._hooks.mount, info.cgroup_id) if info.cgroup_id else None
             if cgroup is None:  # the kernel detaches a link when its cgroup goes
                 return None
             control = maps.control()
             known = control.program_id == info.prog_id and control.identity
             pacing = _PACING.get(control.pacing, "off")
-            if pacing == "on" and self._links.cgroup_id(pins.PACE_LINK) != info.cgroup_id:
+            if pacing == "on" and self._links.cgroup_id(catalog.PACE.link) != info.cgroup_id:
                 pacing = "off"  # its link is lost, or is still somewhere else
             return Program(control.identity if known else "unknown", cgroup, info.prog_id, info.id, pacing)
 
     def unfinished(self) -> bool:
         """Whether a run was killed that moved the attach point or switched pacing off."""
-        if pins.exists(pins.NEW_LINK) or pins.exists(pins.NEW_PACE_LINK):
+        if any(program.moving and pins.exists(program.moving) for program in catalog.PROGRAMS):
             return True
         current = self.current()
         return self.has_pacing_links() and (current is None or current.pacing != "on")
 
-    def load(self, object_path: str, identity: str, cgroup: str, pacing: bool = True) -> Loaded:
+    def load(self, object_path: str, identity: str, cgroup: str, pacing: bool = True) -> Attached:
         """Makes the object's program the one that limits below ``cgroup``, with the maps and rules that are there.
 
         Without ``pacing``, or where the kernel refuses it, what paced before is left to `pacing.stop`.
@@ -88,14 +88,14 @@ class Programs:
         self.complete_move()
         return loaded
 
-    def _load(self, object_path: str, identity: str, cgroup: str, pacing: bool, undo: Undo) -> Loaded:
+    def _load(self, object_path: str, identity: str, cgroup: str, pacing: bool, undo: Undo) -> Attached:
         with contextlib.ExitStack() as stack:
-            there = {name for name in pins.MAPS if pins.exists(name)}
-            undo.add(lambda: pins.unpin(name for name in pins.MAPS if name not in there))
+            missing = [row.name for row in catalog.MAPS if not pins.exists(row.name)]
+            undo.add(lambda: pins.unpin(missing))
             cgroup_fd = stack.enter_context(self._hooks.open_cgroup(cgroup))
             self.refuse_exclusive(cgroup)
             loaded = objects.load(self._libbpf, stack, object_path, pacing)
-            program_fd, refused = loaded.programs[objects.LIMIT], dict(loaded.refused)
+            program_fd, refused = loaded.programs[catalog.LIMIT], dict(loaded.refused)
             program_id = self._libbpf.info(program_fd, "bpf_prog_info").id
             maps = stack.enter_context(self._maps())
             if maps is None:
@@ -107,9 +107,9 @@ class Programs:
             if maps.members():  # a control map that had to be made again says that there never were any
                 maps.bump_generation()
             # What limits comes last: who finds it need not ask whether the rest was attached.
-            if objects.PACE in loaded.programs:
+            if catalog.PACE in loaded.programs:
                 refused.update(self._attach_pacing(loaded.programs, cgroup_fd, cgroup, undo))
-            paced = pacing and objects.PACE not in refused
+            paced = pacing and catalog.PACE not in refused
             if paced:
                 maps.set_pacing(layout.PACING_ON)
             elif before.pacing == layout.PACING_ON:
@@ -117,7 +117,7 @@ class Programs:
             elif not self.has_pacing_links():
                 maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
             self._attach(program_fd, cgroup_fd, cgroup, undo)
-        return Loaded(paced, _refusals(refused))
+        return Attached(paced, _refusals(refused))
 
     def _restore_control(self, before: layout.Control) -> None:
         """All but what only ever goes forward: the generation, and whether sockets were bound."""
@@ -136,23 +136,23 @@ class Programs:
         before (`pacing.stop`): they keep what they were told.
         """
         pins.check(self._libbpf, any_version=True)
-        names = [name for name in pins.LINKS if pins.exists(name)]
+        names = [name for name in catalog.LINKS if pins.exists(name)]
         for name in names:
             self._links.remove(name)
         return bool(names)
 
     def has_pacing_links(self) -> bool:
         """Whether anything paces sockets, or is left of what did."""
-        return any(pins.exists(name) for name in _PACING_LINKS)
+        return any(pins.exists(name) for name in catalog.PACING_LINKS)
 
     def detach_pacing(self) -> None:
         """Nothing paces sockets any more; the pins stay until they are released (`unpin_pacing`)."""
-        for name in (pins.NEW_PACE_LINK, pins.PACE_LINK):
-            if pins.exists(name):
+        for name, hook in catalog.PACING_LINKS.items():
+            if hook.link_type == catalog.CGROUP_LINK and pins.exists(name):
                 self._links.detach(name)
 
     def unpin_pacing(self) -> None:
-        for name in _PACING_LINKS:
+        for name in catalog.PACING_LINKS:
             if pins.exists(name):
                 self._links.remove(name)
 
@@ -163,20 +163,21 @@ class Programs:
 
     def on_hook(self, cgroup: str) -> list[dict[str, t.Any]]:
         """Every program that runs for a packet that a socket of ``cgroup`` sends: see `Hooks.on_egress`."""
-        ours = {self._links.info(name).prog_id for name in (pins.LINK, pins.NEW_LINK) if pins.exists(name)}
+        ours = {self._links.info(name).prog_id for name in catalog.links([catalog.LIMIT]) if pins.exists(name)}
         return self._hooks.on_egress(cgroup, ours)
 
     def complete_move(self) -> None:
         """A run that moved the attach point was killed: what it attached takes the old link's place."""
         links = self._links
-        links.complete(pins.LINK, pins.NEW_LINK)
-        if pins.exists(pins.NEW_PACE_LINK) and links.cgroup_id(pins.NEW_PACE_LINK) != links.cgroup_id(pins.LINK):
-            links.remove(pins.NEW_PACE_LINK)  # what limits was not moved yet
-        links.complete(pins.PACE_LINK, pins.NEW_PACE_LINK)
+        links.complete(catalog.LIMIT)
+        moving = catalog.PACE.moving
+        if pins.exists(moving) and links.cgroup_id(moving) != links.cgroup_id(catalog.LIMIT.link):
+            links.remove(moving)  # what limits was not moved yet
+        links.complete(catalog.PACE)
 
     def refuse_exclusive(self, cgroup: str) -> None:
         """Raises LimiterError ``exclusive_program`` where somebody's program shares the hook with none."""
-        found = self._hooks.exclusive(cgroup, EGRESS)
+        found = self._hooks.exclusive(cgroup, catalog.EGRESS)
         if found is not None:
             raise LimiterError(
                 "exclusive_program",
@@ -189,15 +190,15 @@ class Programs:
 
     def refuses_pacing(self, cgroup: str) -> str | None:
         """Why no program could pace the sockets below a cgroup, as far as that shows without trying."""
-        found = self._hooks.exclusive(cgroup, SOCK_OPS)
+        found = self._hooks.exclusive(cgroup, catalog.SOCK_OPS)
         return found.text if found else None
 
     def refuses_object(self, path: str) -> bool:
-        """Whether the kernel refuses an object's `objects.PACE`, tried without attaching it. Only for where all maps
+        """Whether the kernel refuses an object's `catalog.PACE`, tried without attaching it. Only for where all maps
         are pinned already: it leaves nothing behind then. Raises LimiterError as `objects.load`.
         """
         with contextlib.ExitStack() as stack:
-            return objects.PACE in objects.load(self._libbpf, stack, path, True).refused
+            return catalog.PACE in objects.load(self._libbpf, stack, path, True).refused
 
     @contextlib.contextmanager
     def _maps(self, any_version: bool = False) -> t.Iterator[Maps | None]:
@@ -210,7 +211,7 @@ class Programs:
 
     def _attach(self, program_fd: int, cgroup_fd: int, cgroup: str, undo: Undo) -> None:
         try:
-            self._links.to_cgroup(program_fd, cgroup_fd, EGRESS, pins.LINK, pins.NEW_LINK, undo)
+            self._links.to_cgroup(catalog.LIMIT, program_fd, cgroup_fd, undo)
         except KernelError as error:
             if error.errno != errno.E2BIG:
                 raise
@@ -221,31 +222,24 @@ class Programs:
                 "Detach some, or choose another cgroup_path",
             ) from error
 
-    def _attach_pacing(self, programs: t.Mapping[str, int], cgroup_fd: int, cgroup: str, undo: Undo) -> dict[str, str]:
+    def _attach_pacing(
+        self, programs: t.Mapping[catalog.Program, int], cgroup_fd: int, cgroup: str, undo: Undo
+    ) -> objects.Refusals:
         """What was refused, and why: no reason not to limit."""
         why = self.refuses_pacing(cgroup)
         if why is not None:
-            return {objects.PACE: why}
+            return {catalog.PACE: why}
         try:
-            names = pins.PACE_LINK, pins.NEW_PACE_LINK
-            self._links.to_cgroup(programs[objects.PACE], cgroup_fd, SOCK_OPS, *names, undo)
+            self._links.to_cgroup(catalog.PACE, programs[catalog.PACE], cgroup_fd, undo)
         except KernelError as error:
-            return {objects.PACE: error.why}
+            return {catalog.PACE: error.why}
         try:
-            self._links.to_iterator(programs.get(objects.SETTLE), undo)
+            self._links.to_iterator(catalog.SETTLE, programs.get(catalog.SETTLE), undo)
         except KernelError as error:
-            self._links.to_iterator(None, undo)
-            return {objects.SETTLE: error.why}
+            self._links.to_iterator(catalog.SETTLE, None, undo)
+            return {catalog.SETTLE: error.why}
         return {}
 
 
-_PACING_LINKS = [name for name in pins.LINKS if name not in (pins.LINK, pins.NEW_LINK)]
-
-
-def _refusals(refused: t.Mapping[str, str]) -> list[str]:
-    texts = {
-        objects.PACE: "TCP is not paced here, the token bucket alone limits it",
-        objects.SETTLE: "connections that are open already are paced and released later than at once",
-        objects.LOOK: "what IPsec sends through a tunnel's device is charged twice, and reaches half of its limit",
-    }
-    return [f"{texts[name]}, since the kernel refuses {name}: {why}" for name, why in refused.items()]
+def _refusals(refused: objects.Refusals) -> list[str]:
+    return [f"{row.refused}, since the kernel refuses {row.name}: {why}" for row, why in refused.items()]

@@ -18,6 +18,7 @@ import shutil
 import stat
 import typing as t
 
+from ...core import catalog
 from ...core.errors import LimiterError
 from ..errnos import errno_text
 from ..kernel import BTF
@@ -28,7 +29,6 @@ SOURCE_DIR = "/usr/share/speed_limiter/src"
 OBJECT = "/usr/lib/speed_limiter/limiter.bpf.o"
 STAMP = f"{OBJECT}.json"  # what OBJECT was built from; written after it
 
-MAIN_SOURCE = "limiter.bpf.c"
 OLDEST_CLANG = 12  # the first that tells the program which helpers a kernel has (__builtin_preserve_enum_value)
 # v3: the newest instruction set that kernel 5.10 has.
 FLAGS = ("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall")
@@ -209,7 +209,7 @@ def _header_by_libbpf() -> str:
 
 def _compile(run_command: RunCommand, made: Inputs, output: str) -> None:
     target = _ARCHITECTURES.get(made.architecture, made.architecture)
-    source = os.path.join(SOURCE_DIR, MAIN_SOURCE)
+    source = os.path.join(SOURCE_DIR, catalog.LIMITER.source)
     arguments = [*FLAGS, f"-D__TARGET_ARCH_{target}", "-I", SOURCE_DIR, "-c", source, "-o", output]
     code, out, errors = run_command([made.compiler, *arguments], check_rc=False)
     if code == 0:

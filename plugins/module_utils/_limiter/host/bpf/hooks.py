@@ -10,11 +10,11 @@ import errno
 import os
 import typing as t
 
+from ...core import catalog
 from ...core.errors import LimiterError
 from ..errnos import errno_text
 from .libbpf import KernelError, Libbpf, closing_fd, reason
 
-EGRESS, SOCK_OPS = 1, 3  # BPF_CGROUP_INET_EGRESS, BPF_CGROUP_SOCK_OPS
 _QUERY_EFFECTIVE = 1
 _ALLOW_OVERRIDE, _ALLOW_MULTI = 1, 2
 
@@ -44,7 +44,7 @@ class Hooks:
         with closing_fd(fd):
             yield fd
 
-    def exclusive(self, cgroup: str, hook: int) -> Exclusive | None:
+    def exclusive(self, cgroup: str, hook: catalog.Hook) -> Exclusive | None:
         """A program attached without BPF_F_ALLOW_MULTI shares its hook with none, or would be switched off below us."""
         for place in _way_up(cgroup):
             with self.open_cgroup(place) as fd:
@@ -67,10 +67,10 @@ class Hooks:
         attached = []
         for place in _way_up(cgroup):
             with self.open_cgroup(place) as fd:
-                ids, flags = self._query(fd, EGRESS, 0)
+                ids, flags = self._query(fd, catalog.EGRESS, 0)
             attached.append((place, ids, flags))
         with self.open_cgroup(cgroup) as fd:
-            effective, _flags = self._query(fd, EGRESS, _QUERY_EFFECTIVE)
+            effective, _flags = self._query(fd, catalog.EGRESS, _QUERY_EFFECTIVE)
         found = []
         for program_id in effective:
             name = self._program_name(program_id)
@@ -86,12 +86,14 @@ class Hooks:
             found.append({**entry, "cgroup": where, "ours": program_id in ours})
         return found
 
-    def _query(self, cgroup_fd: int, hook: int, query_flags: int) -> tuple[list[int], int]:
+    def _query(self, cgroup_fd: int, hook: catalog.Hook, query_flags: int) -> tuple[list[int], int]:
         """Ids of the programs attached (or effective), and the flags they were attached with."""
         new, room = self._libbpf.ffi.new, 128
         while True:
             flags, ids, count = new("uint32_t *"), new("uint32_t[]", room), new("uint32_t *", room)
-            result = self._libbpf.try_call("bpf_prog_query", cgroup_fd, hook, query_flags, flags, ids, count)
+            result = self._libbpf.try_call(
+                "bpf_prog_query", cgroup_fd, hook.attach_type, query_flags, flags, ids, count
+            )
             if result == 0:
                 return list(ids[0 : count[0]]), flags[0]
             if result == -errno.EINVAL:

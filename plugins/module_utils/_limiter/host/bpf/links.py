@@ -10,11 +10,10 @@ import errno
 import os
 import typing as t
 
+from ...core import catalog
 from ...core.errors import LimiterError
 from . import pins
 from .libbpf import KernelError, Libbpf, closing_fd
-
-_ITERATOR = 28  # BPF_TRACE_ITER
 
 
 class Undo:
@@ -49,7 +48,7 @@ class Undo:
 
 
 class Links:
-    """Links by the names of their pins (`pins.LINKS`). Every method may raise KernelError."""
+    """Links by the names of their pins (`catalog.LINKS`). Every method may raise KernelError."""
 
     def __init__(self, libbpf: Libbpf) -> None:
         self._libbpf = libbpf
@@ -78,27 +77,27 @@ class Links:
         self.detach(name)
         os.unlink(pins.path(name))
 
-    def complete(self, name: str, new_name: str) -> None:
-        """What is pinned under the new name, if anything, takes the place of what has the old one."""
-        if pins.exists(new_name):
-            if pins.exists(name):
-                self.detach(name)
-            os.rename(pins.path(new_name), pins.path(name))
+    def complete(self, program: catalog.Program) -> None:
+        """The next link, if there is one, takes the place of the one that was before."""
+        if pins.exists(program.moving):
+            if pins.exists(program.link):
+                self.detach(program.link)
+            os.rename(pins.path(program.moving), pins.path(program.link))
 
-    def to_cgroup(self, program_fd: int, cgroup_fd: int, hook: int, name: str, new_name: str, undo: Undo) -> None:
+    def to_cgroup(self, program: catalog.Program, program_fd: int, cgroup_fd: int, undo: Undo) -> None:
         """Replaces the program of the pinned link; a link elsewhere stays until `complete`."""
-        pinned = self.cgroup_id(name)
+        pinned = self.cgroup_id(program.link)
         if pinned == os.fstat(cgroup_fd).st_ino:
-            self._replace(name, program_fd, undo)
+            self._replace(program.link, program_fd, undo)
         else:
-            self._make(name if pinned is None else new_name, program_fd, cgroup_fd, hook, undo)
+            self._make(program.link if pinned is None else program.moving, program_fd, cgroup_fd, program.hook, undo)
 
-    def to_iterator(self, program_fd: int | None, undo: Undo) -> None:
+    def to_iterator(self, program: catalog.Program, program_fd: int | None, undo: Undo) -> None:
         """None: the kernel has none that could; what another version left would not know this one's sockets."""
-        name, place = pins.SETTLE_LINK, pins.path(pins.SETTLE_LINK)
+        name, place = program.link, pins.path(program.link)
         if not pins.exists(name):
             if program_fd is not None:
-                self._make(name, program_fd, 0, _ITERATOR, undo)
+                self._make(name, program_fd, 0, program.hook, undo)
         elif program_fd is not None:
             self._replace(name, program_fd, undo)
         else:
@@ -111,9 +110,9 @@ class Links:
             undo.add(pin_again)
             os.unlink(place)
 
-    def _make(self, name: str, program_fd: int, target_fd: int, hook: int, undo: Undo) -> None:
+    def _make(self, name: str, program_fd: int, target_fd: int, hook: catalog.Hook, undo: Undo) -> None:
         bpf = self._libbpf
-        with closing_fd(bpf.call("bpf_link_create", program_fd, target_fd, hook, bpf.ffi.NULL)) as link_fd:
+        with closing_fd(bpf.call("bpf_link_create", program_fd, target_fd, hook.attach_type, bpf.ffi.NULL)) as link_fd:
             undo.add(lambda: self.remove(name) if pins.exists(name) else None)
             bpf.call("bpf_obj_pin", link_fd, pins.path(name).encode())
 

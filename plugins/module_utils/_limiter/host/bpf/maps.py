@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The six pinned maps. A rule is the id of its own cgroup; rates are bytes per second, buckets bytes.
+"""The pinned maps. A rule is the id of its own cgroup; rates are bytes per second, buckets bytes.
 
 Every method may raise KernelError. Writers hold the host's lock; the programs only read config, member and control.
 After members or limits were changed comes one `Maps.bump_generation`: the programs keep copies.
@@ -14,7 +14,7 @@ import os
 import socket
 import typing as t
 
-from ...core import layout
+from ...core import catalog, layout
 from ...core.errors import LimiterError
 from ...core.layout import Control
 from ...core.model import Limit
@@ -128,7 +128,15 @@ class Maps:
     def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int]) -> None:
         self._fds = list(fds.values())
         self._config, self._state, self._member, self._socket, self._pacing, self._control = (
-            Map(libbpf, name, fds[name]) for name in pins.MAPS
+            Map(libbpf, row.name, fds[row.name])
+            for row in (
+                catalog.CONFIG,
+                catalog.STATE,
+                catalog.MEMBER,
+                catalog.SOCKET,
+                catalog.PACING,
+                catalog.CONTROL,
+            )
         )
         self._sockets_looked_up = 0  # what control.bound_sockets is at least
 
@@ -141,13 +149,13 @@ class Maps:
         Raises LimiterError: as `pins.check`, ``other_schema``.
         """
         pins.check(libbpf, any_version=True)
-        if not all(pins.exists(name) for name in pins.MAPS):
+        if not all(pins.exists(row.name) for row in catalog.MAPS):
             pins.check(libbpf)
             return None
         fds: dict[str, int] = {}
         try:
-            for name in pins.MAPS:
-                fds[name] = libbpf.get(pins.path(name))
+            for row in catalog.MAPS:
+                fds[row.name] = libbpf.get(pins.path(row.name))
             maps = cls(libbpf, fds)
             if maps.schema == layout.SCHEMA:
                 pins.check(libbpf)

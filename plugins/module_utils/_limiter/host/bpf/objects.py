@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The object file: what is in it, and its programs and maps in the kernel.
 
-Without `PACE` and `SETTLE`, which some kernels refuse, the rules still limit: they are left out then.
+What one can do without, and some kernels refuse, is left out then.
 """
 
 from __future__ import annotations
@@ -13,27 +13,14 @@ import errno
 import re
 import typing as t
 
-from ...core import layout, shortcomings
+from ...core import catalog, layout, shortcomings
 from ...core.errors import LimiterError
 from .. import kernel
 from . import pins
 from .libbpf import KernelError, Libbpf, closing_fd
 from .maps import Map
 
-LIMIT, PACE, SETTLE = "limit_egress", "pace_sockets", "settle_sockets"
-
-# In `LIMIT`: whether a packet of IPsec is looked at in the kernel's memory, where lockdown may forbid it.
-LOOK = "ipsec_looks"
-_LOOK_SECTION = ".rodata.ipsec"
-
-# BPF_PROG_TYPE_* and the attach type (BPF_CGROUP_*, BPF_TRACE_ITER) of each, and what these are called.
-_KINDS = {
-    LIMIT: ((8, 1), "cgroup_skb/egress"),
-    PACE: ((13, 3), "sockops"),
-    SETTLE: ((26, 28), "iter"),
-}
-
-SETTLES = (6, 1)  # bpf_setsockopt in iter/tcp
+Refusals = dict[t.Union[catalog.Program, catalog.Part], str]  # what the kernel refused, and why
 
 # Times that a load which a signal interrupts is tried again; each is five times for libbpf.
 _MOST_INTERRUPTIONS = 5
@@ -42,11 +29,11 @@ _MOST_INTERRUPTIONS = 5
 _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load object)|-- END|processed \d+ insns")
 
 
-class Loaded(t.NamedTuple):
-    """Descriptors of the programs that the kernel took, and for each that it did not, and for `LOOK`, why."""
+class LoadedObject(t.NamedTuple):
+    """Descriptors of the programs that the kernel took."""
 
-    programs: t.Mapping[str, int]
-    refused: t.Mapping[str, str]
+    programs: t.Mapping[catalog.Program, int]
+    refused: Refusals
 
 
 def check(bpf: Libbpf, path: str) -> None:
@@ -55,29 +42,28 @@ def check(bpf: Libbpf, path: str) -> None:
         _open(bpf, stack, path)
 
 
-def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> Loaded:
+def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> LoadedObject:
     """Loads programs and maps, pins maps that are not pinned yet; descriptors are valid as long as ``stack``.
 
-    ``pacing``: more than `LIMIT`, as far as the kernel takes it.
+    ``pacing``: also what only paces, as far as the kernel takes it.
     Raises LimiterError: ``bad_object``, ``load_failed`` with the verifier's words, ``not_permitted``.
     """
-    refused: dict[str, str] = {}
-    attempts: list[tuple[str, ...]] = [(), (SETTLE,), (SETTLE, PACE)] if pacing else [(SETTLE, PACE)]
-    if not attempts[0] and kernel.version() < SETTLES:
-        attempts.remove(())  # each attempt costs a kernel as old as that seconds
+    refused: Refusals = {}
+    wanted = [row for row in catalog.LIMITER.programs if pacing or not row.paces]
+    attempts = [wanted[:count] for count in range(len(wanted), 0, -1) if _may_be_taken(wanted, count)]
     pending = list(attempts)
     looks, interruptions = True, _MOST_INTERRUPTIONS
     while pending:
-        left_out = pending.pop(0)
+        attempt = pending.pop(0)
         opened, programs, maps = _open(bpf, stack, path)
         if not looks:
             _forbid_looking(bpf, opened)
-        for name in left_out:
-            bpf.call("bpf_program__set_autoload", programs[name], False)
+        for row in programs.keys() - set(attempt):
+            bpf.call("bpf_program__set_autoload", programs[row], False)
         _forget_pin_paths(bpf, opened)
-        for name, bpf_map in maps.items():
-            if pins.exists(name):
-                with closing_fd(bpf.get(pins.path(name))) as fd:
+        for pinned, bpf_map in maps.items():
+            if pins.exists(pinned.name):
+                with closing_fd(bpf.get(pins.path(pinned.name))) as fd:
                     bpf.call("bpf_map__reuse_fd", bpf_map, fd)  # libbpf keeps a copy
         bpf.forget_log()
         try:
@@ -86,43 +72,52 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
             # A signal that is pending ends the verifier's work, which libbpf tries a few times: that is no refusal.
             if error.errno == errno.EAGAIN and interruptions:
                 interruptions -= 1
-                pending.insert(0, left_out)
+                pending.insert(0, attempt)
                 continue
             why = kernel.refused(_in_short(bpf, error.why))
             if looks and shortcomings.forbids_looking(why):
-                looks, pending, refused = False, list(attempts), {LOOK: why}
+                looks, pending, refused = False, list(attempts), {catalog.LOOK: why}
                 continue
-            if PACE in left_out:
+            if not pending:
                 raise _not_loaded(bpf, path, error) from error
             # The last one left out is the one to blame: without it the kernel takes the rest.
-            refused.pop(SETTLE, None)
-            refused[PACE if left_out else SETTLE] = why
+            for row in wanted[len(attempt) :]:
+                refused.pop(row, None)
+            refused[attempt[-1]] = why
             continue
         _pin(bpf, maps)
-        return Loaded(
-            {name: bpf.call("bpf_program__fd", programs[name]) for name in programs if name not in left_out}, refused
-        )
+        return LoadedObject({row: bpf.call("bpf_program__fd", programs[row]) for row in attempt}, refused)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _open(bpf: Libbpf, stack: contextlib.ExitStack, path: str) -> tuple[t.Any, dict[str, t.Any], dict[str, t.Any]]:
-    """The object, its programs and its maps by name, valid as long as ``stack``; not known to the kernel yet."""
+def _may_be_taken(wanted: t.Sequence[catalog.Program], count: int) -> bool:
+    """Whether it is worth trying with the first ones alone: the kernel is not too old for the last of these, and one
+    can do without the others.
+    """
+    last, left_out = wanted[count - 1], wanted[count:]
+    return kernel.version() >= last.since and all(row.refused for row in left_out)
+
+
+def _open(
+    bpf: Libbpf, stack: contextlib.ExitStack, path: str
+) -> tuple[t.Any, dict[catalog.Program, t.Any], dict[catalog.Map, t.Any]]:
+    """The object, its programs and its maps, valid as long as ``stack``; not known to the kernel yet."""
     bpf.forget_log()
     try:
         opened = bpf.pointer("bpf_object__open_file", path.encode(), bpf.ffi.NULL)
     except KernelError as error:
         raise _bad_object(path, _with_log(bpf, error.why)) from error
     stack.callback(bpf.run, "bpf_object__close", opened)
-    programs = {name: _find(bpf, path, "program", name, opened) for name in _KINDS}
-    for name, program in programs.items():
-        kind, text = _KINDS[name]
-        if (bpf.run("bpf_program__type", program), bpf.run("bpf_program__expected_attach_type", program)) != kind:
-            raise _bad_object(path, f"its program {name} is not for the hook {text}")
-    maps = {name: _find(bpf, path, "map", name, opened) for name in pins.MAPS}
-    for name, bpf_map in maps.items():
-        sizes = (bpf.run(f"bpf_map__{what}", bpf_map) for what in ("type", "key_size", "value_size"))
-        if pins.MapKind(*sizes) != pins.MAPS[name]:
-            raise _bad_object(path, f"its map {name} has another type, key or value than this version's")
+    programs = {row: _find(bpf, path, "program", row.name, opened) for row in catalog.LIMITER.programs}
+    for row, program in programs.items():
+        kind = (bpf.run("bpf_program__type", program), bpf.run("bpf_program__expected_attach_type", program))
+        if kind != (row.hook.program_type, row.hook.attach_type):
+            raise _bad_object(path, f"its program {row.name} is not for the hook {row.hook.name}")
+    maps = {row: _find(bpf, path, "map", row.name, opened) for row in catalog.LIMITER.maps}
+    for entry, bpf_map in maps.items():
+        sizes = [bpf.run(f"bpf_map__{what}", bpf_map) for what in ("type", "key_size", "value_size")]
+        if sizes != [entry.type, entry.key.size, entry.value.size]:
+            raise _bad_object(path, f"its map {entry.name} has another type, key or value than this version's")
     return opened, programs, maps
 
 
@@ -134,7 +129,7 @@ def _find(bpf: Libbpf, path: str, what: str, name: str, opened: t.Any) -> t.Any:
 
 
 def _forbid_looking(bpf: Libbpf, opened: t.Any) -> None:
-    section = bpf.run("bpf_object__find_map_by_name", opened, _LOOK_SECTION.encode())
+    section = bpf.run("bpf_object__find_map_by_name", opened, catalog.LOOK.section.encode())
     if section != bpf.ffi.NULL:  # an older object never looks
         bpf.call("bpf_map__set_initial_value", section, b"\0", 1)
 
@@ -149,13 +144,13 @@ def _forget_pin_paths(bpf: Libbpf, opened: t.Any) -> None:
         bpf.call("bpf_map__set_pin_path", bpf_map, bpf.ffi.NULL)
 
 
-def _pin(bpf: Libbpf, maps: t.Mapping[str, t.Any]) -> None:
-    for name, bpf_map in maps.items():
-        if not pins.exists(name):
+def _pin(bpf: Libbpf, maps: t.Mapping[catalog.Map, t.Any]) -> None:
+    for row, bpf_map in maps.items():
+        if not pins.exists(row.name):
             fd = bpf.call("bpf_map__fd", bpf_map)
-            if name == pins.CONTROL:
-                Map(bpf, name, fd).update(layout.INDEX.pack(0), layout.pack_control(layout.Control()))
-            bpf.call("bpf_obj_pin", fd, pins.path(name).encode())
+            if row is catalog.CONTROL:
+                Map(bpf, row.name, fd).update(layout.INDEX.pack(0), layout.pack_control(layout.Control()))
+            bpf.call("bpf_obj_pin", fd, pins.path(row.name).encode())
 
 
 def _bad_object(path: str, why: str) -> LimiterError:

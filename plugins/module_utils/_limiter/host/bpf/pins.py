@@ -11,50 +11,13 @@ import os
 import stat
 import typing as t
 
-from ...core import layout
+from ...core import catalog
 from ...core.errors import LimiterError
 from ..errnos import errno_text
 from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs
 
 BPFFS = "/sys/fs/bpf"
 PIN_DIR = f"{BPFFS}/speed_limiter"
-LINK = "limit_egress_link"
-NEW_LINK = "limit_egress_link_new"  # while the attach point is being moved
-PACE_LINK = "pace_sockets_link"
-NEW_PACE_LINK = "pace_sockets_link_new"
-SETTLE_LINK = "settle_sockets_link"  # to read it is to run it, in the reader's network namespace
-
-
-class MapKind(t.NamedTuple):
-    """What a map must be to be one of ours; ``type`` is the kernel's BPF_MAP_TYPE_*, sizes are bytes."""
-
-    type: int
-    key_size: int
-    value_size: int
-
-
-_HASH, _ARRAY, _SOCKET_STORAGE = 1, 2, 24
-_CGROUP_LINK, _ITERATOR_LINK = 3, 4
-
-# Control is the last to be pinned: where it is, the others are.
-MAPS = {
-    "rate_limit_config_map": MapKind(_HASH, layout.ID.size, layout.CONFIG.size),
-    "rate_limit_state_map": MapKind(_HASH, layout.ID.size, layout.STATE.size),
-    "rate_limit_member_map": MapKind(_HASH, layout.ID.size, layout.ID.size),
-    "rate_limit_socket_map": MapKind(_SOCKET_STORAGE, layout.FD.size, layout.ID.size),
-    "rate_limit_pacing_map": MapKind(_SOCKET_STORAGE, layout.FD.size, layout.PACING.size),
-    "rate_limit_control_map": MapKind(_ARRAY, layout.INDEX.size, layout.CONTROL.size),
-}
-CONTROL = "rate_limit_control_map"
-# To what each is a link. Detached in this order: while packets are limited, sockets may be paced.
-LINKS = {
-    NEW_PACE_LINK: _CGROUP_LINK,
-    PACE_LINK: _CGROUP_LINK,
-    SETTLE_LINK: _ITERATOR_LINK,
-    NEW_LINK: _CGROUP_LINK,
-    LINK: _CGROUP_LINK,
-}
-NAMES = (*MAPS, *LINKS)
 
 
 def path(name: str) -> str:
@@ -78,7 +41,7 @@ def exists(name: str) -> bool:
 
 def foreign() -> list[str]:
     """Names in our directory that are not ours; they are left alone."""
-    return sorted(set(_listed()) - set(NAMES))
+    return sorted(set(_listed()) - set(catalog.PINS))
 
 
 def check(libbpf: Libbpf | None = None, any_version: bool = False) -> None:
@@ -102,9 +65,12 @@ def check(libbpf: Libbpf | None = None, any_version: bool = False) -> None:
     for name in _listed():
         _check_owner(path(name))
     if libbpf is not None:
-        for name in NAMES:
+        for row in catalog.MAPS:
+            if exists(row.name):
+                _check_map(libbpf, row, any_version and row.name != catalog.CONTROL.name)
+        for name, hook in catalog.LINKS.items():
             if exists(name):
-                _check_kind(libbpf, name, any_version and name != CONTROL)
+                _check_link(libbpf, name, hook)
 
 
 def ensure() -> list[str]:
@@ -143,7 +109,7 @@ def remove() -> list[str]:
     """
     removed = []
     check()
-    for name in (*LINKS, *MAPS):
+    for name in (*catalog.LINKS, *(row.name for row in catalog.MAPS)):
         try:
             os.unlink(path(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -182,28 +148,41 @@ def _check_owner(what: str) -> None:
         raise _unsafe(what, f"its owner is uid {status.st_uid}, not root")
 
 
-def _check_kind(libbpf: Libbpf, name: str, any_size: bool) -> None:
-    def wrong(why: str) -> LimiterError:
-        return LimiterError("foreign_pin", f"{path(name)} is not the limiter's", why, _LOOK)
+def _check_map(libbpf: Libbpf, row: catalog.Map, any_size: bool) -> None:
+    with _opened(libbpf, row.name, "map") as fd:
+        info = libbpf.info(fd, "bpf_map_info")
+    wanted = (row.type, row.key.size, info.value_size if any_size else row.value.size)
+    found = (info.type, info.key_size, info.value_size)
+    if found != wanted:
+        raise _foreign(row.name, f"it is a map of {_described(*found)}, where {_described(*wanted)} is expected")
 
+
+def _check_link(libbpf: Libbpf, name: str, hook: catalog.Hook) -> None:
+    with _opened(libbpf, name, "link") as fd:
+        info = libbpf.info(fd, "bpf_link_info")
+    if info.type != hook.link_type:
+        wanted = "a cgroup" if hook.link_type == catalog.CGROUP_LINK else "an iterator"
+        raise _foreign(name, f"it is a BPF link, but not to {wanted}")
+
+
+@contextlib.contextmanager
+def _opened(libbpf: Libbpf, name: str, wanted: str) -> t.Iterator[int]:
     fd = libbpf.try_call("bpf_obj_get", path(name).encode())
     if fd == -errno.EPERM:  # not of the pin: 5.10 lets nobody without CAP_BPF open any
         raise KernelError(f"{path(name)} cannot be opened", errno.EPERM)
     if fd < 0:
-        raise wrong(f"it is no BPF object that can be opened: {errno_text(OSError(-fd, ''))}")
+        raise _foreign(name, f"it is no BPF object that can be opened: {errno_text(OSError(-fd, ''))}")
     with closing_fd(fd):
         # "anon_inode:bpf-map", "anon_inode:bpf-prog", "anon_inode:bpf_link" and so on
         kind = os.readlink(f"/proc/self/fd/{fd}").replace("_", "-").rpartition(":bpf-")[2].strip("[]")
-        if kind != ("map" if name in MAPS else "link"):
-            raise wrong(f"it is a BPF {kind}")
-        if name in MAPS:
-            info = libbpf.info(fd, "bpf_map_info")
-            found = MapKind(info.type, info.key_size, MAPS[name].value_size if any_size else info.value_size)
-            if found != MAPS[name]:
-                raise wrong(f"it is a map of {_described(found)}, where {_described(MAPS[name])} is expected")
-        elif libbpf.info(fd, "bpf_link_info").type != LINKS[name]:
-            raise wrong(f"it is a BPF link, but not to {'a cgroup' if LINKS[name] == _CGROUP_LINK else 'an iterator'}")
+        if kind != wanted:
+            raise _foreign(name, f"it is a BPF {kind}")
+        yield fd
 
 
-def _described(kind: MapKind) -> str:
-    return f"type {kind.type} with keys of {kind.key_size} and values of {kind.value_size} bytes"
+def _foreign(name: str, why: str) -> LimiterError:
+    return LimiterError("foreign_pin", f"{path(name)} is not the limiter's", why, _LOOK)
+
+
+def _described(kind: int, key_size: int, value_size: int) -> str:
+    return f"type {kind} with keys of {key_size} and values of {value_size} bytes"

@@ -18,6 +18,7 @@ import struct
 import threading
 import typing as t
 
+from ...core import catalog
 from ...core.errors import LimiterError
 from .. import kernel
 from ..bpf import pins
@@ -38,7 +39,7 @@ _LONG_MOST = (1 << 8 * _LONG.size) - 1
 
 def can_settle() -> bool:
     """Whether the kernel can do it."""
-    return pins.exists(pins.SETTLE_LINK)
+    return pins.exists(catalog.SETTLE.link)
 
 
 def can_adopt() -> bool:
@@ -82,7 +83,7 @@ def _settle_each(paths: t.Iterable[str], problems: dict[str, None]) -> None:
         own = os.stat(_OWN)
         _run()
     except OSError as error:
-        problems[f"{pins.path(pins.SETTLE_LINK)}: {error.strerror}"] = None
+        problems[f"{pins.path(catalog.SETTLE.link)}: {error.strerror}"] = None
         return
     seen = {own.st_ino}
     for path in paths:
@@ -106,7 +107,7 @@ def _settle_each(paths: t.Iterable[str], problems: dict[str, None]) -> None:
 
 
 def _run() -> None:
-    with closing_fd(os.open(pins.path(pins.SETTLE_LINK), os.O_RDONLY | os.O_CLOEXEC)) as fd:
+    with closing_fd(os.open(pins.path(catalog.SETTLE.link), os.O_RDONLY | os.O_CLOEXEC)) as fd:
         while True:
             try:
                 if not os.read(fd, 65536):

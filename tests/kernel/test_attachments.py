@@ -10,10 +10,11 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit, Program
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Programs
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, closing_fd
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, load_program
@@ -28,19 +29,26 @@ from ansible_collections.speed_limiter.ebpf.tests.support.foreign import (
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES, steps
 
 RULE, LIMIT = 4711, Limit(rate=10**6, bucket=10**6)
-PINNED = sorted([*pins.MAPS, pins.LINK, pins.PACE_LINK, *([pins.SETTLE_LINK] if RELEASES else [])])
+PINNED = sorted(
+    [
+        *(row.name for row in catalog.MAPS),
+        catalog.LIMIT.link,
+        catalog.PACE.link,
+        *([catalog.SETTLE.link] if RELEASES else []),
+    ]
+)
 
 Make = t.Callable[[str], str]
 Compile = t.Callable[[str], str]
 
 
-def ours(programs: Programs, cgroup: str) -> list[str | None]:
+def ours(attachments: Attachments, cgroup: str) -> list[str | None]:
     """Where our program is attached, of all that runs for a cgroup."""
-    return [entry["cgroup"] for entry in programs.on_hook(cgroup) if entry["ours"]]
+    return [entry["cgroup"] for entry in attachments.on_hook(cgroup) if entry["ours"]]
 
 
-def program(programs: Programs) -> Program:
-    current = programs.current()
+def program(attachments: Attachments) -> Program:
+    current = attachments.current()
     assert current is not None
     return current
 
@@ -53,23 +61,25 @@ def limits(libbpf: Libbpf) -> dict[int, Limit]:
 
 
 @pytest.mark.every_kernel
-def test_a_program_is_loaded_where_none_was(programs: Programs, limiter_object: str, cgroups: Make) -> None:
+def test_a_program_is_loaded_where_none_was(attachments: Attachments, limiter_object: str, cgroups: Make) -> None:
     below = cgroups("/a")
-    assert programs.current() is None
-    programs.load(limiter_object, "source:first", "/")
-    assert (program(programs).identity, program(programs).cgroup) == ("source:first", "/")
-    assert ours(programs, below) == ["/"]
+    assert attachments.current() is None
+    attachments.load(limiter_object, "source:first", "/")
+    assert (program(attachments).identity, program(attachments).cgroup) == ("source:first", "/")
+    assert ours(attachments, below) == ["/"]
     assert sorted(os.listdir(pins.PIN_DIR)) == PINNED
 
 
 @pytest.mark.every_kernel
-def test_an_upgrade_keeps_link_rules_tokens_and_counters(programs: Programs, limiter_object: str, maps: Maps) -> None:
+def test_an_upgrade_keeps_link_rules_tokens_and_counters(
+    attachments: Attachments, limiter_object: str, maps: Maps
+) -> None:
     maps.set_limit(RULE, LIMIT)
     maps.make_state(RULE, 12345)
     state = maps._state.items()
-    before = program(programs)
-    programs.load(limiter_object, "source:second", "/")
-    after = program(programs)
+    before = program(attachments)
+    attachments.load(limiter_object, "source:second", "/")
+    after = program(attachments)
     assert after.identity == "source:second"
     assert after.link_id == before.link_id
     assert after.program_id != before.program_id
@@ -77,20 +87,20 @@ def test_an_upgrade_keeps_link_rules_tokens_and_counters(programs: Programs, lim
     assert maps._state.items() == state
 
 
-def test_a_program_that_nobody_wrote_down_is_unknown(programs: Programs, maps: Maps) -> None:
+def test_a_program_that_nobody_wrote_down_is_unknown(attachments: Attachments, maps: Maps) -> None:
     maps.write_control(maps.control()._replace(program_id=1))
-    assert program(programs).identity == "unknown"
+    assert program(attachments).identity == "unknown"
 
 
 def test_the_attach_point_moves_and_the_rules_stay(
-    programs: Programs, limiter_object: str, maps: Maps, cgroups: Make
+    attachments: Attachments, limiter_object: str, maps: Maps, cgroups: Make
 ) -> None:
     cgroups("/a")
     maps.set_limit(RULE, LIMIT)
-    programs.load(limiter_object, "source:test", "/a")
-    assert program(programs).cgroup == "/a"
-    assert (ours(programs, "/"), ours(programs, "/a")) == ([], ["/a"])
-    assert not pins.exists(pins.NEW_LINK)
+    attachments.load(limiter_object, "source:test", "/a")
+    assert program(attachments).cgroup == "/a"
+    assert (ours(attachments, "/"), ours(attachments, "/a")) == ([], ["/a"])
+    assert not pins.exists(catalog.LIMIT.moving)
     assert maps.limits() == {RULE: LIMIT}
 
 
@@ -133,31 +143,31 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 @pytest.mark.parametrize("begin", ["nothing", "loaded", "loaded elsewhere"])
 def test_a_load_that_is_killed_between_any_two_steps_is_completed_by_the_next(
-    programs: Programs, libbpf: Libbpf, limiter_object: str, cgroups: Make, begin: str
+    attachments: Attachments, libbpf: Libbpf, limiter_object: str, cgroups: Make, begin: str
 ) -> None:
     cgroups("/a")
     cgroups("/a/b")
     for number in steps(100):
-        programs.unload()
-        programs.remove_maps()
+        attachments.unload()
+        attachments.remove_maps()
         if begin != "nothing":
-            programs.load(limiter_object, "source:old", "/a" if begin == "loaded" else "/")
+            attachments.load(limiter_object, "source:old", "/a" if begin == "loaded" else "/")
             with t.cast(Maps, Maps.open(libbpf)) as maps:
                 maps.set_limit(RULE, LIMIT)
         with pytest.MonkeyPatch.context() as patch:
             kill_after(patch, number)
             try:
-                programs.load(limiter_object, "source:new", "/a")
+                attachments.load(limiter_object, "source:new", "/a")
                 killed = False
             except Killed:
                 killed = True
         if begin != "nothing":
-            assert ours(programs, "/a/b"), f"unlimited after {number} steps"
-        programs.load(limiter_object, "source:new", "/a")
-        now = program(programs)
+            assert ours(attachments, "/a/b"), f"unlimited after {number} steps"
+        attachments.load(limiter_object, "source:new", "/a")
+        now = program(attachments)
         assert (now.identity, now.cgroup, now.pacing) == ("source:new", "/a", "on"), f"after {number} steps"
-        assert not programs.unfinished()
-        assert (ours(programs, "/"), ours(programs, "/a/b")) == ([], ["/a"])
+        assert not attachments.unfinished()
+        assert (ours(attachments, "/"), ours(attachments, "/a/b")) == ([], ["/a"])
         assert sorted(os.listdir(pins.PIN_DIR)) == PINNED
         if begin != "nothing":
             assert limits(libbpf) == {RULE: LIMIT}
@@ -167,59 +177,59 @@ def test_a_load_that_is_killed_between_any_two_steps_is_completed_by_the_next(
     pytest.fail("load() takes more than a hundred steps")
 
 
-def test_a_link_whose_cgroup_is_gone_is_replaced(programs: Programs, limiter_object: str, cgroups: Make) -> None:
-    programs.load(limiter_object, "source:test", cgroups("/gone"))
+def test_a_link_whose_cgroup_is_gone_is_replaced(attachments: Attachments, limiter_object: str, cgroups: Make) -> None:
+    attachments.load(limiter_object, "source:test", cgroups("/gone"))
     os.rmdir(f"{cgroup2()}/gone")
-    assert programs.current() is None
-    programs.load(limiter_object, "source:test", "/")
-    assert program(programs).cgroup == "/"
+    assert attachments.current() is None
+    attachments.load(limiter_object, "source:test", "/")
+    assert program(attachments).cgroup == "/"
 
 
 def test_a_program_without_its_pinned_maps_does_not_count_as_loaded(
-    programs: Programs, limiter_object: str, maps: Maps, libbpf: Libbpf
+    attachments: Attachments, limiter_object: str, maps: Maps, libbpf: Libbpf
 ) -> None:
     os.unlink(pins.path("rate_limit_config_map"))
-    assert programs.current() is None
-    programs.load(limiter_object, "source:test", "/")
-    assert ours(programs, "/") == ["/"]
+    assert attachments.current() is None
+    attachments.load(limiter_object, "source:test", "/")
+    assert ours(attachments, "/") == ["/"]
     assert limits(libbpf) == {}
 
 
 @pytest.mark.every_kernel
 def test_unloading_takes_the_program_away_at_once_and_keeps_the_maps(
-    programs: Programs, maps: Maps, libbpf: Libbpf
+    attachments: Attachments, maps: Maps, libbpf: Libbpf
 ) -> None:
     maps.set_limit(RULE, LIMIT)
-    assert programs.unload()
-    assert programs.on_hook("/") == []
-    assert programs.current() is None
+    assert attachments.unload()
+    assert attachments.on_hook("/") == []
+    assert attachments.current() is None
     assert limits(libbpf) == {RULE: LIMIT}
-    assert not programs.unload()
+    assert not attachments.unload()
 
 
 def test_other_programs_on_the_hook_stay_and_are_told_apart_although_they_have_our_name(
-    programs: Programs, limiter_object: str, cgroups: Make, attach: t.Callable[..., int]
+    attachments: Attachments, limiter_object: str, cgroups: Make, attach: t.Callable[..., int]
 ) -> None:
     cgroups("/a")
     cgroups("/a/b")
     high, low = attach("/", "multi"), attach("/a/b", "multi")
-    programs.load(limiter_object, "source:test", "/a")
-    found = programs.on_hook("/a/b")
+    attachments.load(limiter_object, "source:test", "/a")
+    found = attachments.on_hook("/a/b")
     assert [(entry["id"], entry["cgroup"], entry["ours"]) for entry in found] == [
         (low, "/a/b", False),
-        (program(programs).program_id, "/a", True),
+        (program(attachments).program_id, "/a", True),
         (high, "/", False),
     ]
     assert {entry["name"] for entry in found} == {"limit_egress"}
     assert {entry["attach_flags"] for entry in found} == {"multi"}
-    programs.unload()
-    assert [entry["id"] for entry in programs.on_hook("/a/b")] == [low, high]
+    attachments.unload()
+    assert [entry["id"] for entry in attachments.on_hook("/a/b")] == [low, high]
 
 
 @pytest.mark.parametrize("flags", [(), ("override",)])
 @pytest.mark.parametrize("attached_to", ["/a", "/a/b"])
 def test_a_program_that_shares_with_none_is_named_and_nothing_is_changed(
-    programs: Programs,
+    attachments: Attachments,
     limiter_object: str,
     cgroups: Make,
     attach: t.Callable[..., int],
@@ -230,34 +240,34 @@ def test_a_program_that_shares_with_none_is_named_and_nothing_is_changed(
     cgroups("/a/b")
     foreign = attach(attached_to, *flags)
     with pytest.raises(LimiterError) as raised:
-        programs.load(limiter_object, "source:test", "/a/b")
+        attachments.load(limiter_object, "source:test", "/a/b")
     assert raised.value.kind == "exclusive_program"
     for words in ("limit_egress", f"id {foreign})", f"to {attached_to} ", "ALLOW_MULTI", "bpftool cgroup detach"):
         assert words in str(raised.value)
-    assert programs.current() is None
-    assert [entry["id"] for entry in programs.on_hook("/a/b")] == [foreign]
-    assert [entry["attach_flags"] for entry in programs.on_hook("/a/b")] == [flags[0] if flags else "none"]
+    assert attachments.current() is None
+    assert [entry["id"] for entry in attachments.on_hook("/a/b")] == [foreign]
+    assert [entry["attach_flags"] for entry in attachments.on_hook("/a/b")] == [flags[0] if flags else "none"]
 
 
 def test_an_exclusive_program_below_ours_runs_beside_it(
-    programs: Programs, limiter_object: str, cgroups: Make, attach: t.Callable[..., int]
+    attachments: Attachments, limiter_object: str, cgroups: Make, attach: t.Callable[..., int]
 ) -> None:
     foreign = attach(cgroups("/a"))
-    programs.load(limiter_object, "source:test", "/")
-    assert [entry["id"] for entry in programs.on_hook("/a")] == [foreign, program(programs).program_id]
+    attachments.load(limiter_object, "source:test", "/")
+    assert [entry["id"] for entry in attachments.on_hook("/a")] == [foreign, program(attachments).program_id]
 
 
 def test_a_hook_that_is_full_is_an_error_of_its_own(
-    programs: Programs, limiter_object: str, libbpf: Libbpf, cgroups: Make, compiled: Compile
+    attachments: Attachments, limiter_object: str, libbpf: Libbpf, cgroups: Make, compiled: Compile
 ) -> None:
     cgroup_fd = os.open(f"{cgroup2()}{cgroups('/a')}", os.O_RDONLY)
     links = []
     with closing_fd(cgroup_fd), closing_fd(load_program(Path(compiled(SOMEONE_ELSES)), "limit_egress")) as fd:
         try:
             links += [libbpf.call("bpf_link_create", fd, cgroup_fd, 1, libbpf.ffi.NULL) for _index in range(64)]
-            assert len(programs.on_hook("/a")) == 64
+            assert len(attachments.on_hook("/a")) == 64
             with pytest.raises(LimiterError, match="64 programs.*E2BIG") as raised:
-                programs.load(limiter_object, "source:test", "/a")
+                attachments.load(limiter_object, "source:test", "/a")
         finally:
             for link in links:
                 os.close(link)
@@ -283,64 +293,67 @@ def test_a_hook_that_is_full_is_an_error_of_its_own(
     ],
 )
 def test_an_object_that_is_not_the_limiter_is_refused_before_anything_changes(
-    programs: Programs, compiled: Compile, maps: Maps, text: str, why: str
+    attachments: Attachments, compiled: Compile, maps: Maps, text: str, why: str
 ) -> None:
-    before = program(programs)
+    before = program(attachments)
     with pytest.raises(LimiterError, match=why) as raised:
-        programs.load(compiled(text), "object:bad", "/")
+        attachments.load(compiled(text), "object:bad", "/")
     assert raised.value.kind == "bad_object"
-    assert program(programs) == before
+    assert program(attachments) == before
 
 
-def test_what_is_no_bpf_object_is_refused_with_libbpfs_words(programs: Programs, tmp_path: Path) -> None:
+def test_what_is_no_bpf_object_is_refused_with_libbpfs_words(attachments: Attachments, tmp_path: Path) -> None:
     text = tmp_path / "text.o"
     text.write_text("not ELF")
     with pytest.raises(LimiterError, match="not a proper ELF object") as raised:
-        programs.load(str(text), "object:bad", "/")
+        attachments.load(str(text), "object:bad", "/")
     assert raised.value.kind == "bad_object"
     with pytest.raises(LimiterError, match="missing.o.*ENOENT") as raised:
-        programs.load(str(tmp_path / "missing.o"), "object:bad", "/")
+        attachments.load(str(tmp_path / "missing.o"), "object:bad", "/")
     assert raised.value.kind == "bad_object"
 
 
 def test_a_program_that_the_verifier_refuses_is_an_error_with_its_words_and_the_old_one_goes_on(
-    programs: Programs, compiled: Compile, maps: Maps
+    attachments: Attachments, compiled: Compile, maps: Maps
 ) -> None:
     wild = LIMIT_EGRESS.replace("return 1", "return *(volatile int *)7")
-    before = program(programs)
+    before = program(attachments)
     with pytest.raises(LimiterError) as raised:
-        programs.load(compiled(an_object(wild, PACE_SOCKETS, SETTLE_SOCKETS)), "object:bad", "/")
+        attachments.load(compiled(an_object(wild, PACE_SOCKETS, SETTLE_SOCKETS)), "object:bad", "/")
     assert raised.value.kind == "load_failed"
     assert "invalid mem access" in raised.value.why
-    assert program(programs) == before
+    assert program(attachments) == before
 
 
-def test_maps_that_an_object_wants_pinned_elsewhere_are_not(programs: Programs, compiled: Compile) -> None:
+def test_maps_that_an_object_wants_pinned_elsewhere_are_not(attachments: Attachments, compiled: Compile) -> None:
     text = OURS + (
         "struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, __u32); __type(value, __u32);\n"
         '__uint(pinning, LIBBPF_PIN_BY_NAME); } stray SEC(".maps");\n'
     )
     before = {*os.listdir(pins.BPFFS)}
-    programs.load(compiled(text), "object:stray", "/")
+    attachments.load(compiled(text), "object:stray", "/")
     assert {*os.listdir(pins.BPFFS)} - before == {"speed_limiter"}
 
 
-def test_a_cgroup_that_does_not_exist_is_named(programs: Programs, limiter_object: str) -> None:
-    for act in (lambda: programs.load(limiter_object, "source:test", "/nowhere"), lambda: programs.on_hook("/nowhere")):
+def test_a_cgroup_that_does_not_exist_is_named(attachments: Attachments, limiter_object: str) -> None:
+    for act in (
+        lambda: attachments.load(limiter_object, "source:test", "/nowhere"),
+        lambda: attachments.on_hook("/nowhere"),
+    ):
         with pytest.raises(LimiterError, match="/nowhere.*ENOENT") as raised:
             act()
         assert raised.value.kind == "no_cgroup"
-    assert programs.current() is None
+    assert attachments.current() is None
 
 
-def test_without_capabilities_the_error_says_which_are_needed(programs: Programs, limiter_object: str) -> None:
+def test_without_capabilities_the_error_says_which_are_needed(attachments: Attachments, limiter_object: str) -> None:
     code = f"""
 import sys
-from {Programs.__module__} import Programs
+from {Attachments.__module__} import Attachments
 from {Libbpf.__module__} import load
 from {LimiterError.__module__} import LimiterError
 try:
-    Programs(load(), {str(cgroup2())!r}).load({limiter_object!r}, "source:test", "/")
+    Attachments(load(), {str(cgroup2())!r}).load({limiter_object!r}, "source:test", "/")
 except LimiterError as error:
     sys.exit(f"{{error.kind}}: {{error}}")
 """
@@ -352,4 +365,4 @@ except LimiterError as error:
     )
     for words in ("not_permitted: ", "EPERM", "CAP_BPF"):
         assert words in done.stderr
-    assert programs.current() is None
+    assert attachments.current() is None

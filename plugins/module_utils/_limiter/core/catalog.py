@@ -1,0 +1,118 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the collection has in a host's kernel: maps, programs and the object file that they come from, a row each.
+
+Loading, attaching, pinning, listing, purging and docs/architecture.md follow these rows; CONTRIBUTING.md says how one
+is added. A map that is not pinned begins empty with every program, and has none.
+"""
+
+from __future__ import annotations
+
+import struct
+import typing as t
+
+from . import layout
+
+HASH, ARRAY, SOCKET_STORAGE = 1, 2, 24  # BPF_MAP_TYPE_*
+CGROUP_LINK, ITERATOR_LINK = 3, 4  # BPF_LINK_TYPE_*
+
+
+class Map(t.NamedTuple):
+    """A pinned map; its pin has its name."""
+
+    name: str
+    type: int
+    key: struct.Struct
+    value: struct.Struct
+
+
+class Hook(t.NamedTuple):
+    """Where programs of one kind are attached."""
+
+    name: str  # as in their section
+    program_type: int  # BPF_PROG_TYPE_*
+    attach_type: int  # BPF_CGROUP_*, BPF_TRACE_ITER
+    link_type: int
+
+
+class Program(t.NamedTuple):
+    """A program, and the pin of its link. One can do without those that have ``refused``."""
+
+    name: str
+    hook: Hook
+    link: str
+    moving: str = ""  # the pin of its next link, while the attach point is being moved
+    since: tuple[int, int] = (0, 0)  # the kernel that has what it needs: an older one is not asked, which takes seconds
+    refused: str = ""  # what follows where the kernel refuses it
+    paces: bool = False  # nothing but this: left out where sockets are not to be paced, and removed when that ends
+
+
+class Part(t.NamedTuple):
+    """What a program does only where the kernel lets it: a byte in a section, 0 if it is not to."""
+
+    name: str
+    section: str
+    refused: str
+
+
+class Object(t.NamedTuple):
+    """An object file: its source in bpf/, and what must be in it."""
+
+    source: str
+    programs: tuple[Program, ...]  # each is loaded only with all those before it
+    maps: tuple[Map, ...]
+
+
+CONFIG = Map("rate_limit_config_map", HASH, layout.ID, layout.CONFIG)
+STATE = Map("rate_limit_state_map", HASH, layout.ID, layout.STATE)
+MEMBER = Map("rate_limit_member_map", HASH, layout.ID, layout.ID)
+SOCKET = Map("rate_limit_socket_map", SOCKET_STORAGE, layout.FD, layout.ID)
+PACING = Map("rate_limit_pacing_map", SOCKET_STORAGE, layout.FD, layout.PACING)
+CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)
+
+EGRESS = Hook("cgroup_skb/egress", 8, 1, CGROUP_LINK)
+SOCK_OPS = Hook("sockops", 13, 3, CGROUP_LINK)
+TCP_ITERATOR = Hook("iter/tcp", 26, 28, ITERATOR_LINK)
+
+LIMIT = Program("limit_egress", EGRESS, "limit_egress_link", "limit_egress_link_new")
+PACE = Program(
+    "pace_sockets",
+    SOCK_OPS,
+    "pace_sockets_link",
+    "pace_sockets_link_new",
+    refused="TCP is not paced here, the token bucket alone limits it",
+    paces=True,
+)
+SETTLE = Program(
+    "settle_sockets",
+    TCP_ITERATOR,
+    "settle_sockets_link",  # to read it is to run it, in the reader's network namespace
+    since=(6, 1),  # bpf_setsockopt in iter/tcp
+    refused="connections that are open already are paced and released later than at once",
+    paces=True,
+)
+# In LIMIT: whether a packet of IPsec is looked at in the kernel's memory, where lockdown may forbid it.
+LOOK = Part(
+    "ipsec_looks",
+    ".rodata.ipsec",
+    "what IPsec sends through a tunnel's device is charged twice, and reaches half of its limit",
+)
+
+# Control is the last to be pinned: where it is, the others are.
+MAPS = (CONFIG, STATE, MEMBER, SOCKET, PACING, CONTROL)
+PROGRAMS = (LIMIT, PACE, SETTLE)
+LIMITER = Object("limiter.bpf.c", PROGRAMS, MAPS)
+
+
+def links(programs: t.Iterable[Program]) -> dict[str, Hook]:
+    """Pins of their links, and to what each is one. Detached in this order: while packets are limited, sockets may be
+    paced.
+    """
+    ordered = sorted(programs, key=lambda program: not program.paces)
+    return {pin: program.hook for program in ordered for pin in (program.moving, program.link) if pin}
+
+
+LINKS = links(PROGRAMS)
+PACING_LINKS = links(program for program in PROGRAMS if program.paces)
+PINS = (*(row.name for row in MAPS), *LINKS)
