@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 import typing as t
 
-from .model import Counters, Limit
+from .model import Counters
+from .policy import FIELDS, Limit
 
 SCHEMA = 3
 MAX_RULES = 65536
@@ -26,7 +27,7 @@ ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; 
 FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
-CONFIG = struct.Struct("=QQ")
+CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=16Q12I")
 STATE = struct.Struct("=qQIIQQQQQQQIIQQQ" + FAIR_SHARE.format[1:])
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
@@ -103,7 +104,7 @@ class Control(t.NamedTuple):
     identity: str = ""
 
 
-CONFIG_FIELDS = ("rate_bps", "bucket_size")
+CONFIG_FIELDS = tuple(field.stored for field in FIELDS)
 STATE_FIELDS = (
     "tokens",
     "last_update_ns",
@@ -150,11 +151,11 @@ _TOLD_AT = struct.calcsize("=5Q")
 
 
 def pack_limit(limit: Limit) -> bytes:
-    return CONFIG.pack(limit.rate, limit.bucket)
+    return CONFIG.pack(*limit)
 
 
 def unpack_limit(data: bytes) -> Limit:
-    return Limit(*CONFIG.unpack(data))
+    return Limit._make(CONFIG.unpack(data))
 
 
 def pack_full_state(bucket: int, now: int) -> bytes:

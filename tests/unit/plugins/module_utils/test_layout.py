@@ -11,7 +11,8 @@ import subprocess
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 
 BPF = pathlib.Path(__file__).resolve().parents[4] / "bpf"
 STRUCTS = {

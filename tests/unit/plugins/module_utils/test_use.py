@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import use
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare, State, Use
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 
 SECOND = 1_000_000_000
 NOW = 1000 * SECOND

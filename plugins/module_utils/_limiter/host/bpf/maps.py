@@ -17,7 +17,8 @@ import typing as t
 from ...core import layout
 from ...core.errors import LimiterError
 from ...core.layout import Control
-from ...core.model import Counters, Limit
+from ...core.model import Counters
+from ...core.policy import Limit
 from . import pins
 from .libbpf import KernelError, Libbpf, reason
 
