@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .model import Limit, Process
+from .model import Process
+from .policy import Limit
 
 
 class LoadProgram(t.NamedTuple):

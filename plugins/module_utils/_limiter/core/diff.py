@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
+from . import policy
 from .model import Rule
-from .rates import show_rate
 
 
 def rule_line(name: str, rule: Rule | None) -> str:
@@ -20,11 +20,7 @@ def rule_line(name: str, rule: Rule | None) -> str:
     if rule.limit is None:
         return f"{name}: unfinished"
     count = len(rule.pids)
-    parts = [
-        show_rate(rule.limit.rate),
-        f"bucket {rule.limit.bucket} B",
-        f"{count} process{'' if count == 1 else 'es'}",
-    ]
+    parts = [*policy.show(rule.limit), f"{count} process{'' if count == 1 else 'es'}"]
     parts += [f"limits {member}" for member in rule.members]
     return f"{name}: {', '.join(parts)}"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import typing as t
 
-from .model import Limit
+from .policy import FIELDS, Limit
 from .reasons import REASONS, Counters
 
 SCHEMA = 4
@@ -27,7 +27,7 @@ ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; 
 FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
-CONFIG = struct.Struct("=QQ")
+CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
 STATE = struct.Struct("=qQIIQQQQQIIQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
@@ -106,7 +106,7 @@ class Control(t.NamedTuple):
     identity: str = ""
 
 
-CONFIG_FIELDS = ("rate_bps", "bucket_size")
+CONFIG_FIELDS = tuple(field.stored for field in FIELDS)
 STATE_FIELDS = (
     "tokens",
     "last_update_ns",
@@ -155,11 +155,11 @@ _TOLD_AT = struct.calcsize("=5Q")
 
 
 def pack_limit(limit: Limit) -> bytes:
-    return CONFIG.pack(limit.rate, limit.bucket)
+    return CONFIG.pack(*limit)
 
 
 def unpack_limit(data: bytes) -> Limit:
-    return Limit(*CONFIG.unpack(data))
+    return Limit._make(CONFIG.unpack(data))
 
 
 def pack_full_state(bucket: int, now: int) -> bytes:

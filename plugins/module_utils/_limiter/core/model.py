@@ -6,19 +6,14 @@ much to define.
 
 Cgroups are named by their path below the cgroup2 mount, as in /proc/PID/cgroup: ``/`` is the root,
 ``/system.slice/a.service``.
-Rates are bytes per second, buckets bytes, start times clock ticks since boot (field 22 of /proc/PID/stat).
+Start times are clock ticks since boot (field 22 of /proc/PID/stat).
 """
 
 from __future__ import annotations
 
 import typing as t
 
-
-class Limit(t.NamedTuple):
-    """A token bucket: ``rate`` in bytes per second, ``bucket`` in bytes."""
-
-    rate: int
-    bucket: int
+from .policy import Given, Limit
 
 
 class Process(t.NamedTuple):
@@ -91,8 +86,7 @@ class Request(t.NamedTuple):
     name: str | None
     cgroup_id: int | None
     last: bool
-    rate: int | None
-    bucket: int | None
+    given: Given  # fields of its limit
     takes_processes: bool  # processes are spoken of, if only by an empty list
     pids: tuple[int, ...]
     selector: Selector | None

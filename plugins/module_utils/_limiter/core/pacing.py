@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from .layout import FairShare
-from .model import Limit
+from .policy import Limit
 
 # From this on (34 Gbit/s) a rate does not fit into the 32 bits in which a program can set it.
 FASTEST_PACED = 0xFFFFFFFF

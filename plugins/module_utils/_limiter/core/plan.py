@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import typing as t
 
-from . import diff
+from . import diff, policy
 from .actions import Action, AddMember, LoadProgram, MakeRule, Release, RemoveMember, RemoveRule, SetLimit, Take
 from .errors import LimiterError
 from .layout import MAX_NESTED
-from .model import HostState, Limit, Process, Rule, Target
+from .model import HostState, Process, Rule, Target
+from .policy import Limit
 
 MANAGED = "/speed_limiter"
 _AUTOMATIC = re.compile(r"pid-[0-9]+")
@@ -143,17 +144,16 @@ class _Draft:
             self._do(SetLimit(name, limit), rule._replace(limit=limit))
 
     def _limit(self, target: Target, rule: Rule | None) -> Limit:
-        request = target.request
-        old = rule.limit if rule else None
-        rate = request.rate if request.rate is not None else old.rate if old else None
-        if rate is None:
-            raise LimiterError(
-                "rate_needed",
-                f"{request.where}rate is needed",
-                f"the rule {target.name!r} does not exist yet",
-                "Add rate",
-            )
-        return Limit(rate, request.bucket if request.bucket is not None else old.bucket if old else rate)
+        values = policy.wanted(target.request.given, rule.limit if rule else None)
+        for name, value in values.items():
+            if value is None:
+                raise LimiterError(
+                    f"{name}_needed",
+                    f"{target.request.where}{name} is needed",
+                    f"the rule {target.name!r} does not exist yet",
+                    f"Add {name}",
+                )
+        return Limit(**t.cast("dict[str, int]", values))
 
     def _make_room(self, target: Target) -> None:
         """A rule ``pid-<pid>`` of an earlier process with that number is never inherited."""

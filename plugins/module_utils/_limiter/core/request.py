@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import typing as t
 
+from . import policy
 from .errors import LimiterError
 from .model import Request, Selector
 from .names import check_rule_name
-from .rates import parse_bucket, parse_rate
 
 Options = t.Mapping[str, t.Any]
 
@@ -44,17 +44,14 @@ def parse_request(options: Options, where: str = "") -> Request:
         raise _bad(where, "a rule for several processes needs a name", "Add name")
     if "cgroup_path" in given and ("cgid" in given or "last" in given):
         raise _bad(where, "cgroup_path goes with name, not with cgid or last", "Give name and cgroup_path")
-    # With `absent`, rate and bucket may come from module_defaults and say nothing.
-    rate = parse_rate(f"{where}rate", given["rate"]) if present and "rate" in given else None
-    bucket = parse_bucket(f"{where}bucket", given["bucket"]) if present and "bucket" in given else None
     return Request(
         where=where,
         present=present,
         name=name,
         cgroup_id=given.get("cgid"),
         last="last" in given,
-        rate=rate,
-        bucket=bucket if bucket is not None or rate is None else rate,
+        # With `absent`, they may come from module_defaults and say nothing.
+        given=policy.parse(where, options) if present else {},
         takes_processes=any(key in given for key in ("pid", "pids", "processes")),
         pids=pids,
         selector=selector,

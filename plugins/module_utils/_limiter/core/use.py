@@ -12,7 +12,7 @@ import typing as t
 
 from . import pacing
 from .layout import FairShare, State
-from .model import Limit
+from .policy import Limit
 
 _SECOND_NS = 1_000_000_000
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
+from ..core.policy import FIELDS
+
 Spec = dict[str, dict[str, t.Any]]
 
 
@@ -15,8 +17,7 @@ def rule_spec() -> Spec:
     return {
         "name": {"type": "str"},
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "rate": {"type": "str"},
-        "bucket": {"type": "str"},
+        **{field.name: dict(field.option) for field in FIELDS},
         "pid": {"type": "int"},
         "pids": {"type": "list", "elements": "int"},
         "processes": {

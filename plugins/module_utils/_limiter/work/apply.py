@@ -11,8 +11,9 @@ import typing as t
 
 from ..core import actions as do
 from ..core.errors import LimiterError
-from ..core.model import Limit, Memory, Process
+from ..core.model import Memory, Process
 from ..core.plan import Plan, rule_of
+from ..core.policy import Limit
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
 from ..host.sockets import borrow

@@ -9,6 +9,7 @@ import contextlib
 import os
 import typing as t
 
+from ..core import policy
 from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.model import Request, Rule, Target
@@ -114,8 +115,7 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
     counters = host.maps.counters(cgroup_id) if host.maps and cgroup_id else None
     return {
         "name": rule.name,
-        "rate": rule.limit.rate if rule.limit else None,
-        "bucket": rule.limit.bucket if rule.limit else None,
+        **policy.facts(rule.limit),
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
         "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members)],

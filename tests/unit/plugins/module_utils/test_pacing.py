@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import (
     Ability,
     about,
     of_rule,
     why_not,
 )
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 
 SECOND = 1_000_000_000
 NOW = 1000 * SECOND

@@ -10,7 +10,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
     HostState,
-    Limit,
     Memory,
     Process,
     Program,
@@ -18,6 +17,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Target,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import plan
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
 
 LOADED = Program("source:0", "/", 1, 1)

@@ -61,10 +61,10 @@ def test_a_rule_of_a_process_given_twice_too():
         parse_requests([{"pid": 5, "rate": "1m"}, {"pids": [5], "rate": "2m"}])
 
 
-def test_the_bucket_follows_a_rate_and_only_a_rate():
-    assert parse_request({"name": "web", "rate": "1m"}).bucket == 1 << 20
-    assert parse_request({"name": "web", "rate": "1m", "bucket": "4k"}).bucket == 4096
-    assert parse_request({"name": "web"}).bucket is None
+def test_a_request_has_the_fields_that_are_given_and_none_where_the_rule_is_to_go():
+    assert parse_request({"name": "web", "rate": "1m", "bucket": None}).given == {"rate": 1 << 20}
+    assert parse_request({"name": "web", "rate": "1m", "bucket": "4k"}).given == {"rate": 1 << 20, "bucket": 4096}
+    assert parse_request({"name": "web", "state": "absent", "rate": "nonsense"}).given == {}
 
 
 def test_pids_are_taken_once_each_in_order():

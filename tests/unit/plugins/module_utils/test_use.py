@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import use
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import FairShare, State, Use
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 
 SECOND = 1_000_000_000

@@ -17,7 +17,7 @@ import typing as t
 from ...core import catalog, layout
 from ...core.errors import LimiterError
 from ...core.layout import Control
-from ...core.model import Limit
+from ...core.policy import Limit
 from ...core.reasons import Counters
 from . import pins
 from .libbpf import KernelError, Libbpf, reason
