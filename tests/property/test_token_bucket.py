@@ -81,7 +81,7 @@ class State(ctypes.Structure):
 
     def value(self) -> Fraction:
         assert 0 <= self.fraction < SECOND
-        return self.tokens + Fraction(self.fraction, SECOND)
+        return Fraction(self.tokens * SECOND + self.fraction, SECOND)
 
     def counters(self, header: ctypes.CDLL) -> tuple[int, ...]:
         found = (ctypes.c_uint64 * 5)()
@@ -115,7 +115,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = ctypes.CDLL(str(directory / "shim.so"))
     unsigned, size = ctypes.c_uint64, ctypes.c_uint32
     library.refill.argtypes = [ctypes.POINTER(State), unsigned, unsigned, unsigned]
-    packet = [size, size, ctypes.c_bool, ctypes.c_bool]
+    packet = (size, size, ctypes.c_bool, ctypes.c_bool)
     library.charge.argtypes = [ctypes.POINTER(State), unsigned, unsigned, unsigned, *packet]
     library.refund.argtypes = [ctypes.POINTER(State), ctypes.c_int, *packet]
     return library

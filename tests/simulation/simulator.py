@@ -200,7 +200,7 @@ def nanoseconds(seconds: float) -> int:
 
 def flow_spec(flow: Flow) -> FlowSpec:
     spec = FlowSpec()
-    for name, _kind in FlowSpec._fields_[:-2]:
+    for name, *_ in FlowSpec._fields_[:-2]:
         value = getattr(flow, name)
         setattr(spec, name, nanoseconds(value) if name in TIMES else value)
     spec.rules = len(flow.rules)

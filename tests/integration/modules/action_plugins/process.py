@@ -63,7 +63,7 @@ def clone(number: int) -> int:
     # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size
     arguments = (ctypes.c_uint64 * 10)(0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1)
     libc = ctypes.CDLL(None, use_errno=True)
-    pid = libc.syscall(_CLONE3, arguments, ctypes.sizeof(arguments))
+    pid: int = libc.syscall(_CLONE3, arguments, ctypes.sizeof(arguments))
     if pid < 0:
         raise OSError(ctypes.get_errno(), f"clone3 with the pid {number}")
     return pid

@@ -50,9 +50,9 @@ def relative(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_imports_go_downwards(path: Path) -> None:
-    layer = name(path).split(".")[0]
+    layer = name(path).partition(".")[0]
     for imported in relative(path):
-        assert LAYERS.index(imported.split(".")[0]) <= LAYERS.index(layer), f"{name(path)} imports {imported}"
+        assert LAYERS.index(imported.partition(".")[0]) <= LAYERS.index(layer), f"{name(path)} imports {imported}"
     for imported in absolute(path):
         assert "ansible" not in imported or layer == "front", f"{name(path)} imports {imported}"
         assert imported in PURE or layer != "core", f"{name(path)} imports {imported}"
@@ -68,7 +68,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 def test_the_package_is_imported_without_ansible() -> None:
     """By a path of its own, as a command on the host will: every module but those of front/."""
-    wanted = [name(path) for path in MODULES if name(path).split(".")[0] != "front"]
+    wanted = [name(path) for path in MODULES if name(path).partition(".")[0] != "front"]
     script = (
         "import importlib, sys\n"
         "sys.modules.update(dict.fromkeys(('ansible', 'ansible_collections')))\n"

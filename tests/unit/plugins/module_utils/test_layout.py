@@ -23,7 +23,7 @@ STRUCTS = {
     "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
     "rate_limit_socket": (layout.ID, ("rule",)),
 }
-CONSTANTS = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED", "UNPACED")
+CONSTANTS: tuple[str, ...] = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED", "UNPACED")
 CONSTANTS += ("PACING_OFF", "PACING_ON", "PACING_REFUSED")
 REASONS = {f"REASON_{name.upper()}": number for number, name in enumerate(reasons.REASONS)}
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -101,14 +102,14 @@ def test_a_cgroup_that_gives_controllers_is_told_and_left_out_on_the_way_back(
     (tmp_path / "slice" / "inner").mkdir(parents=True)
     for directory in ("", "slice", "slice/inner"):
         (tmp_path / directory / "cgroup.procs").touch()
-    real = port.os.write
+    real = os.write
 
     def write(fd: int, data: bytes) -> int:
         if Path(f"/proc/self/fd/{fd}").readlink() == tmp_path / "slice" / "inner" / "cgroup.procs":
             raise OSError(errno.EBUSY, "busy")
         return real(fd, data)
 
-    monkeypatch.setattr(port.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     cgroups = Cgroups(str(tmp_path))
     with pytest.raises(LimiterError, match=r"cgroup.subtree_control.*EBUSY") as caught:
         cgroups.move(1, "/slice/inner")

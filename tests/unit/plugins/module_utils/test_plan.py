@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
@@ -16,7 +19,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Rule,
     Target,
 )
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import plan
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, plan
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
 
@@ -24,16 +27,28 @@ LOADED = Program("source:0", "/", 1, 1)
 MEGABYTE = Limit(1_000_000, 1_000_000)
 
 
-def host(*rules, automatic=None, lost_limits=None, program=LOADED):
+def host(
+    *rules: Rule,
+    automatic: Mapping[str, int] | None = None,
+    lost_limits: Mapping[str, tuple[str, ...]] | None = None,
+    program: Program | None = LOADED,
+) -> HostState:
     memory = Memory(origins={}, automatic=automatic or {}, homes={}, last=None)
     return HostState({rule.name: rule for rule in rules}, memory, program, lost_limits or {})
 
 
-def rule(name, limit=MEGABYTE, members=(), pids=()):
+def rule(name: str, limit: Limit | None = MEGABYTE, members: Sequence[str] = (), pids: Sequence[int] = ()) -> Rule:
     return Rule(name, 7, limit, tuple(members), tuple(pids))
 
 
-def target(name=None, processes=(), dead=(), member=None, automatic=False, **options):
+def target(
+    name: str | None = None,
+    processes: Sequence[tuple[int, int, str]] = (),
+    dead: Sequence[int] = (),
+    member: str | None = None,
+    automatic: bool = False,
+    **options: Any,
+) -> Target:
     """A target as observation would make it; processes are (pid, start time, cgroup)."""
     found = tuple(Process(*process) for process in processes)
     if name and not automatic:
@@ -44,11 +59,11 @@ def target(name=None, processes=(), dead=(), member=None, automatic=False, **opt
     return Target(request, name, automatic, member, found, tuple(process.pid for process in found), tuple(dead), ())
 
 
-def kinds(made):
+def kinds(made: Plan) -> list[str]:
     return [type(action).__name__ for action in made.actions]
 
 
-def test_a_new_rule_is_made_with_the_rate_as_its_bucket():
+def test_a_new_rule_is_made_with_the_rate_as_its_bucket() -> None:
     made = plan(host(), [target("web", rate="1m")])
     assert made.actions == (do.MakeRule("web", Limit(1048576, 1048576), None),)
     assert (made.before, made.after) == (
@@ -57,7 +72,7 @@ def test_a_new_rule_is_made_with_the_rate_as_its_bucket():
     )
 
 
-def test_a_rule_that_is_as_wanted_changes_nothing():
+def test_a_rule_that_is_as_wanted_changes_nothing() -> None:
     made = plan(host(rule("web")), [target("web", rate="1000000")])
     assert made.actions == () and made.changed == () and made.before == made.after == ""
 
@@ -70,108 +85,108 @@ def test_a_rule_that_is_as_wanted_changes_nothing():
         ({"bucket": "4k"}, Limit(1_000_000, 4096)),
     ],
 )
-def test_what_is_given_changes_and_nothing_else(options, limit):
+def test_what_is_given_changes_and_nothing_else(options: dict[str, Any], limit: Limit) -> None:
     assert plan(host(rule("web")), [target("web", **options)]).actions == (do.SetLimit("web", limit),)
 
 
-def test_neither_rate_nor_bucket_is_needed_to_add_a_process():
+def test_neither_rate_nor_bucket_is_needed_to_add_a_process() -> None:
     made = plan(host(rule("web")), [target("web", [(5, 50, "/a")])])
     assert kinds(made) == ["Take"] and made.rules["web"].limit == MEGABYTE
 
 
-def test_a_new_rule_needs_a_rate_even_with_a_bucket():
+def test_a_new_rule_needs_a_rate_even_with_a_bucket() -> None:
     with pytest.raises(LimiterError, match="rate is needed") as error:
         plan(host(), [target("web", bucket="4k")])
     assert error.value.kind == "rate_needed"
 
 
-def test_a_half_made_rule_is_completed():
+def test_a_half_made_rule_is_completed() -> None:
     made = plan(host(rule("web", limit=None)), [target("web", rate="1000000")])
     assert kinds(made) == ["MakeRule"] and made.before == "web: unfinished\n"
 
 
-def test_the_program_is_loaded_only_where_there_is_none_and_only_for_a_rule():
+def test_the_program_is_loaded_only_where_there_is_none_and_only_for_a_rule() -> None:
     assert kinds(plan(host(program=None), [target("web", rate="1m")])) == ["LoadProgram", "MakeRule"]
     assert plan(host(program=None), [target("web", state="absent")]).actions == ()
 
 
-def test_a_dead_process_fails_and_names_it():
+def test_a_dead_process_fails_and_names_it() -> None:
     with pytest.raises(LimiterError, match="process 9 does not exist") as error:
         plan(host(), [target("web", dead=[9], rate="1m")])
     assert error.value.kind == "dead_process"
 
 
-def test_a_rule_named_after_a_process_remembers_which():
+def test_a_rule_named_after_a_process_remembers_which() -> None:
     made = plan(host(), [target("pid-5", [(5, 50, "/a")], automatic=True, rate="1m")])
     assert made.actions[0] == do.MakeRule("pid-5", Limit(1048576, 1048576), 50)
 
 
-def test_another_process_with_that_number_gets_a_new_rule():
+def test_another_process_with_that_number_gets_a_new_rule() -> None:
     state = host(rule("pid-5"), automatic={"pid-5": 40})
     made = plan(state, [target("pid-5", [(5, 50, "/a")], automatic=True, rate="1m")])
     assert kinds(made) == ["RemoveRule", "MakeRule", "Take"] and made.changed == ("pid-5",)
 
 
-def test_but_not_while_descendants_of_the_first_run_in_it():
+def test_but_not_while_descendants_of_the_first_run_in_it() -> None:
     state = host(rule("pid-5", pids=[6]), automatic={"pid-5": 40})
     with pytest.raises(LimiterError, match="Give the new rule a name") as error:
         plan(state, [target("pid-5", [(5, 50, "/a")], automatic=True, rate="1m")])
     assert error.value.kind == "stale_rule"
 
 
-def test_a_process_moved_to_another_rule_takes_its_own_rule_with_it():
+def test_a_process_moved_to_another_rule_takes_its_own_rule_with_it() -> None:
     state = host(rule("web"), rule("pid-5", pids=[5]), automatic={"pid-5": 50})
     made = plan(state, [target("web", [(5, 50, "/speed_limiter/pid-5")])])
     assert kinds(made) == ["Take", "RemoveRule"] and set(made.rules) == {"web"}
 
 
-def test_absent_by_process_releases_it_wherever_it_is():
+def test_absent_by_process_releases_it_wherever_it_is() -> None:
     state = host(rule("web", pids=[5, 6]))
     made = plan(state, [target(None, [(5, 50, "/speed_limiter/web")], state="absent")])
     assert made.actions == (do.Release("web", (5,)),) and made.rules["web"].pids == (6,)
 
 
-def test_absent_by_process_removes_its_own_rule_when_it_is_empty():
+def test_absent_by_process_removes_its_own_rule_when_it_is_empty() -> None:
     state = host(rule("pid-5", pids=[5]), automatic={"pid-5": 50})
     made = plan(state, [target(None, [(5, 50, "/speed_limiter/pid-5")], state="absent")])
     assert kinds(made) == ["Release", "RemoveRule"] and made.after == "pid-5: absent\n"
 
 
-def test_absent_by_a_dead_process_removes_the_stale_rule_or_nothing():
+def test_absent_by_a_dead_process_removes_the_stale_rule_or_nothing() -> None:
     assert kinds(plan(host(rule("pid-9")), [target(None, dead=[9], state="absent")])) == ["RemoveRule"]
     assert plan(host(rule("web")), [target(None, dead=[9], state="absent")]).actions == ()
 
 
-def test_absent_by_name_ignores_rate_and_bucket_even_if_they_are_nonsense():
+def test_absent_by_name_ignores_rate_and_bucket_even_if_they_are_nonsense() -> None:
     made = plan(host(rule("web", pids=[5])), [target("web", state="absent", rate="5mb", bucket="x")])
     assert made.actions == (do.RemoveRule("web"),)
 
 
-def test_absent_with_a_process_keeps_the_rule():
+def test_absent_with_a_process_keeps_the_rule() -> None:
     state = host(rule("web", pids=[5]))
     made = plan(state, [target("web", [(5, 50, "/speed_limiter/web")], state="absent")])
     assert kinds(made) == ["Release"] and "web" in made.rules
 
 
-def test_a_cgroup_is_limited_in_place_once():
+def test_a_cgroup_is_limited_in_place_once() -> None:
     made = plan(host(rule("web")), [target("web", member="/a", cgroup_path="/a")])
     assert made.actions == (do.AddMember("web", "/a"),) and made.after.endswith("0 processes, limits /a\n")
     assert plan(host(rule("web", members=["/a"])), [target("web", member="/a", cgroup_path="/a")]).actions == ()
 
 
-def test_a_cgroup_belongs_to_one_rule():
+def test_a_cgroup_belongs_to_one_rule() -> None:
     with pytest.raises(LimiterError, match="already limited by the rule 'web'") as error:
         plan(host(rule("web", members=["/a"]), rule("db")), [target("db", member="/a", cgroup_path="/a")])
     assert error.value.kind == "member_taken"
 
 
-def test_absent_with_a_member_takes_only_that_out():
+def test_absent_with_a_member_takes_only_that_out() -> None:
     state = host(rule("web", members=["/a", "/b"]))
     made = plan(state, [target("web", member="/a", cgroup_path="/a", state="absent")])
     assert made.actions == (do.RemoveMember("web", "/a"),) and made.rules["web"].members == ("/b",)
 
 
-def test_four_rules_nest_and_five_do_not():
+def test_four_rules_nest_and_five_do_not() -> None:
     nested = [rule("root", members=["/"]), rule("a", members=["/a"]), rule("b", members=["/a/b"]), rule("c"), rule("d")]
     fourth = target("c", member="/a/b/c", cgroup_path="/a/b/c")
     assert kinds(plan(host(*nested), [fourth])) == ["AddMember"]
@@ -180,60 +195,60 @@ def test_four_rules_nest_and_five_do_not():
     assert error.value.kind == "nested_too_deep"
 
 
-def test_two_members_of_one_rule_count_once():
+def test_two_members_of_one_rule_count_once() -> None:
     rules = [rule("a", members=["/a", "/a/b", "/a/b/c", "/a/b/c/d"])]
     assert kinds(plan(host(*rules), [target("a", member="/a/b/c/d/e", cgroup_path="/a/b/c/d/e")])) == ["AddMember"]
 
 
-def test_leaving_a_cgroup_with_limits_is_told():
+def test_leaving_a_cgroup_with_limits_is_told() -> None:
     state = host(rule("web"), lost_limits={"/a": ("memory.max",)})
     made = plan(state, [target("web", [(5, 50, "/a")])])
     assert any("/a" in warning and "memory.max" in warning and "cgroup_path" in warning for warning in made.warnings)
 
 
-def test_no_match_is_a_warning():
+def test_no_match_is_a_warning() -> None:
     nobody = target("web")._replace(request=parse_request({"name": "web", "processes": {"name": "nobody"}}))
     assert "no process matches" in plan(host(rule("web")), [nobody]).warnings[0]
 
 
-def test_purge_removes_what_is_not_listed_and_spares_rules_of_processes():
+def test_purge_removes_what_is_not_listed_and_spares_rules_of_processes() -> None:
     state = host(rule("web"), rule("old"), rule("pid-5", pids=[5]))
     made = plan(state, [target("web", rate="1000000")], purge=True)
     assert made.actions == (do.RemoveRule("old"),) and made.kept == ("pid-5",)
 
 
-def test_two_targets_that_are_one_rule_are_refused():
+def test_two_targets_that_are_one_rule_are_refused() -> None:
     with pytest.raises(LimiterError, match="given twice"):
         plan(host(rule("web")), [target("web"), target("web")])
 
 
-def test_an_empty_list_of_processes_is_no_process_not_the_whole_rule():
+def test_an_empty_list_of_processes_is_no_process_not_the_whole_rule() -> None:
     state = host(rule("web", pids=[5]))
     nobody = target("web")._replace(request=parse_request({"name": "web", "pids": [], "state": "absent"}))
     assert plan(state, [nobody]).actions == ()
 
 
-def test_a_rule_that_is_not_there_by_its_id_takes_nothing_from_others():
+def test_a_rule_that_is_not_there_by_its_id_takes_nothing_from_others() -> None:
     state = host(rule("web", pids=[5]))
     unknown = target(None, [(5, 50, "/speed_limiter/web")], state="absent", cgid=999)
     assert plan(state, [unknown]).actions == ()
 
 
-def test_absent_with_a_process_and_a_cgroup_takes_both_out():
+def test_absent_with_a_process_and_a_cgroup_takes_both_out() -> None:
     state = host(rule("web", members=["/a"], pids=[5, 6]))
     both = target("web", [(5, 50, "/speed_limiter/web")], member="/a", cgroup_path="/a", state="absent")
     assert sorted(kinds(plan(state, [both]))) == ["Release", "RemoveMember"]
 
 
-def test_absent_by_process_leaves_its_children_in_rules_that_they_were_put_in_by_name():
+def test_absent_by_process_leaves_its_children_in_rules_that_they_were_put_in_by_name() -> None:
     state = host(rule("web", pids=[5]), rule("backup", pids=[6]))
     parent = target(None, [(5, 50, "/speed_limiter/web"), (6, 60, "/speed_limiter/backup")], state="absent")
     made = plan(state, [parent._replace(matched=(5,), request=parent.request._replace(pids=(5,)))])
     assert made.actions == (do.Release("web", (5,)),)
 
 
-def test_a_process_that_two_rules_match_stays_with_the_first_on_every_run():
-    def matching(name, cgroup):
+def test_a_process_that_two_rules_match_stays_with_the_first_on_every_run() -> None:
+    def matching(name: str, cgroup: str) -> Target:
         found = target(name, [(5, 50, cgroup)], rate="1000000")
         return found._replace(request=parse_request({"name": name, "rate": "1000000", "processes": {"name": "x"}}))
 
@@ -244,20 +259,20 @@ def test_a_process_that_two_rules_match_stays_with_the_first_on_every_run():
     assert plan(host(*made.rules.values()), [matching("one", inside), matching("two", inside)]).actions == ()
 
 
-def test_a_process_that_is_named_for_two_rules_is_an_error():
+def test_a_process_that_is_named_for_two_rules_is_an_error() -> None:
     with pytest.raises(LimiterError, match="process 5 is given to 'two'") as error:
         plan(host(), [target("one", [(5, 50, "/a")], rate="1m"), target("two", [(5, 50, "/a")], rate="1m")])
     assert error.value.kind == "bad_options"
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_rule_is_renamed_in_one_task_whatever_the_order(order):
+def test_a_rule_is_renamed_in_one_task_whatever_the_order(order: tuple[int, int]) -> None:
     targets = [target("old", state="absent"), target("new", member="/a", cgroup_path="/a", rate="1000000")]
     made = plan(host(rule("old", members=["/a"])), [targets[index] for index in order])
     assert kinds(made) == ["MakeRule", "AddMember", "RemoveRule"]
 
 
-def test_a_purge_hands_the_cgroup_over_too():
+def test_a_purge_hands_the_cgroup_over_too() -> None:
     made = plan(
         host(rule("old", members=["/a"])),
         [target("new", member="/a", cgroup_path="/a", rate="1000000")],
@@ -266,13 +281,13 @@ def test_a_purge_hands_the_cgroup_over_too():
     assert kinds(made) == ["MakeRule", "AddMember", "RemoveRule"]
 
 
-def test_what_goes_goes_last():
+def test_what_goes_goes_last() -> None:
     state = host(rule("old", pids=[5]))
     made = plan(state, [target("old", state="absent"), target("new", rate="1m")])
     assert kinds(made) == ["MakeRule", "RemoveRule"]
 
 
-def test_a_rule_of_a_process_that_the_task_itself_removes_is_not_kept():
+def test_a_rule_of_a_process_that_the_task_itself_removes_is_not_kept() -> None:
     state = host(rule("web"), rule("pid-5", pids=[5]), automatic={"pid-5": 50})
     made = plan(state, [target("web", [(5, 50, "/speed_limiter/pid-5")])], purge=True)
     assert made.kept == ()

@@ -40,32 +40,32 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.r
         ({"name": "web", "bucket": "5mbit"}, "bad_bucket", "bucket: '5mbit'"),
     ],
 )
-def test_refused(options, kind, text):
+def test_refused(options: dict[str, object], kind: str, text: str) -> None:
     with pytest.raises(LimiterError) as error:
         parse_request(options)
     assert error.value.kind == kind and text in str(error.value)
 
 
-def test_errors_of_a_list_name_the_index():
+def test_errors_of_a_list_name_the_index() -> None:
     with pytest.raises(LimiterError, match=r"rules\[1\]: rate: '7' is out of range"):
         parse_requests([{"name": "web", "rate": "1m"}, {"name": "db", "rate": "7"}])
 
 
-def test_a_name_given_twice_is_an_error_that_names_both():
+def test_a_name_given_twice_is_an_error_that_names_both() -> None:
     with pytest.raises(LimiterError, match=r"rules\[2\]: the rule 'web' was already given by rules\[0\]"):
         parse_requests([{"name": "web"}, {"name": "db"}, {"name": "web"}])
 
 
-def test_a_rule_of_a_process_given_twice_too():
+def test_a_rule_of_a_process_given_twice_too() -> None:
     with pytest.raises(LimiterError, match="'pid-5' was already given"):
         parse_requests([{"pid": 5, "rate": "1m"}, {"pids": [5], "rate": "2m"}])
 
 
-def test_a_request_has_the_fields_that_are_given_and_none_where_the_rule_is_to_go():
+def test_a_request_has_the_fields_that_are_given_and_none_where_the_rule_is_to_go() -> None:
     assert parse_request({"name": "web", "rate": "1m", "bucket": None}).given == {"rate": 1 << 20}
     assert parse_request({"name": "web", "rate": "1m", "bucket": "4k"}).given == {"rate": 1 << 20, "bucket": 4096}
     assert parse_request({"name": "web", "state": "absent", "rate": "nonsense"}).given == {}
 
 
-def test_pids_are_taken_once_each_in_order():
+def test_pids_are_taken_once_each_in_order() -> None:
     assert parse_request({"name": "web", "pids": [7, 5, 7]}).pids == (7, 5)
