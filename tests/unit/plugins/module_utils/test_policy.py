@@ -65,5 +65,7 @@ def test_only_what_is_given_is_parsed_and_an_error_names_the_option() -> None:
         ({"bucket": 6}, None, {"rate": None, "bucket": 6}),
     ],
 )
-def test_the_bucket_follows_a_rate_that_is_given_and_nothing_else_changes(given, old, wanted) -> None:
+def test_the_bucket_follows_a_rate_that_is_given_and_nothing_else_changes(
+    given: dict[str, int], old: Limit | None, wanted: dict[str, int | None]
+) -> None:
     assert policy.wanted(given, old) == wanted
