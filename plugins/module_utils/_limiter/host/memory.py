@@ -8,13 +8,13 @@ Losing it loses little (processes go back to ``/`` instead of where they came fr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import typing as t
 
 from ..core.errors import LimiterError
 from ..core.model import Memory, Origin
+from . import files
 from .errnos import errno_text
 
 DIRECTORY = "/run/speed_limiter"
@@ -51,11 +51,8 @@ def open_directory(path: str, make: bool) -> int | None:
     except OSError as error:
         raise _failed("unusable_state_directory", path, "opened", error) from None
     status = os.fstat(fd)
-    if status.st_uid != os.geteuid():
-        why = f"it belongs to the user {status.st_uid}"
-    elif status.st_mode & 0o022:
-        why = f"others may write to it (mode {status.st_mode & 0o7777:04o})"
-    else:
+    why = files.distrust(status)
+    if why is None:
         return fd
     os.close(fd)
     raise _unsafe(path, why)
@@ -104,18 +101,7 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
             _load(fd)
         except _BrokenError:
             os.replace(_FILE, _BROKEN, src_dir_fd=fd, dst_dir_fd=fd)
-        # One writer at a time (the lock): a file that a killed one left is replaced.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with open(os.open(_NEW, flags, 0o600, dir_fd=fd), "w", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(_NEW, _FILE, src_dir_fd=fd, dst_dir_fd=fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(_NEW, dir_fd=fd)
-            raise
+        files.write(_FILE, text.encode(), 0o600, directory=fd)
     except OSError as error:
         raise _failed("unusable_state_directory", f"{directory}/{_FILE}", "written", error) from None
     finally:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import cgroups as port
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import (
-    Cgroups,
-    cgroup2_mounts,
-)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import mounts
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.mounts import Mount
 
 HYBRID = r"""
 25 30 0:23 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
@@ -26,22 +24,27 @@ HYBRID = r"""
 """.strip()
 
 
-def mounts(text: str) -> tuple[list[tuple[str, str]], list[str]]:
-    return cgroup2_mounts(text.splitlines(keepends=True))
+def cgroup2(text: str) -> list[tuple[str, str, str]]:
+    found = mounts.parse(text.splitlines(keepends=True))
+    return [(mount.point, mount.root, mount.device) for mount in found if mount.kind == "cgroup2"]
 
 
 def test_whole_and_partial_mounts_are_told_apart_and_escapes_are_read() -> None:
-    assert mounts(HYBRID) == (
-        [("/sys/fs/cgroup/unified", "0:28"), ("/mnt/with space\\", "0:28")],
-        ["/part"],
-    )
+    assert cgroup2(HYBRID) == [
+        ("/sys/fs/cgroup/unified", "/", "0:28"),
+        ("/mnt/with space\\", "/", "0:28"),
+        ("/part", "/docker/1", "0:28"),
+    ]
 
 
 def test_a_later_mount_on_the_same_place_hides_the_earlier() -> None:
-    assert mounts(HYBRID + "\n50 32 0:99 / /sys/fs/cgroup/unified rw - tmpfs tmpfs rw") == (
-        [("/mnt/with space\\", "0:28")],
-        ["/part"],
-    )
+    later = HYBRID + "\n50 32 0:99 / /sys/fs/cgroup/unified rw - tmpfs tmpfs rw"
+    assert [point for point, _root, _device in cgroup2(later)] == ["/mnt/with space\\", "/part"]
+
+
+def show(monkeypatch: pytest.MonkeyPatch, visible: bool, *found: tuple[str, str]) -> None:
+    monkeypatch.setattr(mounts, "listed", lambda: [Mount(point, "cgroup2", root, "0:1") for point, root in found])
+    monkeypatch.setattr(Mount, "visible", visible)
 
 
 @pytest.mark.parametrize(
@@ -53,20 +56,18 @@ def test_a_later_mount_on_the_same_place_hides_the_earlier() -> None:
     ],
 )
 def test_the_usual_places_are_preferred(monkeypatch: pytest.MonkeyPatch, seen: list[str], chosen: str) -> None:
-    monkeypatch.setattr(port, "cgroup2_mounts", lambda lines: ([(mount, "0:1") for mount in seen], []))
-    monkeypatch.setattr(port, "_device", lambda mount: "0:1")
+    show(monkeypatch, True, *((point, "/") for point in seen))
     assert Cgroups.find().mount == chosen
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
-    [(([], []), "no cgroup2"), (([], ["/part"]), "a part"), (([("/cg", "0:1")], []), "hidden by another mount")],
+    [([], "no cgroup2"), ([("/part", "/docker/1")], "a part"), ([("/cg", "/")], "hidden by another mount")],
 )
 def test_without_a_mount_the_cause_is_told(
-    monkeypatch: pytest.MonkeyPatch, found: tuple[list[tuple[str, str]], list[str]], words: str
+    monkeypatch: pytest.MonkeyPatch, found: list[tuple[str, str]], words: str
 ) -> None:
-    monkeypatch.setattr(port, "cgroup2_mounts", lambda lines: found)
-    monkeypatch.setattr(port, "_device", lambda mount: "0:2")
+    show(monkeypatch, False, *found)
     with pytest.raises(LimiterError, match=words) as caught:
         Cgroups.find()
     assert caught.value.kind == "no_cgroup2"

@@ -15,11 +15,11 @@ import json
 import os
 import re
 import shutil
-import stat
 import typing as t
 
 from ...core import catalog
 from ...core.errors import LimiterError
+from .. import files
 from ..errnos import errno_text
 from ..kernel import BTF
 
@@ -105,8 +105,7 @@ def up_to_date(wanted: Inputs) -> bool:
             stamp = json.load(file)
         return bool(
             stamp["identity"] == wanted.identity
-            and _is_roots_alone(STAMP)
-            and _is_roots_alone(OBJECT)
+            and not any(files.distrust(os.stat(path, follow_symlinks=False)) for path in (STAMP, OBJECT))
             and stamp["sha256"] == _digest(OBJECT)
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -123,13 +122,13 @@ def build(run_command: RunCommand) -> str:
         for directory in (os.path.dirname(SOURCE_DIR), SOURCE_DIR, os.path.dirname(OBJECT)):
             _make_directory(directory)
         for name, text in _sources().items():
-            _write(os.path.join(SOURCE_DIR, name), text.encode())
-        _write(os.path.join(SOURCE_DIR, "vmlinux.h"), vmlinux_header(run_command).encode())
+            files.write(os.path.join(SOURCE_DIR, name), text.encode())
+        files.write(os.path.join(SOURCE_DIR, "vmlinux.h"), vmlinux_header(run_command).encode())
         unfinished = f"{OBJECT}.new"
         _compile(run_command, made, unfinished)
-        _put_in_place(unfinished, OBJECT)
+        files.put_in_place(unfinished, OBJECT)
         stamp = {"identity": made.identity, "sha256": _digest(OBJECT)}
-        _write(STAMP, (json.dumps(stamp) + "\n").encode())
+        files.write(STAMP, (json.dumps(stamp) + "\n").encode())
     except OSError as error:
         what = f"{error.filename or OBJECT} cannot be written"
         remedy = f"Make room there, or make it writable, {_ELSEWHERE}"
@@ -148,15 +147,12 @@ def identity_of_object(path: str) -> str:
 def check_owner(path: str) -> None:
     """Refuses an object that someone else could change between this look and its loading: ``unsafe_object``."""
     try:
-        alone = _is_roots_alone(path)
+        why = files.distrust(os.stat(path, follow_symlinks=False))
     except OSError as error:
         raise LimiterError("no_object", f"the object {path} cannot be read", errno_text(error)) from error
-    if not alone:
+    if why is not None:
         raise LimiterError(
-            "unsafe_object",
-            f"the object {path} cannot be trusted",
-            "it is not a file of root's that only root may write to",
-            f"chown root {path}; chmod go-w {path}",
+            "unsafe_object", f"the object {path} cannot be trusted", why, f"chown root {path}; chmod go-w {path}"
         )
 
 
@@ -266,37 +262,7 @@ def _find(command: str) -> str | None:
     return shutil.which(command, path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin")
 
 
-def _is_roots_alone(path: str) -> bool:
-    status = os.stat(path, follow_symlinks=False)
-    return stat.S_ISREG(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
-
-
 def _make_directory(path: str) -> None:
     if not os.path.isdir(path):
         os.mkdir(path)
         os.chmod(path, 0o755)  # whatever the task's umask is
-
-
-def _write(path: str, data: bytes) -> None:
-    unfinished = f"{path}.new"
-    fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-    _put_in_place(unfinished, path)
-
-
-def _put_in_place(unfinished: str, path: str) -> None:
-    """A power failure leaves either the old file or the whole new one."""
-    os.chown(unfinished, 0, 0)
-    os.chmod(unfinished, 0o644)
-    _to_disk(unfinished)
-    os.replace(unfinished, path)
-    _to_disk(os.path.dirname(path))
-
-
-def _to_disk(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,6 +13,7 @@ import typing as t
 
 from ...core import catalog
 from ...core.errors import LimiterError
+from .. import mounts
 from ..errnos import errno_text
 from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs
 
@@ -26,13 +27,7 @@ def path(name: str) -> str:
 
 def is_mounted() -> bool:
     """Whether a bpffs is what one sees at /sys/fs/bpf."""
-    kind = None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[4] == BPFFS:  # the last one mounted there covers the others
-                kind = fields[fields.index("-") + 1]
-    return kind == "bpf"
+    return any(mount.point == BPFFS and mount.kind == "bpf" for mount in mounts.listed())
 
 
 def exists(name: str) -> bool:

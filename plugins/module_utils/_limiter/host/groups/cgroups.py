@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 import typing as t
 
 from ...core.errors import LimiterError
+from .. import mounts
 from ..errnos import errno_text
 from . import processes
 
@@ -41,16 +41,16 @@ class Cgroups:
     @classmethod
     def find(cls) -> Cgroups:
         """The cgroup2 mount of this host. LimiterError ``no_cgroup2`` where none can be used."""
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            mounts, partial = cgroup2_mounts(lines)
-        usable = [mount for mount, device in mounts if _device(mount) == device]
-        for mount in (*_PREFERRED, *usable):
-            if mount in usable:
-                return cls(mount)
-        if partial:
-            why = f"only a part of cgroup2 is mounted, at {partial[0]}"
-        elif mounts:
-            why = f"the cgroup2 mount at {mounts[0][0]} is hidden by another mount"
+        found = [mount for mount in mounts.listed() if mount.kind == "cgroup2"]
+        whole = [mount for mount in found if mount.root == "/"]
+        usable = [mount.point for mount in whole if mount.visible]
+        for point in (*_PREFERRED, *usable):
+            if point in usable:
+                return cls(point)
+        if len(whole) < len(found):
+            why = f"only a part of cgroup2 is mounted, at {next(mount.point for mount in found if mount.root != '/')}"
+        elif whole:
+            why = f"the cgroup2 mount at {whole[0].point} is hidden by another mount"
         else:
             why = "no cgroup2 file system is mounted on this host"
         raise LimiterError(
@@ -296,35 +296,6 @@ class Cgroups:
                     found[name] = None
             cgroup = os.path.dirname(cgroup)
         return [name for name in _LIMITS if name in found]
-
-
-def cgroup2_mounts(mountinfo: t.Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """From the lines of /proc/PID/mountinfo: whole cgroup2 mounts as (mount point, device), and those of a part only.
-
-    Of several mounts on one mount point only the last one can be seen.
-    """
-    last: dict[str, tuple[str, str, str]] = {}
-    for line in mountinfo:
-        fields = line.split(" ")
-        # Optional fields, any number of them, end with a lone "-".
-        kind = fields[fields.index("-", 6) + 1]
-        last[_unescape(fields[4])] = (kind, fields[3], fields[2])
-    whole = [(mount, device) for mount, (kind, root, device) in last.items() if kind == "cgroup2" and root == "/"]
-    return whole, [mount for mount, (kind, root, _device) in last.items() if kind == "cgroup2" and root != "/"]
-
-
-def _unescape(text: str) -> str:
-    """mountinfo writes space, tab, line end and backslash as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
-
-
-def _device(path: str) -> str | None:
-    """The device that is really seen at a path: a mount on a directory above may hide what mountinfo lists."""
-    try:
-        device = os.stat(path).st_dev
-    except OSError:
-        return None
-    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _mkdir(path: str) -> bool:
