@@ -13,6 +13,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "maps.h"
+#include "places.h"
 
 #define ATTRIBUTION_SLOT_BITS 16
 #define ATTRIBUTION_SLOTS (1 << ATTRIBUTION_SLOT_BITS)
@@ -84,20 +85,19 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * Adds the rule that the socket's ancestor at `level` is a member of. False below
- * the socket's own cgroup. `released` leaves out rules whose own cgroup it is.
+ * Adds the rule that a cgroup is a member of, or else that of the place it is at. `released` leaves out rules whose own
+ * cgroup it is.
  */
-static __always_inline bool attribution_add_level(struct __sk_buff *skb, int level, bool released,
-						  struct attribution *found)
+static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 place, bool released, struct attribution *found)
 {
-	__u64 ancestor = bpf_skb_ancestor_cgroup_id(skb, level), *rule;
+	__u64 *member = bpf_map_lookup_elem(&rate_limit_member_map, &cgroup), rule = 0;
 
-	if (!ancestor)
-		return false;
-	rule = bpf_map_lookup_elem(&rate_limit_member_map, &ancestor);
-	if (rule && !(released && *rule == ancestor))
-		attribution_add(found, *rule);
-	return true;
+	if (member)
+		rule = released && *member == cgroup ? 0 : *member;
+	else if (place)
+		rule = places_rule(place, cgroup);
+	if (rule)
+		attribution_add(found, rule);
 }
 
 /*
@@ -131,16 +131,16 @@ static __always_inline struct rate_limit_socket *attribution_bound_mptcp(struct 
  * released: the rule that it may have been made in no longer holds for it, those
  * that limit its cgroups in place do. False when the way up decides.
  */
-static __always_inline bool attribution_bound(struct __sk_buff *skb, bool mptcp, bool *released,
-					      struct attribution *found)
+static __always_inline bool attribution_bound(struct __sk_buff *skb, const struct rate_limit_control *control,
+					      bool *released, struct attribution *found)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct rate_limit_socket *bound;
-	__u64 rule;
+	__u64 rule, top;
 
 	if (!sk)
 		return false;
-	bound = mptcp ? attribution_bound_mptcp(sk) : NULL;
+	bound = control->bound_sockets > 1 ? attribution_bound_mptcp(sk) : NULL;
 	if (!bound)
 		bound = bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0);
 	if (!bound)
@@ -149,17 +149,28 @@ static __always_inline bool attribution_bound(struct __sk_buff *skb, bool mptcp,
 	*released = rule == LIMITER_RELEASED;
 	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
 		return false;
-	attribution_add_level(skb, 0, false, found);
+	top = bpf_skb_ancestor_cgroup_id(skb, 0);
+	attribution_add_cgroup(top, top == control->root ? control->places : 0, false, found);
 	attribution_add(found, rule);
 	return true;
 }
 
-static __always_inline void attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
+static __always_inline void attribution_walk(struct __sk_buff *skb, const struct rate_limit_control *control,
+					     bool released, struct attribution *found)
 {
+	__u64 way = kernel_memory && control->places ? places_cgroup(skb) : 0, cgroup;
+	__u32 place = 0;
+
 	*found = (struct attribution){};
-	for (int level = 0; level < LIMITER_MAX_DEPTH; level++)
-		if (!attribution_add_level(skb, level, released, found))
+	for (int level = 0; level < LIMITER_MAX_DEPTH; level++) {
+		cgroup = bpf_skb_ancestor_cgroup_id(skb, level);
+		/* Below the socket's own. */
+		if (!cgroup)
 			break;
+		if (way)
+			place = places_follow(control, cgroup, way, level, place);
+		attribution_add_cgroup(cgroup, place, released, found);
+	}
 }
 
 /* What is known of a cgroup in this generation; false where nothing is. */
@@ -187,15 +198,10 @@ static __always_inline void attribution_remember(__u64 cgroup, __u32 generation,
 	slot->check = attribution_check(cgroup, generation, found);
 }
 
-/* As vmlinux.h has it from 5.15 on; the program may be built on an older kernel. */
-struct sock_cgroup_data___pointer {
-	struct cgroup *cgroup;
-} __attribute__((preserve_access_index));
-
 /* A socket's cgroup where no helper tells it; NULL before 5.15. */
 static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *tcp)
 {
-	const struct sock_cgroup_data___pointer *data = (const void *)&tcp->inet_conn.icsk_inet.sk.sk_cgrp_data;
+	const struct sock_cgroup_data___named *data = (const void *)&tcp->inet_conn.icsk_inet.sk.sk_cgrp_data;
 
 	return bpf_core_field_exists(data->cgroup) ? data->cgroup : NULL;
 }
@@ -204,22 +210,22 @@ static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *
  * Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. `generation`
  * was read before: members that change during the walk make the answer stale, not wrong for ever.
  */
-static __always_inline bool attribution_find(struct __sk_buff *skb, __u32 bound_sockets, __u32 generation,
-					     struct attribution *found)
+static __always_inline bool attribution_find(struct __sk_buff *skb, const struct rate_limit_control *control,
+					     __u32 generation, struct attribution *found)
 {
 	bool released = false;
 	__u64 cgroup;
 
-	if (bound_sockets && attribution_bound(skb, bound_sockets > 1, &released, found))
+	if (control->bound_sockets && attribution_bound(skb, control, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
 	if (released) {
 		/* The cache is for the cgroup's other sockets. */
-		attribution_walk(skb, released, found);
+		attribution_walk(skb, control, released, found);
 	} else if (!attribution_cached(cgroup, generation, found)) {
-		attribution_walk(skb, released, found);
+		attribution_walk(skb, control, released, found);
 		attribution_remember(cgroup, generation, found);
 	}
 	return found->rules[0];

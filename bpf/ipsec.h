@@ -22,9 +22,9 @@
 #ifndef LIMITER_IPSEC_H
 #define LIMITER_IPSEC_H
 
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
+#include "kernel_memory.h"
 #include "wire.h"
 
 /* net/ip.h, linux/ipv6.h: macros, which vmlinux.h lacks. */
@@ -51,8 +51,6 @@ struct {
 	__type(value, __s64);
 } ipsec_credit_map SEC(".maps");
 
-/* False where the kernel forbids BPF to read its memory: then it is not tried. In a section of its own, set by name. */
-const volatile bool ipsec_looks SEC(".rodata.ipsec") = true;
 /* Whether there was such a packet on this host: before, no socket needs credit. */
 bool ipsec_seen;
 
@@ -111,7 +109,7 @@ __noinline bool ipsec_charged(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk;
 	__s64 *credit;
 
-	if (!ipsec_looks || !sk || !ipsec_made(skb))
+	if (!kernel_memory || !sk || !ipsec_made(skb))
 		return false;
 	if (!ipsec_seen)
 		ipsec_seen = true;

@@ -91,6 +91,7 @@ struct rate_limit_state {
 	__u64 bucket;
 	__u32 generation; /* 0: not copied yet */
 	__u32 reserved;
+	__u64 limit;        /* the rule whose limit it has, where each cgroup has a budget of its own; 0: its own */
 	__u64 use_start_ns; /* beginning of the second or so in which use is measured */
 	__u64 use_bytes;    /* `bytes` then */
 	__u64 use_rate;     /* what passed in the one before, per second */
@@ -100,6 +101,38 @@ struct rate_limit_state {
 };
 
 /* rate_limit_member_map: id of a cgroup whose sockets are charged -> rule (__u64) */
+
+/*
+ * rate_limit_step_map: the place of a cgroup by the place of its parent and its name -> place (__u32). With a shape the
+ * name is what a name begins with and then what it ends with, as many bytes of each as the shape says.
+ */
+#define LIMITER_MAX_STEPS 262144
+#define LIMITER_MAX_NAME 255
+#define LIMITER_MAX_STAR_TEXT 127
+struct rate_limit_step {
+	__u32 above;
+	__u32 shape; /* 0: the whole name; else 1 << 16 | bytes before the star << 8 | bytes behind it, 127 of each at most */
+	char name[LIMITER_MAX_NAME + 1]; /* padded with NUL */
+};
+
+/* rate_limit_place_map: place (__u32; never 0) -> */
+#define LIMITER_MAX_SHAPES 4
+struct rate_limit_place {
+	__u64 rule;                       /* 0: none, but some below */
+	__u32 each;                       /* 1: every cgroup that is here has a budget of its own */
+	__u32 shapes[LIMITER_MAX_SHAPES]; /* that names below may have, the most specific first; 0: no more */
+	__u32 reserved;
+};
+
+/* rate_limit_target_map: number (__u32) -> a pattern of cgroup paths; the graph of places is made of all of them */
+#define LIMITER_MAX_TARGETS 65536
+#define LIMITER_MAX_PATTERN 1008
+struct rate_limit_target {
+	__u64 rule;
+	__u32 each;
+	__u32 reserved;
+	char pattern[LIMITER_MAX_PATTERN]; /* padded with NUL */
+};
 
 /* rate_limit_socket_map: socket storage; sockets that were open when their process was moved to a rule */
 struct rate_limit_socket {
@@ -149,7 +182,9 @@ struct rate_limit_control {
 	__u32 bound_sockets; /* 0: none was ever bound by hand, so none is looked up; 1: some were; 2: of MPTCP, too */
 	__u32 program_id;    /* kernel's id of the program that `identity` speaks of */
 	__u32 pacing;        /* enum limiter_pacing */
-	__u32 reserved;
-	char identity[64]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
+	__u32 places;        /* the place of `root`; 0: no rule is named by a pattern */
+	__u64 root;          /* id of the cgroup at which paths begin: / of the cgroup2 mount */
+	__u64 targets;       /* a hash of all targets of which the graph was made; see core/places.py */
+	char identity[64];   /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
 };
 #endif

@@ -43,7 +43,7 @@ int limit_egress(struct __sk_buff *skb)
 	/* No rule was ever made. */
 	if (!generation)
 		return VERDICT_PASS;
-	if (!attribution_find(skb, ctl->bound_sockets, generation, &found))
+	if (!attribution_find(skb, ctl, generation, &found))
 		return VERDICT_PASS;
 	if (ipsec_suspected(skb) && ipsec_charged(skb))
 		return VERDICT_PASS;
@@ -131,6 +131,6 @@ int settle_sockets(struct bpf_iter__tcp *context)
 		return 0;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (tcp)
-		settle(tcp, generation_of(ctl), ctl->pacing == LIMITER_PACING_ON);
+		settle(tcp, ctl, generation_of(ctl));
 	return 0;
 }

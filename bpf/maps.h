@@ -29,6 +29,30 @@ struct {
 	__type(value, __u64);
 } rate_limit_member_map SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, LIMITER_MAX_STEPS);
+	__type(key, struct rate_limit_step);
+	__type(value, __u32);
+} rate_limit_step_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, LIMITER_MAX_STEPS);
+	__type(key, __u32);
+	__type(value, struct rate_limit_place);
+} rate_limit_place_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, LIMITER_MAX_TARGETS);
+	__type(key, __u32);
+	__type(value, struct rate_limit_target);
+} rate_limit_target_map SEC(".maps");
+
 /* Copied to the sockets that a listener accepts: they belong to the rule too. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

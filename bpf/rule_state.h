@@ -15,12 +15,13 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 {
 	struct rate_limit_config *config;
 	struct rate_limit_state *state;
-	__u64 rate, bucket, now;
+	__u64 rate, bucket, now, limit;
 
 	state = bpf_map_lookup_elem(&rate_limit_state_map, rule);
 	if (!state || state->generation == generation)
 		return state;
-	config = bpf_map_lookup_elem(&rate_limit_config_map, rule);
+	limit = state->limit ? state->limit : *rule;
+	config = bpf_map_lookup_elem(&rate_limit_config_map, &limit);
 	if (!config)
 		return NULL;
 	rate = config->rate_bps;

@@ -13,44 +13,44 @@
 
 /* Since 6.12; refused with EINVAL before. */
 #define TCP_BPF_SOCK_OPS_CB_FLAGS 1008
-/* More levels than anyone has. */
-#define SETTLE_MAX_DEPTH 32
-
 /* The rules of a socket, in any order; as attribution.h does for a packet, without helpers that only know packets. */
-static __always_inline void settle_find(struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
+static __always_inline void settle_find(struct tcp_sock *tcp, const struct rate_limit_control *control,
+					struct attribution *found)
 {
 	struct rate_limit_socket *bound = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
-	struct cgroup *cgroup = attribution_cgroup(tcp);
+	__u64 way = places_cgroup_of(&tcp->inet_conn.icsk_inet.sk);
 	bool released = bound && bound->rule == LIMITER_RELEASED;
-	struct attribution found = {};
-	__u64 id, *rule;
+	struct cgroup *here;
+	__u32 place = 0;
+	int levels;
+	__u64 id;
 
 	if (bound && !released && !bpf_map_lookup_elem(&rate_limit_config_map, &bound->rule))
 		bound = NULL;
-	for (int i = 0; i < SETTLE_MAX_DEPTH && cgroup; i++) {
-		id = BPF_CORE_READ(cgroup, kn, id);
-		rule = bpf_map_lookup_elem(&rate_limit_member_map, &id);
-		/* Of those above a socket that is bound to a rule only the root counts. */
-		if (rule && BPF_CORE_READ(cgroup, level) < LIMITER_MAX_DEPTH && !(released && *rule == id) &&
-		    (!bound || released || !BPF_CORE_READ(cgroup, level)))
-			attribution_add(&found, *rule);
-		cgroup = BPF_CORE_READ(cgroup, self.parent, cgroup);
+	levels = way ? BPF_CORE_READ((struct cgroup *)way, level) + 1 : 0;
+	/* Of those above a socket that is bound to a rule only the root counts. */
+	if (bound && !released && levels)
+		levels = 1;
+	for (int level = 0; level < LIMITER_MAX_DEPTH && level < levels; level++) {
+		here = places_ancestor((struct cgroup *)way, level);
+		id = BPF_CORE_READ(here, kn, id);
+		if (control->places)
+			place = places_follow(control, id, way, level, place);
+		attribution_add_cgroup(id, place, released, found);
 	}
 	if (bound && !released)
-		attribution_add(&found, bound->rule);
-#pragma unroll
-	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
-		pacing->rules[i] = found.rules[i];
+		attribution_add(found, bound->rule);
 }
 
-static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool on)
+static __always_inline void settle(struct tcp_sock *tcp, const struct rate_limit_control *control, __u32 generation)
 {
-	struct rate_limit_pacing found = {}, *pacing;
+	struct rate_limit_pacing *pacing;
+	struct attribution found = {};
 	__u32 flags = tcp->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG;
 	bool called_back = tcp->bpf_sock_ops_cb_flags == flags;
 
-	if (on)
-		settle_find(tcp, &found);
+	if (control->pacing == LIMITER_PACING_ON)
+		settle_find(tcp, control, &found);
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, NULL, 0);
 	if (!found.rules[0]) {
 		if (!pacing)
@@ -67,9 +67,14 @@ static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool 
 		return;
 	if (!called_back && bpf_setsockopt(tcp, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags)))
 		return;
-	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, &found, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!pacing)
-		return;
+	if (!pacing) {
+		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!pacing)
+			return;
+#pragma unroll
+		for (int i = 0; i < LIMITER_MAX_NESTED; i++)
+			pacing->rules[i] = found.rules[i];
+	}
 	pacing_join(pacing, generation);
 	pacing_tell(tcp, tcp, pacing);
 }

@@ -69,6 +69,9 @@ STATE = Map("rate_limit_state_map", HASH, layout.ID, layout.STATE)
 MEMBER = Map("rate_limit_member_map", HASH, layout.ID, layout.ID)
 SOCKET = Map("rate_limit_socket_map", SOCKET_STORAGE, layout.FD, layout.ID)
 PACING = Map("rate_limit_pacing_map", SOCKET_STORAGE, layout.FD, layout.PACING)
+STEP = Map("rate_limit_step_map", HASH, layout.STEP, layout.INDEX)
+PLACE = Map("rate_limit_place_map", HASH, layout.INDEX, layout.PLACE)
+TARGET = Map("rate_limit_target_map", HASH, layout.INDEX, layout.TARGET)
 CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)
 
 EGRESS = Hook("cgroup_skb/egress", 8, 1, CGROUP_LINK)
@@ -92,15 +95,15 @@ SETTLE = Program(
     refused="connections that are open already are paced and released later than at once",
     paces=True,
 )
-# In LIMIT: whether a packet of IPsec is looked at in the kernel's memory, where lockdown may forbid it.
+# In LIMIT: whether it looks into the kernel's memory, which lockdown may forbid.
 LOOK = Part(
-    "ipsec_looks",
-    ".rodata.ipsec",
+    "kernel_memory",
+    ".rodata.memory",
     "what IPsec sends through a tunnel's device is charged twice, and reaches half of its limit",
 )
 
 # Control is the last to be pinned: where it is, the others are.
-MAPS = (CONFIG, STATE, MEMBER, SOCKET, PACING, CONTROL)
+MAPS = (CONFIG, STATE, MEMBER, STEP, PLACE, TARGET, SOCKET, PACING, CONTROL)
 PROGRAMS = (LIMIT, PACE, SETTLE)
 LIMITER = Object("limiter.bpf.c", PROGRAMS, MAPS)
 

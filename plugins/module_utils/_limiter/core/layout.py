@@ -19,6 +19,12 @@ MAX_RULES = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
 MAX_DEPTH = 16
+MAX_NAME = 255  # bytes of a cgroup's name, the kernel's NAME_MAX
+MAX_SHAPES = 4  # of names with a star, at one place
+MAX_STAR_TEXT = 127  # bytes of a name before its star, and behind it
+MAX_STEPS = 262144
+MAX_TARGETS = 65536
+MAX_PATTERN = 1008  # bytes, and one less in a pattern
 RELEASED = 0  # as the rule of a socket: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: none
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
@@ -29,9 +35,12 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
-CONTROL = struct.Struct("=IIIIII64s")
+CONTROL = struct.Struct("=IIIIIIQQ64s")
+STEP = struct.Struct(f"=II{MAX_NAME + 1}s")
+PLACE = struct.Struct(f"=QI{MAX_SHAPES}II")
+TARGET = struct.Struct(f"=QII{MAX_PATTERN}s")
 
 
 class FairShare(t.NamedTuple):
@@ -102,7 +111,9 @@ class Control(t.NamedTuple):
     bound_sockets: int = 0
     program_id: int = 0
     pacing: int = PACING_OFF
-    reserved: int = 0
+    places: int = 0
+    root: int = 0
+    targets: int = 0
     identity: str = ""
 
 
@@ -119,6 +130,7 @@ STATE_FIELDS = (
     "bucket",
     "generation",
     "reserved",
+    "limit",
     "use_start_ns",
     "use_bytes",
     "use_rate",
@@ -143,6 +155,9 @@ PACING_FIELDS = (
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields
+STEP_FIELDS = ("above", "shape", "name")
+PLACE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
+TARGET_FIELDS = ("rule", "each", "reserved", "pattern")
 
 _COUNTERS = STATE_FIELDS.index("packets")
 _USE = STATE_FIELDS.index("use_start_ns")

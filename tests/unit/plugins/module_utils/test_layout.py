@@ -22,8 +22,25 @@ STRUCTS = {
     "rate_limit_pacing": (layout.PACING, layout.PACING_FIELDS),
     "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
     "rate_limit_socket": (layout.ID, ("rule",)),
+    "rate_limit_step": (layout.STEP, layout.STEP_FIELDS),
+    "rate_limit_place": (layout.PLACE, layout.PLACE_FIELDS),
+    "rate_limit_target": (layout.TARGET, layout.TARGET_FIELDS),
 }
-CONSTANTS: tuple[str, ...] = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED", "UNPACED")
+CONSTANTS: tuple[str, ...] = (
+    "SCHEMA",
+    "MAX_RULES",
+    "MAX_MEMBERS",
+    "MAX_NESTED",
+    "MAX_DEPTH",
+    "MAX_NAME",
+    "MAX_SHAPES",
+    "MAX_STAR_TEXT",
+    "MAX_STEPS",
+    "MAX_TARGETS",
+    "MAX_PATTERN",
+    "RELEASED",
+    "UNPACED",
+)
 CONSTANTS += ("PACING_OFF", "PACING_ON", "PACING_REFUSED")
 REASONS = {f"REASON_{name.upper()}": number for number, name in enumerate(reasons.REASONS)}
 

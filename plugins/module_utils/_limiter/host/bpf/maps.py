@@ -34,7 +34,7 @@ class Map:
         self.name, self.fd = name, fd
         self._libbpf, self._ffi = libbpf, libbpf.ffi
         info = libbpf.info(fd, "bpf_map_info")
-        self._key_size, self._value_size = info.key_size, info.value_size
+        self.key_size, self._value_size = info.key_size, info.value_size
         self._value = self._ffi.new("char[]", self._value_size)
 
     def lookup(self, key: bytes, flags: int = _ANY) -> bytes | None:
@@ -84,7 +84,7 @@ class Map:
         size, keys, values = _BATCH, b"", b""
         count, here, following = new("uint32_t *"), self._ffi.NULL, new("char[]", 8)
         while True:
-            key_buffer, value_buffer = new("char[]", size * self._key_size), new("char[]", size * self._value_size)
+            key_buffer, value_buffer = new("char[]", size * self.key_size), new("char[]", size * self._value_size)
             while True:
                 count[0] = size
                 result = self._libbpf.try_call(
@@ -92,7 +92,7 @@ class Map:
                 )
                 if result < 0 and result != -errno.ENOENT:
                     break
-                keys += self._ffi.buffer(key_buffer, count[0] * self._key_size)[:]
+                keys += self._ffi.buffer(key_buffer, count[0] * self.key_size)[:]
                 values += self._ffi.buffer(value_buffer, count[0] * self._value_size)[:]
                 if result == -errno.ENOENT:  # the end
                     return keys, values
@@ -104,7 +104,7 @@ class Map:
     def _items_one_by_one(self) -> tuple[bytes, bytes]:
         keys: list[bytes] = []
         values: list[bytes] = []
-        key, following = self._ffi.NULL, self._ffi.new("char[]", self._key_size)
+        key, following = self._ffi.NULL, self._ffi.new("char[]", self.key_size)
         while True:
             result = self._libbpf.try_call("bpf_map_get_next_key", self.fd, key, following)
             if result == -errno.ENOENT:
@@ -127,17 +127,13 @@ class Maps:
 
     def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int]) -> None:
         self._fds = list(fds.values())
-        self._config, self._state, self._member, self._socket, self._pacing, self._control = (
-            Map(libbpf, row.name, fds[row.name])
-            for row in (
-                catalog.CONFIG,
-                catalog.STATE,
-                catalog.MEMBER,
-                catalog.SOCKET,
-                catalog.PACING,
-                catalog.CONTROL,
-            )
-        )
+
+        def opened(row: catalog.Map) -> Map:
+            return Map(libbpf, row.name, fds[row.name])
+
+        self._config, self._state, self._member = map(opened, (catalog.CONFIG, catalog.STATE, catalog.MEMBER))
+        self._socket, self._pacing, self._control = map(opened, (catalog.SOCKET, catalog.PACING, catalog.CONTROL))
+        self.steps, self.places = map(opened, (catalog.STEP, catalog.PLACE))  # see graph.py
         self._sockets_looked_up = 0  # what control.bound_sockets is at least
 
     @classmethod

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Rules that are named by a pattern of cgroup paths. The names of a packet's cgroups, from the root down, lead through a
+ * graph of places that user space makes of all patterns (core/places.py); a place may have a rule. Nothing is keyed by an
+ * id that goes stale: a cgroup that is removed and made again, as for a service that restarts, comes to the same place.
+ *
+ * A graph is never changed: the next one has other numbers, and control.places switches to it.
+ */
+#ifndef LIMITER_PLACES_H
+#define LIMITER_PLACES_H
+
+#include "kernel_memory.h"
+#include "maps.h"
+
+/* include/net/tcp_states.h: of a request_sock, which has its listener's cgroup. */
+#define PLACES_NEW_SYN_RECV 12
+
+/* Before 5.15: a pointer, or, marked by its low bits, the numbers of net_cls and net_prio. */
+struct sock_cgroup_data___tagged {
+	__u64 val;
+} __attribute__((preserve_access_index));
+
+struct sock_cgroup_data___named {
+	struct cgroup *cgroup;
+} __attribute__((preserve_access_index));
+
+/* Since 6.1. */
+struct cgroup___ancestors {
+	struct cgroup *ancestors[0];
+} __attribute__((preserve_access_index));
+
+/* What a new budget begins as: a value with a lock can't be the source of another. */
+struct places_blank {
+	__u8 zeros[sizeof(struct rate_limit_state)];
+};
+
+/* Not pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct places_blank);
+} places_blank_map SEC(".maps");
+
+/* A socket's cgroup, an address; 0 where there is none. */
+static __always_inline __u64 places_cgroup_of(const struct sock *sk)
+{
+	const struct sock_cgroup_data___tagged *tagged;
+	const struct sock_cgroup_data___named *named;
+	__u64 value;
+
+	named = (const void *)__builtin_preserve_access_index(&sk->sk_cgrp_data);
+	if (bpf_core_field_exists(named->cgroup))
+		return (__u64)BPF_CORE_READ(named, cgroup);
+	tagged = (const void *)named;
+	value = BPF_CORE_READ(tagged, val);
+	return value & 3 ? 0 : value;
+}
+
+/* The cgroup of a packet's socket, as bpf_skb_cgroup_id() finds it. The context is the packet itself. */
+static __always_inline __u64 places_cgroup(struct __sk_buff *context)
+{
+	const struct sk_buff *skb = (const void *)context;
+	const struct sock *sk = BPF_CORE_READ(skb, sk);
+
+	if (!sk)
+		return 0;
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == PLACES_NEW_SYN_RECV)
+		sk = BPF_CORE_READ((const struct request_sock *)sk, __req_common.skc_listener);
+	return sk ? places_cgroup_of(sk) : 0;
+}
+
+/* The cgroup at a level of the way to another one. */
+static __always_inline struct cgroup *places_ancestor(struct cgroup *cgroup, __u32 level)
+{
+	const struct cgroup___ancestors *known = (const void *)cgroup;
+	struct cgroup *above = NULL;
+	const void *slot;
+
+	if (bpf_core_field_exists(known->ancestors)) {
+		slot = (const void *)cgroup + bpf_core_field_offset(known->ancestors) +
+		       level % LIMITER_MAX_DEPTH * sizeof(above);
+		bpf_probe_read_kernel(&above, sizeof(above), slot);
+		return above;
+	}
+	for (int i = 0; i < LIMITER_MAX_DEPTH; i++) {
+		if (BPF_CORE_READ(cgroup, level) <= (int)level)
+			break;
+		cgroup = (void *)BPF_CORE_READ(cgroup, self.parent) - bpf_core_field_offset(struct cgroup, self);
+	}
+	return cgroup;
+}
+
+/*
+ * One level down: the place of the cgroup at a level, on the way to `cgroup`, whose parent is at the place `above`; 0
+ * where no pattern leads on. Not inlined: charge.h.
+ */
+__noinline __u32 places_step(__u64 cgroup, __u32 level, __u32 above)
+{
+	struct cgroup *here = places_ancestor((void *)cgroup, level);
+	struct rate_limit_step step = { .above = above };
+	struct rate_limit_place *place;
+	const char *name;
+	__u32 *found;
+	long length;
+
+	name = BPF_CORE_READ(here, kn, name);
+	length = bpf_probe_read_kernel_str(step.name, sizeof(step.name), name) - 1;
+	if (length <= 0)
+		return 0;
+	found = bpf_map_lookup_elem(&rate_limit_step_map, &step);
+	if (found)
+		return *found;
+	place = bpf_map_lookup_elem(&rate_limit_place_map, &above);
+	if (!place)
+		return 0;
+	for (int i = 0; i < LIMITER_MAX_SHAPES; i++) {
+		__u32 shape = place->shapes[i], before = shape >> 8 & 0x7f, behind = shape & 0x7f;
+
+		if (!shape)
+			break;
+		if (length < before + behind)
+			continue;
+		__builtin_memset(step.name, 0, sizeof(step.name));
+		step.shape = shape;
+		bpf_probe_read_kernel(step.name, before, name);
+		bpf_probe_read_kernel(step.name + before, behind, name + length - behind);
+		found = bpf_map_lookup_elem(&rate_limit_step_map, &step);
+		if (found)
+			return *found;
+	}
+	return 0;
+}
+
+/* Makes a cgroup's own budget of a rule, with a full bucket, where it has none yet. */
+static __always_inline bool places_budget(__u64 rule, __u64 cgroup)
+{
+	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
+	struct rate_limit_config *config;
+	struct places_blank *blank;
+	__u32 index = 0;
+	__u64 bucket;
+
+	if (state)
+		return state->limit == rule;
+	blank = bpf_map_lookup_elem(&places_blank_map, &index);
+	config = bpf_map_lookup_elem(&rate_limit_config_map, &rule);
+	if (!blank || !config)
+		return false;
+	bucket = config->bucket_size;
+	bpf_map_update_elem(&rate_limit_state_map, &cgroup, blank, BPF_NOEXIST);
+	state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
+	if (!state)
+		return false;
+	bpf_spin_lock(&state->lock);
+	if (!state->limit) {
+		state->limit = rule;
+		state->tokens = bucket;
+	}
+	bpf_spin_unlock(&state->lock);
+	return state->limit == rule;
+}
+
+/* The rule of a cgroup that is at a place, 0: none; its own budget where each has one. Not inlined: charge.h. */
+__noinline __u64 places_rule(__u32 number, __u64 cgroup)
+{
+	struct rate_limit_place *place = bpf_map_lookup_elem(&rate_limit_place_map, &number);
+	__u64 rule;
+
+	if (!place)
+		return 0;
+	rule = place->rule;
+	/* Where there is no room for another budget they share the rule's. */
+	return rule && place->each && places_budget(rule, cgroup) ? cgroup : rule;
+}
+
+/* The place of a cgroup at a level of the way to `way`, whose parent is at `above`. */
+static __always_inline __u32 places_follow(const struct rate_limit_control *control, __u64 cgroup, __u64 way,
+					   __u32 level, __u32 above)
+{
+	if (cgroup == control->root)
+		return control->places;
+	return above ? places_step(way, level, above) : 0;
+}
+#endif

@@ -1,0 +1,185 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cgroups that are named by a pattern, and the graph of places by which the program finds them (bpf/places.h). Pure.
+
+A pattern is a path below the cgroup2 mount whose names may have one star each, which stands for any text, also none. At
+one cgroup the most specific pattern that matches it holds: from the top, a name goes before a star, and a longer text
+before a shorter one. Patterns of the cgroups above hold, too.
+
+A place stands for the set of all patterns that a path fits so far, as a deterministic automaton has its states by the
+subset construction (Rabin and Scott, 1959). So the program takes one step for each name: to the place of that very
+name, or else of the first shape, a text before and a text after a star, that the name has.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .errors import LimiterError
+from .layout import MAX_DEPTH, MAX_NAME, MAX_SHAPES, MAX_STAR_TEXT
+
+Shape = tuple[str, str]  # what a name begins and ends with
+
+
+class Pattern(t.NamedTuple):
+    """The names of a path, from the top; of each that has a star what is before and behind it."""
+
+    names: tuple[str | Shape, ...]
+
+    @property
+    def rank(self) -> tuple[tuple[bool, int], ...]:
+        """The greater, the more specific."""
+        return tuple((isinstance(name, str), sum(map(len, name))) for name in self.names)
+
+    def __str__(self) -> str:
+        return "/" + "/".join(name if isinstance(name, str) else "*".join(name) for name in self.names)
+
+
+class Place(t.NamedTuple):
+    """Where a path has led: the rule of the cgroups that are there, and the places of those below them, by number."""
+
+    rule: str | None
+    names: dict[str, int]
+    shapes: list[tuple[Shape, int]]  # the most specific first
+
+
+def parse(option: str, text: str) -> Pattern:
+    """Raises LimiterError ``bad_cgroup_path``."""
+    if not text.startswith("/"):
+        raise _bad(option, text, "it does not begin with a slash")
+    words = text.strip("/").split("/") if text.strip("/") else []
+    if len(words) >= MAX_DEPTH:
+        raise _bad(option, text, f"it has {len(words)} names, and the program looks at {MAX_DEPTH - 1} levels")
+    names: list[str | Shape] = []
+    for word in words:
+        if word in ("", ".", ".."):
+            raise _bad(option, text, f"{word!r} is no name of a cgroup")
+        if _size(word) > MAX_NAME:
+            raise _bad(option, text, f"a name has {MAX_NAME} bytes at most")
+        if word.count("*") > 1:
+            raise _bad(option, text, f"{word!r} has more than one star")
+        before, star, behind = word.partition("*")
+        if star and max(_size(before), _size(behind)) > MAX_STAR_TEXT:
+            raise _bad(option, text, f"{word!r} has more than {MAX_STAR_TEXT} bytes on one side of the star")
+        names.append((before, behind) if star else word)
+    return Pattern(tuple(names))
+
+
+def compile(targets: t.Mapping[Pattern, str]) -> list[Place]:
+    """The graph; its first place is the root's.
+
+    Raises LimiterError: ``ambiguous_patterns`` where two of equal rank and different rules match one cgroup,
+    ``too_many_patterns`` where more stars meet at one place than the program looks through.
+    """
+    return _Compiler(targets).places
+
+
+# A pattern's number, and how many of its names the path has passed.
+_Items = frozenset[tuple[int, int]]
+
+
+class _Compiler:
+    def __init__(self, targets: t.Mapping[Pattern, str]) -> None:
+        self._patterns = list(targets)
+        self._rules = list(targets.values())
+        self._numbers: dict[_Items, int] = {}
+        self.places: list[Place] = []
+        self._place(frozenset((number, 0) for number in range(len(self._patterns))))
+
+    def _place(self, items: _Items) -> int:
+        if items in self._numbers:
+            return self._numbers[items]
+        number = self._numbers[items] = len(self.places)
+        place = Place(self._rule(items), {}, [])
+        self.places.append(place)
+        whole: dict[str, set[tuple[int, int]]] = {}
+        stars: dict[Shape, set[tuple[int, int]]] = {}
+        for index, passed in items:
+            names = self._patterns[index].names
+            if passed < len(names):
+                name, then = names[passed], (index, passed + 1)
+                if isinstance(name, str):
+                    whole.setdefault(name, set()).add(then)
+                else:
+                    stars.setdefault(name, set()).add(then)
+        shapes = self._closed(stars)
+        for name in {*whole, *(name for shape in shapes for name in _overlapping(shape))}:
+            after = whole.get(name, set()).union(*(then for shape, then in stars.items() if _fits(name, shape)))
+            place.names[name] = self._place(frozenset(after))
+        for shape in sorted(shapes, key=lambda one: (-len(one[0]) - len(one[1]), one)):
+            after = set().union(*(then for other, then in stars.items() if _covers(other, shape)))
+            place.shapes.append((shape, self._place(frozenset(after))))
+        return number
+
+    def _rule(self, items: _Items) -> str | None:
+        ends = [index for index, passed in items if passed == len(self._patterns[index].names)]
+        if not ends:
+            return None
+        ends.sort(key=lambda index: self._patterns[index].rank, reverse=True)
+        first = self._patterns[ends[0]]
+        for other in ends[1:]:
+            if self._patterns[other].rank != first.rank:
+                break
+            if self._rules[other] != self._rules[ends[0]]:
+                both = sorted((str(first), str(self._patterns[other])))
+                raise LimiterError(
+                    "ambiguous_patterns",
+                    f"{both[0]} and {both[1]} match the same cgroups",
+                    "neither is more specific, and they belong to two rules",
+                    "Make one of them more specific, or name the cgroups that both match",
+                )
+        return self._rules[ends[0]]
+
+    def _closed(self, stars: t.Mapping[Shape, object]) -> set[Shape]:
+        """The shapes, and those of names that have several of them."""
+        shapes = set(stars)
+        while more := {meet for one in shapes for other in shapes if (meet := _meet(one, other))} - shapes:
+            shapes |= more
+            if len(shapes) > MAX_SHAPES:
+                break
+        if len(shapes) > MAX_SHAPES:
+            names = ", ".join(sorted("*".join(shape) for shape in stars))
+            raise LimiterError(
+                "too_many_patterns",
+                f"too many patterns with a star meet at one place: {names}",
+                f"the program looks through {MAX_SHAPES}, and for those that both of two match it needs another",
+                "Replace some by the names of the cgroups",
+            )
+        return shapes
+
+
+def _size(text: str) -> int:
+    """Bytes, as the kernel has a name."""
+    return len(text.encode(errors="surrogateescape"))
+
+
+def _fits(name: str, shape: Shape) -> bool:
+    return len(name) >= len(shape[0]) + len(shape[1]) and name.startswith(shape[0]) and name.endswith(shape[1])
+
+
+def _covers(general: Shape, special: Shape) -> bool:
+    """Whether each name of the second shape has the first one, too."""
+    return special[0].startswith(general[0]) and special[1].endswith(general[1])
+
+
+def _meet(one: Shape, other: Shape) -> Shape | None:
+    """The shape of names that have both, if they are long enough: see `_overlapping`."""
+    before = max(one[0], other[0], key=len)
+    behind = max(one[1], other[1], key=len)
+    met = before, behind
+    return met if _covers(one, met) and _covers(other, met) else None
+
+
+def _overlapping(shape: Shape) -> t.Iterator[str]:
+    """Names that begin and end as a shape says, but too short for it: the texts share some letters."""
+    before, behind = shape
+    for length in range(1, min(len(before), len(behind)) + 1):
+        if before.endswith(behind[:length]):
+            yield before + behind[length:]
+
+
+def _bad(option: str, text: str, why: str) -> LimiterError:
+    return LimiterError(
+        "bad_cgroup_path", f"{option} {text!r} is refused", why, "Give a path as in /proc/PID/cgroup, without '0::'"
+    )

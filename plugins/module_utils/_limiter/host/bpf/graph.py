@@ -1,0 +1,64 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The graph of places in the kernel, by which the program finds cgroups that are named by patterns (bpf/places.h)."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ...core import layout
+from ...core.places import Place, Shape
+from .maps import Map, Maps
+
+# A graph has the numbers of one half, the next one those of the other.
+_HALVES = (range(1, 1 << 31), range(1 << 31, 1 << 32))
+
+
+def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str, int], each: t.Container[str]) -> None:
+    """Has cgroups found by a graph from now on, and by no earlier one. An empty one finds nothing.
+
+    ``root``: id of the cgroup at which paths begin. ``rules``: the ids of the rules that places name. ``each``: those
+    that give every cgroup a budget of its own. A run that is killed leaves the graph that there was or the whole new
+    one; whatever else it left, the next one removes. Raises KernelError, LimiterError ``map_full``.
+    """
+    control = maps.control()
+    new = _HALVES[0] if control.places in _HALVES[1] else _HALVES[1]
+    _remove(maps, new)
+    for number, place in enumerate(graph, new.start):
+        rule = 0 if place.rule is None else rules[place.rule]
+        shapes = [_packed(shape) for shape, _after in place.shapes]
+        shapes += [0] * (layout.MAX_SHAPES - len(shapes))
+        maps.places.update(layout.INDEX.pack(number), layout.PLACE.pack(rule, place.rule in each, *shapes, 0))
+        steps = [(0, name, after) for name, after in place.names.items()]
+        steps += [(_packed(shape), "".join(shape), after) for shape, after in place.shapes]
+        for shape, name, after in steps:
+            key = layout.STEP.pack(number, shape, _encoded(name))
+            maps.steps.update(key, layout.INDEX.pack(new.start + after))
+    # Before the generation: no program may keep an answer of the old graph for longer than that.
+    maps.write_control(control._replace(places=new.start if graph else 0, root=root))
+    maps.bump_generation()
+    _remove(maps, *(half for half in _HALVES if half != new))
+
+
+def _remove(maps: Maps, *halves: range) -> None:
+    for one in (maps.steps, maps.places):
+        for key in _keys(one):
+            # The place is what both keys begin with.
+            if any(layout.INDEX.unpack_from(key)[0] in half for half in halves):
+                one.delete(key)
+
+
+def _keys(one: Map) -> t.Iterator[bytes]:
+    keys, _values = one.items()
+    size = one.key_size
+    return (keys[at : at + size] for at in range(0, len(keys), size))
+
+
+def _packed(shape: Shape) -> int:
+    before, behind = (len(_encoded(text)) for text in shape)
+    return 1 << 16 | before << 8 | behind
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cgroups that are found by their names: also those that did not exist when their rule was made, or exist again."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import places
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import graph
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import pacing
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.parts import USED
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    MBIT,
+    Scene,
+    assert_bound,
+    assert_held,
+    pause,
+    share_of,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
+
+RATE = 8 * MBIT
+
+
+class Named:
+    """Rules that only patterns lead to, and cgroups that are made and removed."""
+
+    def __init__(self, cgroups: limiter.Cgroups) -> None:
+        self._cgroups = cgroups
+        self._made: list[Path] = []
+
+    def rules(self, patterns: Mapping[str, str], rate: int = RATE, each: tuple[str, ...] = ()) -> None:
+        """By pattern, the rule's name."""
+        ids = {}
+        for name in dict.fromkeys(patterns.values()):
+            made = limiter.rule(name=name, rate=str(rate), bucket=str(rate // 10))
+            ids[name] = made["rule"]["cgroup_id"]
+        found = places.compile({places.parse("cgroup_path", pattern): name for pattern, name in patterns.items()})
+        with opened() as maps:
+            graph.switch(maps, self._cgroups.identifier("/"), found, ids, each)
+
+    def cgroup(self, path: str) -> Path:
+        cgroup = Path(self._cgroups.absolute(path))
+        for one in (*reversed(cgroup.parents), cgroup):
+            if not one.exists():
+                one.mkdir()
+                self._made.append(one)
+        return cgroup
+
+    def remove(self) -> None:
+        while self._made:
+            self._made.pop().rmdir()
+
+    def clear(self) -> None:
+        with opened() as maps:
+            graph.switch(maps, 0, [], {}, ())
+        self.remove()
+
+
+def opened() -> Maps:
+    maps = Maps.open(load())
+    assert maps is not None
+    return maps
+
+
+@pytest.fixture
+def named(scene: Scene, clean_host: limiter.Cgroups) -> Iterator[Named]:
+    it = Named(clean_host)
+    yield it
+    scene.pair.stop()
+    it.clear()
+
+
+def rules_of(cgroup: Path) -> list[str]:
+    """What a datagram is charged to that a socket made in a cgroup sends."""
+    before = limiter.packets()
+    reading, writing = os.pipe()
+    if not (pid := os.fork()):
+        (cgroup / "cgroup.procs").write_text("0")
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
+        os._exit(0)
+    os.close(reading), os.close(writing)
+    assert os.waitpid(pid, 0)[1] == 0
+    after = limiter.packets()
+    return sorted(name for name in after if after[name] > before.get(name, 0))
+
+
+PATTERNS = {
+    "/shop": "shop",
+    "/shop/web-*.service": "web",
+    "/shop/web-*-fast.service": "fast",
+    "/shop/*": "others",
+    "/shop/web-1.service": "first",
+    "/shop/*/deep": "deep",
+}
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/shop", ["shop"]),
+        ("/shop/web-1.service", ["first", "shop"]),
+        ("/shop/web-2.service", ["shop", "web"]),
+        ("/shop/web-2-fast.service", ["fast", "shop"]),
+        ("/shop/web-fast.service", ["shop", "web"]),
+        ("/shop/web-.service", ["shop", "web"]),
+        ("/shop/web.service", ["others", "shop"]),
+        ("/shop/web-2.service/deep", ["deep", "shop", "web"]),
+        ("/shop/web-2.service/other", ["shop", "web"]),
+        ("/shop/" + "n" * 255, ["others", "shop"]),
+        ("/shopping", []),
+        ("/other/shop", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 99 else "",
+)
+def test_names_and_stars_lead_to_rules(named: Named, path: str, expected: list[str]) -> None:
+    named.rules(PATTERNS)
+    assert rules_of(named.cgroup(path)) == expected
+
+
+def test_the_program_finds_what_the_graph_says(named: Named) -> None:
+    lot = random.Random(5)
+    letters = "ab"
+
+    def word(most: int) -> str:
+        return "".join(lot.choice(letters) for _ in range(lot.randint(0, most)))
+
+    for _table in range(3 if SLOW else 10):
+        patterns: dict[str, str] = {}
+        for number in range(4):
+            names = [word(2) + lot.choice(("", "*")) + word(2) or "a" for _ in range(lot.randint(1, 3))]
+            patterns["/drawn/" + "/".join(names)] = f"rule{number}"
+        try:
+            named.rules(patterns)
+        except places.LimiterError:
+            continue
+        for _path in range(3 if SLOW else 8):
+            path = "/drawn/" + "/".join(word(4) or "b" for _ in range(lot.randint(1, 3)))
+            assert rules_of(named.cgroup(path)) == sorted(expected(patterns, path)), (patterns, path)
+
+
+def expected(patterns: Mapping[str, str], path: str) -> set[str]:
+    """By looking at every pattern."""
+    names, found = path.strip("/").split("/"), set()
+    parsed = {places.parse("", pattern): rule for pattern, rule in patterns.items()}
+    for depth in range(1, len(names) + 1):
+        fit = [one for one in parsed if len(one.names) == depth and all(map(_fits, one.names, names))]
+        if fit:
+            found.add(parsed[max(fit, key=lambda one: one.rank)])
+    return found
+
+
+def _fits(wanted: str | tuple[str, str], name: str) -> bool:
+    if isinstance(wanted, str):
+        return wanted == name
+    before, behind = wanted
+    return len(name) >= len(before + behind) and name.startswith(before) and name.endswith(behind)
+
+
+def test_a_cgroup_that_is_made_again_and_again_stays_limited(scene: Scene, named: Named) -> None:
+    """With a sender in each, that begins at once: nothing passes beyond the rate and one bucket."""
+    pair = scene.pair
+    named.rules({"/again/*.service": "again"})
+    before = pair.arrived()
+    for _time in range(5 if SLOW else 20):
+        cgroup = named.cgroup("/again/web.service")
+        sender = pair.send_udp(4 * RATE, 0.2, cgroup=cgroup)
+        sender.result()
+        cgroup.rmdir()
+        named._made.remove(cgroup)
+    after = pair.arrived()
+    assert_bound(before, after, RATE, RATE // 10)
+    assert after.bytes - before.bytes > 0.5 * RATE * (after.seconds - before.seconds)
+
+
+def test_an_open_connection_is_paced_as_soon_as_its_cgroup_is_named(scene: Scene, named: Named) -> None:
+    pair = scene.pair
+    cgroup = named.cgroup("/named/a.service")
+    bulk = pair.send_tcp(cgroup=cgroup)
+    pause(0.3)
+    named.rules({"/named/*.service": "named"})
+    assert pacing.follow(None) == []
+    pause(0.7)
+    assert_held(pair, RATE)
+    drops = limiter.counters()["named"].dropped_packets
+    pause(1.0)
+    assert SLOW or limiter.counters()["named"].dropped_packets == drops
+    bulk.kill()
+
+
+def test_each_cgroup_that_matches_has_a_budget_of_its_own(scene: Scene, named: Named) -> None:
+    pair = scene.pair
+    named.rules({"/users/user-*.slice": "each"}, each=("each",))
+    before = pair.arrived()
+    for number in (1, 2):
+        pair.send_tcp(cgroup=named.cgroup(f"/users/user-{number}.slice"))
+    pause(0.7)
+    assert share_of(pair, 2 * RATE) >= USED
+    assert_bound(before, pair.arrived(), 2 * RATE, 2 * RATE // 10)
+
+
+def test_an_empty_graph_finds_nothing_and_leaves_nothing(named: Named) -> None:
+    named.rules(PATTERNS)
+    cgroup = named.cgroup("/shop")
+    assert rules_of(cgroup) == ["shop"]
+    with opened() as maps:
+        graph.switch(maps, 0, [], {}, ())
+        assert maps.places.items() == maps.steps.items() == (b"", b"")
+    assert rules_of(cgroup) == []
+
+
+def test_ten_thousand_patterns_are_written_and_replaced(named: Named) -> None:
+    patterns = {f"/many/s{number}.service": "many" for number in range(1_000 if SLOW else 10_000)}
+    named.rules(patterns)
+    named.rules({**patterns, "/many/*": "rest"})
+    assert rules_of(named.cgroup("/many/s7.service")) == ["many"]
+    assert rules_of(named.cgroup("/many/x")) == ["rest"]
+    with opened() as maps:
+        keys, _values = maps.places.items()
+        assert len(keys) // 4 == len(patterns) + 3
