@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which rules a packet is charged to: those of its socket's cgroup and of the
- * cgroups above it. Never those of the current task: most of TCP's packets leave
- * from softirq, where "current" is whoever was interrupted.
+ * Which rules a packet is charged to: those of its socket's cgroup and of the cgroups above it. Never those of the
+ * current task: most of TCP's packets leave from softirq, where "current" is whoever was interrupted.
  *
- * The way up is walked once for a cgroup, not for a packet. The answer, also that
- * there is none, stays valid until a member is added or removed anywhere.
+ * The way up is walked once for a cgroup, not for a packet. The answer, also that there is none, stays valid until a
+ * member is added or removed anywhere.
  */
 #ifndef LIMITER_ATTRIBUTION_H
 #define LIMITER_ATTRIBUTION_H
@@ -25,9 +24,9 @@ struct attribution {
 
 /*
  * One slot for all cgroups whose ids have one hash (attribution_index). A slot is written and read without a lock:
- * `check` fits only the rules that it was written with, for one cgroup in one generation, so
- * a slot that belongs to another, is old or half written is not believed. An array,
- * because its lookup is inlined: a hash lookup costs ten times as much.
+ * `check` fits only the rules that it was written with, for one cgroup in one generation, so a slot that belongs to
+ * another, is old or half written is not believed. An array, because its lookup is inlined: a hash lookup costs ten
+ * times as much.
  */
 struct attribution_slot {
 	__u64 check;
@@ -43,8 +42,8 @@ struct {
 } attribution_cache SEC(".maps");
 
 /*
- * A sum with powers of a factor that was drawn by lot: that two different answers
- * have one sum is as likely as guessing 64 bits.
+ * A sum with powers of a factor that was drawn by lot: that two different answers have one sum is as likely as guessing
+ * 64 bits.
  */
 static __always_inline __u64 attribution_check(__u64 cgroup, __u32 generation, const struct attribution *found)
 {
@@ -59,8 +58,8 @@ static __always_inline __u64 attribution_check(__u64 cgroup, __u32 generation, c
 }
 
 /*
- * Ids are given out one after the other to a cgroup and to each of its files, so
- * those of cgroups are evenly spaced: their low bits alone would leave most slots unused.
+ * Ids are given out one after the other to a cgroup and to each of its files, so those of cgroups are evenly spaced:
+ * their low bits alone would leave most slots unused.
  */
 static __always_inline __u32 attribution_index(__u64 cgroup)
 {
@@ -84,8 +83,8 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * Adds the rule that the socket's ancestor at `level` is a member of. False below
- * the socket's own cgroup. `released` leaves out rules whose own cgroup it is.
+ * Adds the rule that the socket's ancestor at `level` is a member of. False below the socket's own cgroup. `released`
+ * leaves out rules whose own cgroup it is.
  */
 static __always_inline bool attribution_add_level(struct __sk_buff *skb, int level, bool released,
 						  struct attribution *found)
@@ -101,8 +100,8 @@ static __always_inline bool attribution_add_level(struct __sk_buff *skb, int lev
 }
 
 /*
- * An MPTCP socket sends through sockets of its own, of which user space can't bind
- * any: what it is bound to is copied to them, and by BPF_F_CLONE to what they accept.
+ * An MPTCP socket sends through sockets of its own, of which user space can't bind any: what it is bound to is copied
+ * to them, and by BPF_F_CLONE to what they accept.
  */
 enum bpf_func_id___mptcp { BPF_FUNC_skc_to_mptcp_sock___mptcp };
 
@@ -125,11 +124,10 @@ static __always_inline struct rate_limit_socket *attribution_bound_mptcp(struct 
 }
 
 /*
- * A socket that is open when its process is moved keeps the cgroup that it was
- * made in for life. Moved into a rule, it was bound to the rule by hand, and is charged
- * to it and to the rule that holds for the whole host. Moved out again, it was
- * released: the rule that it may have been made in no longer holds for it, those
- * that limit its cgroups in place do. False when the way up decides.
+ * A socket that is open when its process is moved keeps the cgroup that it was made in for life. Moved into a rule, it
+ * was bound to the rule by hand, and is charged to it and to the rule that holds for the whole host. Moved out again,
+ * it was released: the rule that it may have been made in no longer holds for it, those that limit its cgroups in place
+ * do. False when the way up decides.
  */
 static __always_inline bool attribution_bound(struct __sk_buff *skb, bool mptcp, bool *released,
 					      struct attribution *found)

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Charges a packet to the rules that hold for it. Two locks cannot be held at
- * once, so the rules are charged one after the other, and those that were
- * already charged get their tokens back when a later one drops the packet.
+ * Charges a packet to the rules that hold for it. Two locks cannot be held at once, so the rules are charged one after
+ * the other, and those that were already charged get their tokens back when a later one drops the packet.
  */
 #ifndef LIMITER_CHARGE_H
 #define LIMITER_CHARGE_H
@@ -17,9 +16,9 @@
 #define ANSWER_REASON 8
 
 /*
- * Charges the rule that is the `place`th of its socket: an answer, or 0 where it limits nothing. This and the others that
- * are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of what
- * they do, for minutes (5.10). There such functions take and give only numbers, and the context; five at most.
+ * Charges the rule that is the `place`th of its socket: an answer, or 0 where it limits nothing. This and the others
+ * that are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of
+ * what they do, for minutes (5.10). There such functions take and give only numbers, and the context; five at most.
  */
 __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u64 generation_paces)
 {

@@ -15,8 +15,11 @@
 #define FAIR_SHARE_KNOWN 4     /* sent in the epoch before, too */
 #define FAIR_SHARE_ELSEWHERE 8 /* was held back by another rule */
 
-/* New segments are counted on TCP's account up to this debt, half of what is refused (verdict.h); the bucket pays the rest. */
-#define EARLY_DEBT (50 * MILLISECONDS)
+/*
+ * New segments are counted on TCP's account up to this debt, half of what is refused (verdict.h); the bucket pays the
+ * rest.
+ */
+#define EARLY_LEAD (50 * MILLISECONDS)
 /* New connections that have not sent anything yet, and for which room is left. */
 #define SILENT_MOST 20
 #define FOREIGN_MOST (1ULL << 33) /* bytes in an epoch: more times nanoseconds would overflow */
@@ -82,10 +85,10 @@ static __always_inline void demand_note(struct fair_share *fair, struct fair_sha
 	if (!passed)
 		return;
 	/*
-	 * What TCP does not pace the bucket pays, and the paced give way: to new connections not so far that the guard would
-	 * stop them, to those that cannot be told by what is left of the rate.
+	 * What TCP does not pace the bucket pays, and the paced give way: to new connections not so far that the guard
+	 * would stop them, to those that cannot be told by what is left of the rate.
 	 */
-	if ((packet->paced || packet->control) && (!packet->early || fair_share_debt(fair, now) < (__s64)EARLY_DEBT))
+	if ((packet->paced || packet->control) && (!packet->early || fair_share_lead(fair, now) < (__s64)EARLY_LEAD))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
 	if (packet->bytes > fair->burst && fair->burst < BURST_LARGEST) {
 		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;

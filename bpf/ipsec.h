@@ -12,10 +12,10 @@
  *   a socket that sends some packets as they are and others encrypted by a policy is charged for all of them.
  * - Its socket has credit: as many bytes as were charged for what it sent as it is, and what encryption may add to
  *   these. One way leads through a device and past the hook, a VRF with a queueing discipline; without credit, all that
- *   a policy encrypts there would pass.
- * So whatever anybody arranges, no more passes uncharged than was charged before, with what encryption adds. Where one
- * of the three cannot be known, packets are charged twice: in lockdown=confidentiality, which forbids to look, where IPsec
- * goes through IPsec's device, and the first packets of all.
+ *   a policy encrypts there would pass. So whatever anybody arranges, no more passes uncharged than was charged before,
+ *   with what encryption adds. Where one of the three cannot be known, packets are charged twice: in
+ *   lockdown=confidentiality, which forbids to look, where IPsec goes through IPsec's device, and the first packets of
+ *   all.
  *
  * Without IPsec the cost is a look at each packet's protocol, and for UDP at its port.
  */
@@ -38,12 +38,17 @@
  * check value: 121; vxlan: 50 more) and, to each segment of a GSO packet but the first, its own headers.
  */
 #define IPSEC_OVERHEAD 256
-/* A datagram larger than the tunnel's packets is cut before it is encrypted, hardly ever into smaller pieces than these. */
+/*
+ * A datagram larger than the tunnel's packets is cut before it is encrypted, hardly ever into smaller pieces than
+ * these.
+ */
 #define IPSEC_PIECE 1024
 /* More than encryption has in its queues. */
 #define IPSEC_CREDIT_MOST (1 << 20)
 
-/* Socket storage: the bytes that may pass uncharged. Not pinned: when the program is replaced, a few are charged twice. */
+/*
+ * Socket storage: the bytes that may pass uncharged. Not pinned: when the program is replaced, a few are charged twice.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

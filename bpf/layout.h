@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What user space and the program share: the pinned maps' keys and values.
- * plugins/module_utils/_limiter/core/layout.py says the same in Python; a test
- * holds the two together, offset by offset. A change of layout needs a new
+ * What user space and the program share: the pinned maps' keys and values. plugins/module_utils/_limiter/core/layout.py
+ * says the same in Python; a test holds the two together, offset by offset. A change of layout needs a new
  * LIMITER_SCHEMA, since a running host keeps its maps over an upgrade.
  *
- * The type that stands for "which rule" is always the cgroup id of the rule's
- * own cgroup, <cgroup2>/speed_limiter/<name>: 64 bits, never used again.
+ * The type that stands for "which rule" is always the cgroup id of the rule's own cgroup,
+ * <cgroup2>/speed_limiter/<name>: 64 bits, never used again.
  */
 #ifndef LIMITER_LAYOUT_H
 #define LIMITER_LAYOUT_H
@@ -17,8 +16,8 @@
 /* Most rules that can hold on one way up from a socket's cgroup. */
 #define LIMITER_MAX_NESTED 4
 /*
- * Cgroup levels that are searched for rules, from the root down. More than 16
- * would cost the 5.10 verifier seconds, 32 is more than it accepts.
+ * Cgroup levels that are searched for rules, from the root down. More than 16 would cost the 5.10 verifier seconds, 32
+ * is more than it accepts.
  */
 #define LIMITER_MAX_DEPTH 16
 
@@ -108,8 +107,8 @@ struct rate_limit_socket {
 #define LIMITER_RELEASED 0
 
 /*
- * rate_limit_pacing_map: socket storage of every TCP socket under a rule, listeners included; copied to what they accept.
- * Only the programs write to it.
+ * rate_limit_pacing_map: socket storage of every TCP socket under a rule, listeners included; copied to what they
+ * accept. Only the programs write to it.
  */
 struct fair_share_mark {
 	__u64 epoch; /* of the rule, that the rest speaks of */

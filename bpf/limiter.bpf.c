@@ -4,8 +4,8 @@
  *
  * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), whether it was charged before
  * it was encrypted (ipsec.h), it is measured (wire.h, pacing.h), and each rule decides (charge.h, verdict.h,
- * token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets tells each TCP socket its share
- * once a round trip; settle_sockets brings the sockets of a network namespace in line with the rules at once
+ * token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets tells each TCP socket its
+ * share once a round trip; settle_sockets brings the sockets of a network namespace in line with the rules at once
  * (pacing.h, settle.h).
  *
  * One object fits every kernel from 5.10 on; where the kernel refuses one of the last two, the first still limits.
@@ -54,9 +54,9 @@ int limit_egress(struct __sk_buff *skb)
 }
 
 /*
- * What a connection's first packet, its SYN or SYN-ACK, left for it (a listener's SYN-ACK for what it accepts). There is
- * none where a SYN cookie was answered, and with TCP Fast Open: then the cgroup's other connections know the rules. If
- * there are none either, the connection is called back in a round trip, when its own packets will have told.
+ * What a connection's first packet, its SYN or SYN-ACK, left for it (a listener's SYN-ACK for what it accepts). There
+ * is none where a SYN cookie was answered, and with TCP Fast Open: then the cgroup's other connections know the rules.
+ * If there are none either, the connection is called back in a round trip, when its own packets will have told.
  */
 static __always_inline struct rate_limit_pacing *established(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 							     const struct tcp_sock *tcp, __u32 generation)

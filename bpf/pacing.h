@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Sockets: what TCP knows of a connection, and what it is told. TCP paces itself to SO_MAX_PACING_RATE with timers of its
- * own, whatever queueing discipline there is or is not.
+ * Sockets: what TCP knows of a connection, and what it is told. TCP paces itself to SO_MAX_PACING_RATE with timers of
+ * its own, whatever queueing discipline there is or is not.
  *
  * The egress program leaves a connection's share in its socket storage, and the callback of each round trip tells the
  * socket: setsockopt exists only there. So whoever sends hears of a new share one round trip later.
@@ -92,7 +92,9 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 			pacing->passed = pacing_time(pacing->sent_ns);
 		more |= (__u64)pacing_starved(pacing, seen.now_ns) << PACKET_STARVED;
 		connection_look(&seen, pacing, &packet);
-		/* In each of these states it reads the clock whenever it begins to send data, for all that leaves then. */
+		/*
+		 * In each of these states it reads the clock whenever it begins to send data, for all that leaves then.
+		 */
 		more |= 1ULL << PACKET_CLOCK;
 	}
 	return packet_pack(&packet) | more;
@@ -148,8 +150,8 @@ static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tc
 	if (!pacing->clamp && window >= tcp->snd_cwnd_clamp)
 		return;
 	/*
-	 * A little less is near enough. A window that is larger already only shrinks after a congestion notice, and then
-	 * to ssthresh, which the notice has set: so it is set once more.
+	 * A little less is near enough. A window that is larger already only shrinks after a congestion notice, and
+	 * then to ssthresh, which the notice has set: so it is set once more.
 	 */
 	if (!window == !pacing->clamp && window <= pacing->clamp && window >= pacing->clamp - pacing->clamp / 4 &&
 	    (!window || tcp->snd_cwnd <= pacing->clamp))
@@ -225,8 +227,8 @@ static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct 
 
 /*
  * Once a round trip. A rule that holds brings the socket's generation up to date with each packet. A second round trip
- * in one generation without such a packet says that none holds any more: what was sent since the first, no rule has seen.
- * Then the socket is released, and the answer is false.
+ * in one generation without such a packet says that none holds any more: what was sent since the first, no rule has
+ * seen. Then the socket is released, and the answer is false.
  */
 static __always_inline bool pacing_follow(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
 					  struct rate_limit_pacing *pacing, __u32 generation, bool on)

@@ -8,8 +8,9 @@
 #include "maps.h"
 
 /*
- * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more than
- * all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it limits nothing.
+ * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more
+ * than all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it
+ * limits nothing.
  */
 static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __u32 generation)
 {

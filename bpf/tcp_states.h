@@ -4,9 +4,9 @@
 #define LIMITER_TCP_STATES_H
 
 /*
- * Closed by its peer alone, a connection sends on for as long as its process likes. Closed by its process, it sends what
- * is still queued, also when no process has it any more. With TCP Fast Open a server answers in SYN_RECV. The others
- * have nothing to send yet (and are told when they are established), or all of it is acknowledged (FIN_WAIT2).
+ * Closed by its peer alone, a connection sends on for as long as its process likes. Closed by its process, it sends
+ * what is still queued, also when no process has it any more. With TCP Fast Open a server answers in SYN_RECV. The
+ * others have nothing to send yet (and are told when they are established), or all of it is acknowledged (FIN_WAIT2).
  */
 #define TCP_STATES_SENDING                                                                                        \
 	(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT | 1 << TCP_FIN_WAIT1 | 1 << TCP_CLOSING | 1 << TCP_LAST_ACK | \

@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The arithmetic of a token bucket: exact, and without helpers, so that it runs
- * under the lock and compiles for user space, where it is tested against exact
- * fractions.
+ * The arithmetic of a token bucket: exact, and without helpers, so that it runs under the lock and compiles for user
+ * space, where it is tested against exact fractions.
  *
- * tokens + fraction / 1e9 is always the true value: nothing is ever rounded, at
- * whatever interval packets come. Holds for rates up to 18e9 bytes per second
- * (a remainder below one second times the rate stays within 64 bits), buckets up
+ * tokens + fraction / 1e9 is always the true value: nothing is ever rounded, at whatever interval packets come. Holds
+ * for rates up to 18e9 bytes per second (a remainder below one second times the rate stays within 64 bits), buckets up
  * to 2^47 bytes and any idle time that 64 bits of nanoseconds can say.
  */
 #ifndef LIMITER_TOKEN_BUCKET_H
@@ -17,8 +15,8 @@
 #define NANOSECONDS 1000000000ULL /* in a second; and parts in a token */
 /*
  * More than any packet and any threshold of verdict.h can leave behind, with a second of the rate: a debt beyond it, or
- * a refill more than a second ahead, is no history but garbage (a map that was written to, another clock's time), and is
- * forgotten.
+ * a refill more than a second ahead, is no history but garbage (a map that was written to, another clock's time), and
+ * is forgotten.
  */
 #define TOKEN_DEBT_MOST (1 << 20)
 
@@ -29,10 +27,9 @@ static __always_inline void token_bucket_fill(struct rate_limit_state *state, __
 }
 
 /*
- * Adds what has accrued since the last refill, up to the bucket. `now` was read
- * before the lock was taken, since no helper can be called under it, so it may
- * be a little older than the last refill on another CPU: then nothing accrues, and
- * the time of the last refill stays, or the same nanoseconds would be paid twice.
+ * Adds what has accrued since the last refill, up to the bucket. `now` was read before the lock was taken, since no
+ * helper can be called under it, so it may be a little older than the last refill on another CPU: then nothing accrues,
+ * and the time of the last refill stays, or the same nanoseconds would be paid twice.
  */
 static __always_inline void token_bucket_refill(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {

@@ -13,9 +13,8 @@
 #include "use.h"
 
 /*
- * What the hook returns. Never 0: that is EPERM to the sender. A drop is what a
- * full qdisc does: UDP loses the packet, TCP keeps it queued and slows down. A
- * notice makes TCP slow down (like ECN, but without the receiver); on anything
+ * What the hook returns. Never 0: that is EPERM to the sender. A drop is what a full qdisc does: UDP loses the packet,
+ * TCP keeps it queued and slows down. A notice makes TCP slow down (like ECN, but without the receiver); on anything
  * else it has no effect.
  */
 enum verdict {
@@ -41,12 +40,12 @@ enum verdict {
 /* Of paced TCP: two segments, however low the rate. */
 #define PACED_DEBT_LEAST 3000
 /*
- * Tokens under which TCP is told to slow down, before it runs into drops: a
- * sixteenth of a second of the rate, and at most half of the bucket.
+ * Tokens under which TCP is told to slow down, before it runs into drops: a sixteenth of a second of the rate, and at
+ * most half of the bucket.
  */
 #define NOTICE_SHARE 16
 /* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
-#define GUARD_DEBT (100 * MILLISECONDS)
+#define GUARD_LEAD (100 * MILLISECONDS)
 /* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
 #define LUMP_LONGEST_MS 100
 /* Of a second: as long as TCP waits for its timer after a refusal; and what those that begin leave others at most. */
@@ -88,7 +87,9 @@ static __always_inline __s64 verdict_half_debt(__u64 rate)
 	return half > PACED_DEBT_LEAST ? half : PACED_DEBT_LEAST;
 }
 
-/* So that a packet leaves no more than a debt; a larger packet passes if there is none. One byte less than just that. */
+/*
+ * So that a packet leaves no more than a debt; a larger packet passes if there is none. One byte less than just that.
+ */
 static __always_inline __s64 verdict_leave(__s64 debt, const struct packet *packet)
 {
 	return packet->bytes <= debt ? (__s64)packet->bytes - debt - 1 : 0;
@@ -103,9 +104,9 @@ static __always_inline void verdict_raise(struct bound *bound, __s64 tokens, enu
 }
 
 /*
- * What cannot be told a rate. A large datagram finds its bytes above TCP's part of the debt, or it would leave TCP none.
- * Datagrams take each token as it comes, so that a flood of them keeps the bucket at their bound. Where there is TCP
- * they leave it half of the reserve beside its debt, or connections whose bursts meet by chance would be refused.
+ * What cannot be told a rate. A large datagram finds its bytes above TCP's part of the debt, or it would leave TCP
+ * none. Datagrams take each token as it comes, so that a flood of them keeps the bucket at their bound. Where there is
+ * TCP they leave it half of the reserve beside its debt, or connections whose bursts meet by chance would be refused.
  */
 static __always_inline void verdict_foreign(const struct rate_limit_state *state, const struct packet *packet,
 					    bool paces, struct bounds *bounds)
@@ -119,8 +120,8 @@ static __always_inline void verdict_foreign(const struct rate_limit_state *state
 }
 
 /*
- * Packets without payload go before data until they are a flood: somebody outside may ask for as many acknowledgements as
- * he likes, and a process may make as many connections. Connections can still be made beside many acknowledgements.
+ * Packets without payload go before data until they are a flood: somebody outside may ask for as many acknowledgements
+ * as he likes, and a process may make as many connections. Connections can still be made beside many acknowledgements.
  */
 static __always_inline bool verdict_floods(const struct rate_limit_state *state, const struct packet *packet)
 {
@@ -145,8 +146,8 @@ static __always_inline __s64 verdict_begin(const struct rate_limit_state *state)
 }
 
 /*
- * No queue can be had, so that some have to be refused: those that begin, while there are tokens left for those that have
- * begun. Whoever tries again before his time (his program closed the connection, or wrote more) finds half of the
+ * No queue can be had, so that some have to be refused: those that begin, while there are tokens left for those that
+ * have begun. Whoever tries again before his time (his program closed the connection, or wrote more) finds half of the
  * reserve, and is paced from then on; whoever has waited goes before all others. But nobody is refused since datagrams
  * took the tokens.
  */
@@ -170,12 +171,15 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 					  struct bounds *bounds)
 {
 	const struct fair_share *fair = &state->fair;
-	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
+	__s64 allowed = GUARD_LEAD + 2 * fair->lag_ns, lead = fair_share_lead(fair, now);
 	/* A segment can't be made smaller. */
 	bool lump = fair->share && packet->bytes > BURST_SMALLEST && packet->segments > 1 &&
 		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
 
-	/* Its window must shrink. A lump that the bucket can't pay, made for a higher limit, would be silence afterwards. */
+	/*
+	 * Its window must shrink. A lump that the bucket can't pay, made for a higher limit, would be silence
+	 * afterwards.
+	 */
 	if (lump) {
 		bounds->notice = (struct bound){ TOKENS_HIGHEST, LIMITER_REASON_LUMP };
 		if (!packet->starved)
@@ -185,10 +189,13 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 	/* The bucket pays. */
 	if (state->tokens > 0)
 		return;
-	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	if (2 * debt > allowed && !packet->held)
+	/*
+	 * What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far
+	 * away.
+	 */
+	if (2 * lead > allowed && !packet->held)
 		verdict_raise(&bounds->notice, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
-	if (debt > allowed && !packet->starved)
+	if (lead > allowed && !packet->starved)
 		verdict_raise(&bounds->drop, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
 }
 
@@ -255,7 +262,9 @@ static __always_inline void verdict_refund(struct rate_limit_state *state, struc
 		state->notices[answer.reason % LIMITER_REASONS] -= packet->segments;
 }
 
-/* One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told. */
+/*
+ * One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told.
+ */
 static __always_inline struct answer verdict_charge(struct rate_limit_state *state, struct fair_share_mark *mark,
 						    struct packet *packet, __u64 now, bool paces)
 {

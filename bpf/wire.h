@@ -2,9 +2,9 @@
 /*
  * What a packet is on the wire: IP bytes and IP packets.
  *
- * At this hook a packet begins with its IP header, and a GSO packet is still one,
- * with the headers of its first segment only. The link layer's header is not known
- * yet. Not counted: the headers of IP fragments, which are made after the hook.
+ * At this hook a packet begins with its IP header, and a GSO packet is still one, with the headers of its first segment
+ * only. The link layer's header is not known yet. Not counted: the headers of IP fragments, which are made after the
+ * hook.
  */
 #ifndef LIMITER_WIRE_H
 #define LIMITER_WIRE_H
@@ -70,7 +70,9 @@ static __always_inline __u32 wire_segment_header(struct __sk_buff *skb, bool *tc
 	return offset + WIRE_UDP_HEADER;
 }
 
-/* Read from the packet, since a helper call costs as much as all of this. Behind an extension header TCP is not seen. */
+/*
+ * Read from the packet, since a helper call costs as much as all of this. Behind an extension header TCP is not seen.
+ */
 static __always_inline bool wire_is_tcp(struct __sk_buff *skb, bool *control)
 {
 	__u8 *ip = (void *)(long)skb->data, *tcp;

@@ -25,7 +25,7 @@ _NOTICE_SHARE = 16
 # TCP that is slowed down so comes and goes about that level: a bucket that stays below this one is what limits.
 _LOW_SHARE = 4
 # As in bpf/fair_share.h: TCP that is further ahead of its rate, and two round trips, is refused.
-_GUARD_DEBT_NS = 100_000_000
+_GUARD_LEAD_NS = 100_000_000
 # What has just begun must have been seen for so long before its rate says anything.
 _BEGUN_NS = 50_000_000
 # From this round trip on a share is heard so late that it explains a second in which it was not used.
@@ -115,7 +115,7 @@ def _why_unused(limit: Limit, seen: State, fair: FairShare, found: pacing.Connec
     elapsed = now - seen.use.start_ns
     if _BEGUN_NS <= elapsed <= _SECOND_NS and 100 * _passed(seen) * _SECOND_NS >= _USED_PERCENT * limit.rate * elapsed:
         return BEGUN
-    if fair.clock_ns - now > _GUARD_DEBT_NS + 2 * fair.lag_ns or _tokens(limit, seen, now) < 0:
+    if fair.clock_ns - now > _GUARD_LEAD_NS + 2 * fair.lag_ns or _tokens(limit, seen, now) < 0:
         return REFUSED
     if 100 * fair.foreign_rate > (100 - _USED_PERCENT) * limit.rate:
         return FOREIGN
