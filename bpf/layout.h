@@ -145,9 +145,9 @@ enum limiter_pacing {
 struct rate_limit_control {
 	__u32 schema;     /* LIMITER_SCHEMA of who made the maps */
 	__u32 generation; /* +1 after every change of members or limits; makes what is cached stale; 0: never had any */
-	__u32 bound_sockets; /* 0: none was ever bound by hand, so none is looked up; 1: some were; 2: of MPTCP, too */
-	__u32 program_id;    /* kernel's id of the program that `identity` speaks of */
-	__u32 pacing;        /* enum limiter_pacing */
+	__u32 tagged_sockets; /* 0: none was ever bound by hand, so none is looked up; 1: some were; 2: of MPTCP, too */
+	__u32 program_id;     /* kernel's id of the program that `identity` speaks of */
+	__u32 pacing;         /* enum limiter_pacing */
 	__u32 reserved;
 	char identity[64]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
 };

@@ -43,7 +43,7 @@ int limit_egress(struct __sk_buff *skb)
 	/* No rule was ever made. */
 	if (!generation)
 		return VERDICT_PASS;
-	if (!attribution_find(skb, ctl->bound_sockets, generation, &found))
+	if (!attribution_find(skb, ctl->tagged_sockets, generation, &found))
 		return VERDICT_PASS;
 	if (ipsec_suspected(skb) && ipsec_charged(skb))
 		return VERDICT_PASS;

@@ -73,7 +73,7 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	pacing->round_trip_us = tcp->srtt_us >> 3;
 	/* Each rule that limits it makes this an offer. */
 	pacing->share = OFFER_NONE;
-	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BINDS;
+	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BOTTLENECK;
 	if (!packet.control && tcp_sends_data(tcp)) {
 		seen.now_ns = tcp->tcp_clock_cache;
 		seen.timer_ns = tcp->pacing_timer.node.expires;

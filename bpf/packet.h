@@ -27,7 +27,7 @@ struct packet {
  * 16 bits of segments, two bits that name the place of the rule that binds its connection, and flags.
  */
 #define PACKET_SEGMENTS 32 /* the first bit of each */
-#define PACKET_BINDS 48
+#define PACKET_BOTTLENECK 48
 #define PACKET_TCP 50
 #define PACKET_CONTROL 51
 #define PACKET_PACED 52

@@ -99,14 +99,14 @@ def test_a_full_map_is_named_with_its_size_and_keeps_what_it_has(maps: Maps) -> 
 
 
 def test_a_socket_is_bound_and_released_by_its_descriptor(maps: Maps) -> None:
-    assert maps.control().bound_sockets == 0
+    assert maps.control().tagged_sockets == 0
     with socket.socket() as one, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
         assert maps.socket_rule(one.fileno()) is None
         maps.bind_socket(one.fileno(), RULE)
         maps.bind_socket(one.fileno(), RULE + 1)
         assert maps.socket_rule(one.fileno()) == RULE + 1
         assert maps.socket_rule(other.fileno()) is None
-        assert maps.control().bound_sockets == 1
+        assert maps.control().tagged_sockets == 1
         maps.release_socket(one.fileno())
         assert maps.socket_rule(one.fileno()) == layout.RELEASED
 

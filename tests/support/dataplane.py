@@ -104,7 +104,7 @@ class Dataplane:
             self.pacing = opened.map("rate_limit_pacing_map", layout.PACING.size)
             self.control = opened.map("rate_limit_control_map", layout.CONTROL.size)
         self.generation = 0
-        self.bound_sockets = 0
+        self.tagged_sockets = 0
         bpf.attach(str(self.cgroup), self.program)
         if self.pacer is not None:
             bpf.attach(str(self.cgroup), self.pacer, bpf.SOCK_OPS)
@@ -147,7 +147,7 @@ class Dataplane:
     def bind_socket(self, descriptor: int, rule: Path) -> None:
         """Charges an open socket to a rule, whatever cgroup it was made in."""
         self.socket[struct.pack("=i", descriptor)] = key_of(rule)
-        self.bound_sockets = 1
+        self.tagged_sockets = 1
         self._write_control()
 
     def changed_members(self) -> None:
@@ -158,7 +158,7 @@ class Dataplane:
         self.control[bytes(4)] = layout.pack_control(
             layout.Control(
                 generation=self.generation,
-                bound_sockets=self.bound_sockets,
+                tagged_sockets=self.tagged_sockets,
                 pacing=layout.PACING_OFF if self.pacer is None else layout.PACING_ON,
             )
         )

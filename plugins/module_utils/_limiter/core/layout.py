@@ -99,7 +99,7 @@ class Control(t.NamedTuple):
 
     schema: int = SCHEMA
     generation: int = 0
-    bound_sockets: int = 0
+    tagged_sockets: int = 0
     program_id: int = 0
     pacing: int = PACING_OFF
     reserved: int = 0

@@ -125,7 +125,7 @@ class Attachments:
             if maps is not None:
                 maps.set_pacing(before.pacing)  # with a new generation, if it is another one
                 now = maps.control()
-                maps.write_control(before._replace(generation=now.generation, bound_sockets=now.bound_sockets))
+                maps.write_control(before._replace(generation=now.generation, tagged_sockets=now.tagged_sockets))
 
     def check_object(self, path: str) -> None:
         """What can be known of an object without loading it. Raises LimiterError ``bad_object``."""

@@ -138,7 +138,7 @@ class Maps:
                 catalog.CONTROL,
             )
         )
-        self._sockets_looked_up = 0  # what control.bound_sockets is at least
+        self._sockets_looked_up = 0  # what control.tagged_sockets is at least
 
     @classmethod
     def open(cls, libbpf: Libbpf, any_version: bool = False) -> Maps | None:
@@ -250,8 +250,8 @@ class Maps:
         looked_up = 2 if _is_mptcp(fd) else 1
         if looked_up > self._sockets_looked_up:
             control = self.control()
-            if looked_up > control.bound_sockets:
-                self.write_control(control._replace(bound_sockets=looked_up))
+            if looked_up > control.tagged_sockets:
+                self.write_control(control._replace(tagged_sockets=looked_up))
             self._sockets_looked_up = looked_up
 
     def release_socket(self, fd: int) -> None:
