@@ -27,7 +27,7 @@
  */
 #define SLOW_SHARE 2500000 /* bytes per second */
 #define SLOW_INITIAL_WINDOW 2
-/* From this rate on (34 Gbit/s) a program cannot set it, on any kernel so far. */
+/* BPF programs cannot set a rate from here on (34 Gbit/s), on any kernel so far. */
 #define PACING_MOST 0xffffffffULL
 
 /* The offer of a rule that limits nothing: more than any other. */

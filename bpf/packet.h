@@ -7,14 +7,14 @@ struct packet {
 	__u32 bytes;    /* IP bytes, with the headers of every segment */
 	__u32 segments; /* IP packets */
 	bool tcp;       /* of a connection that can be told a rate; all else is foreign */
-	bool control;   /* without payload: SYN, FIN, RST, acknowledgement */
+	bool control;   /* TCP without payload: SYN, FIN, RST, acknowledgements */
 	/* For TCP with payload, from its connection (connection.h): */
 	bool paced;   /* the connection paces itself at a rate that it was told */
 	bool held;    /* only pacing keeps the connection from sending more */
 	bool early;   /* TCP did not pace it: one of the connection's first ten segments */
 	bool idle;    /* nothing of its connection is in flight: after a drop TCP waits for a timer instead of an ACK */
-	bool begins;  /* idle, and nothing of it was ever acknowledged */
-	bool refused; /* the connection's last packet was dropped, and left it idle */
+	bool begins;  /* early and idle, and none of its data was ever acknowledged */
+	bool refused; /* idle, and the connection's last packet with data was dropped */
 	bool waited;  /* refused, and TCP has waited for its timer since */
 	/* For the connection at one rule: */
 	bool elsewhere;      /* another rule is the connection's bottleneck */
