@@ -86,9 +86,9 @@ static __always_inline void demand_note(struct fair_share *fair, struct fair_sha
 	if (!passed)
 		return;
 	/*
-	 * The bucket pays for what TCP does not pace, and the paced connections give way: to early segments only as far
-	 * as the guard would not stop the paced ones, to connections that cannot be told a rate by taking what is left
-	 * of the rate.
+	 * The bucket pays for what TCP does not pace. Paced connections give way: to early segments, but not so far
+	 * that the guard would drop paced packets; to TCP that cannot be told a rate, by the share of the rate that it
+	 * leaves.
 	 */
 	if ((packet->paced || packet->control) && (!packet->early || fair_share_lead(fair, now) < (__s64)EARLY_LEAD))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * IPsec traffic through a tunnel device passes the hook twice, each time with its socket: in the clear on that device
+ * IPsec traffic through a tunnel device passes the hook twice, each time with its socket: unencrypted on that device
  * (xfrm, vti; also gre, vxlan and others whose packets a policy encrypts), and encrypted on the device below. It is
  * charged the first time, where TCP can still be seen and paced. Traffic that only a policy encrypts passes here once,
  * encrypted, and is charged then.
@@ -9,9 +9,8 @@
  * - The kernel's IPsec made it (IPSKB_XFRM_TRANSFORMED). Neither a raw socket nor a datagram that looks like ESP, from
  *   any port, has that mark.
  * - It has been through a device before, where the hook has seen it: the first device that sends a packet sets
- *   sender_cpu. So a socket that sends some packets in the clear and others through a policy is charged for all of
- *   them.
- * - Its socket has credit: the bytes that it was charged for in the clear, plus what encryption may add to them. One
+ *   sender_cpu. So a socket that sends some packets unencrypted and others through a policy is charged for all of them.
+ * - Its socket has credit: the bytes that it was charged for unencrypted, plus what encryption may add to them. One
  *   path leads through a device but past the hook, a VRF with a queueing discipline; without credit, everything that a
  *   policy encrypts there would pass.
  *
