@@ -33,9 +33,9 @@ struct rate_limit_config {
  * Rates are in IP bytes per second.
  */
 struct fair_share {
-	__u64 share;      /* what one connection may send per second; 0: not known yet */
-	__u64 paced_rate; /* what all TCP together may send: the rate without foreign traffic, plus a part of the bucket */
-	__u64 clock_ns; /* virtual clock: when TCP's bytes would have left at paced_rate; the part beyond now is TCP's lead */
+	__u64 share;           /* what one connection may send per second; 0: not known yet */
+	__u64 paced_rate;      /* what all TCP together may send: the rate without foreign traffic, plus spent tokens */
+	__u64 clock_ns;        /* virtual clock: when TCP's bytes would have left at paced_rate; beyond now: its lead */
 	__u64 epoch;           /* number */
 	__u64 epoch_start_ns;  /* CLOCK_MONOTONIC */
 	__u64 period_ns;       /* length of an epoch */
@@ -148,7 +148,7 @@ enum limiter_pacing {
 /* rate_limit_control_map: one entry, key 0 */
 struct rate_limit_control {
 	__u32 schema;     /* the maps' LIMITER_SCHEMA */
-	__u32 generation; /* +1 after each change of members or limits, so that cached answers are stale; 0: no rule ever */
+	__u32 generation; /* +1 after each change of members or limits: cached answers become stale; 0: no rule yet */
 	__u32 tagged_sockets; /* 1: sockets were tagged, so tags are looked up; 2: also MPTCP sockets; 0: none ever */
 	__u32 program_id;     /* the kernel's id of the program that `identity` names */
 	__u32 pacing;         /* enum limiter_pacing */
