@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The states in which a TCP connection sends data. They are more than the state of a connection open on both sides. */
+/* The states in which a TCP connection sends data, half-closed ones included. */
 #ifndef LIMITER_TCP_STATES_H
 #define LIMITER_TCP_STATES_H
 

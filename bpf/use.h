@@ -13,7 +13,10 @@ static __always_inline void use_measure(struct rate_limit_state *state, __u64 no
 	/* As in token_bucket.h, `now` may be slightly older than what another CPU wrote; a second older is garbage. */
 	if (elapsed < (__s64)NANOSECONDS && elapsed > -(__s64)NANOSECONDS)
 		return;
-	/* Within a span no more passes than a second of the rate and a bucket. Refunds since are subtracted. */
+	/*
+	 * At most one second of the rate and one bucket passed within the span. Refunds since may leave less than
+	 * nothing.
+	 */
 	state->use_rate = elapsed > 0 && state->bytes > state->use_bytes
 				  ? (state->bytes - state->use_bytes) * NANOSECONDS / elapsed
 				  : 0;
