@@ -32,10 +32,9 @@ enum verdict {
  * plus one such packet, or one and a half where TCP is paced. Without this debt a flood of UDP, which takes each token
  * as it comes, would leave TCP nothing, and each drop would cost TCP its ACK clock.
  *
- * Data may use half of the debt. The other half is for packets without payload; otherwise connections could not be
- * made, closed or acknowledged beside busy ones. It is also for data of an idle connection, where a drop costs most:
- * TCP then waits 200 ms for its timer, and the second time half a second more, whereas a busy connection retries at the
- * next ACK.
+ * Data may use half of the debt. The other half is for control packets; otherwise connections could not be made, closed
+ * or acknowledged beside busy ones. It is also for data of an idle connection, where a drop costs most: TCP then waits
+ * 200 ms for its timer, and the second time half a second more, whereas a busy connection retries at the next ACK.
  */
 #define TCP_DEBT_BYTES 65536
 #define TCP_DEBT_SHARE 8
@@ -56,7 +55,7 @@ enum verdict {
  */
 #define WAIT_SHARE 5
 #define BEGIN_SHARE 3
-/* Parts of the rate: more packets without payload than this are a flood; of handshakes half as many are. */
+/* Parts of the rate: more control packets than this are a flood; of handshakes half as many are. */
 #define CONTROL_SHARE 2
 #define HANDSHAKE_SHARE 4
 
@@ -126,9 +125,9 @@ static __always_inline void verdict_foreign(const struct rate_limit_state *state
 }
 
 /*
- * Packets without payload go before data until they are a flood: an outsider may ask for any number of
- * acknowledgements, and a process may make any number of connections. The two are counted apart, so connections can
- * still be made beside many acknowledgements.
+ * Control packets go before data until they are a flood: an outsider may ask for any number of acknowledgements, and a
+ * process may make any number of connections. The two are counted apart, so connections can still be made beside many
+ * acknowledgements.
  */
 static __always_inline bool verdict_floods(const struct rate_limit_state *state, const struct packet *packet)
 {
