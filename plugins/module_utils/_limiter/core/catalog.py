@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the collection has in a host's kernel: a row for each map, each program and the object file they come from.
 
-Loading, attaching, pinning, listing, purging and docs/architecture.md follow these rows. CONTRIBUTING.md says how to add
-one. A map that is not pinned begins empty with every program, and has no row.
+Loading, attaching, pinning, listing, purging and docs/architecture.md follow these rows. CONTRIBUTING.md says how to
+add one. A map that is not pinned begins empty with every program, and has no row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From options to Requests: everything about one rule that can be refused without looking at the host."""
+"""From options to Requests. What can be refused without looking at the host is refused here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXCLUSIVE = (("pid", "pids", "processes"), ("name", "cgid", "last"))
 
 
 def parse_request(options: Options, where: str = "") -> Request:
-    """One rule's options as a Request. ``where`` begins every error, as ``rules[3]: ``.
+    """One rule's options as a Request. ``where`` begins every error, for example ``rules[3]: ``.
 
     Raises LimiterError: ``bad_options``, ``bad_name``, ``bad_rate``, ``bad_bucket``, ``bad_pid``, ``bad_selector``.
     """
@@ -50,7 +50,7 @@ def parse_request(options: Options, where: str = "") -> Request:
         name=name,
         cgroup_id=given.get("cgid"),
         last="last" in given,
-        # With `absent`, they may come from module_defaults and say nothing.
+        # With `absent` they say nothing: they may come from module_defaults.
         given=policy.parse(where, options) if present else {},
         takes_processes=any(key in given for key in ("pid", "pids", "processes")),
         pids=pids,
@@ -61,7 +61,7 @@ def parse_request(options: Options, where: str = "") -> Request:
 
 
 def parse_requests(rules: t.Sequence[Options]) -> tuple[Request, ...]:
-    """The requests of a list; errors name the index. A name that comes twice is ``bad_options``."""
+    """The requests of a list. Errors name the index; a name that comes twice is ``bad_options``."""
     requests = tuple(parse_request(options, f"rules[{index}]: ") for index, options in enumerate(rules))
     first: dict[str, str] = {}
     for request in requests:

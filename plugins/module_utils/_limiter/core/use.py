@@ -1,9 +1,9 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How much of a rule's limit is used, whether the rule is what holds its senders back, and why not all of it is used.
+"""How much of a rule's limit is used, whether the rule is a bottleneck, and why not all of the limit is used.
 
-One look has to do: the data plane keeps what a second look would be needed for (bpf/use.h).
+One look is enough, since the data plane keeps what would otherwise need a second look (bpf/use.h).
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from .policy import Limit
 
 _SECOND_NS = 1_000_000_000
 
-# A limit is used where this much of it passes; what is missing may be the packet that comes next: the largest lately,
-# two segments at least.
+# A limit counts as used where this much of it passes. The next packet is counted in: the largest recent one, and at
+# least two segments.
 _USED_PERCENT = 95
 _PACKET = 3000
-# As in bpf/verdict.h: a bucket that holds less than this part of a second, or half of itself, slows unpaced TCP down.
+# As in bpf/verdict.h: unpaced TCP gets notices where the bucket holds less than this part of a second of the rate, and
+# less than half of what it could hold.
 _NOTICE_SHARE = 16
-# TCP that is slowed down so comes and goes about that level: a bucket that stays below this one is what limits.
+# TCP that gets notices keeps the bucket about that level. A bucket below this higher one is what limits.
 _LOW_SHARE = 4
-# As in bpf/fair_share.h: TCP that is further ahead of its rate, and two round trips, is refused.
+# As in bpf/verdict.h: paced TCP whose lead exceeds this and two round trips is dropped.
 _GUARD_LEAD_NS = 100_000_000
-# What has just begun must have been seen for so long before its rate says anything.
+# A span must have lasted this long before its rate says anything.
 _BEGUN_NS = 50_000_000
-# From this round trip on a share is heard so late that it explains a second in which it was not used.
+# From this round trip time on, connections hear of a share so late that this explains a second of unused limit.
 _FAR_NS = 50_000_000
-# Of the packets that passed since the rule was made, so many in a hundred were dropped: TCP's timers are a part of it.
+# Percent of the packets since the rule was made: with more drops than this, waits for TCP's timers matter.
 _MANY_DROPPED = 1
 
 NOT_PACED = "TCP is not paced here, and finds the limit by losing packets: pacing.reason says why"
@@ -58,7 +59,7 @@ UNKNOWN = (
 
 
 def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int) -> dict[str, t.Any]:
-    """``use`` of a rule in a module's result; ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen``."""
+    """``use`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen``."""
     rate = measured_rate(seen, now)
     if limit is None:
         return {"rate": rate, "utilization": None, "binds": False, "waiting_elsewhere": 0, "reason": None}
@@ -86,13 +87,13 @@ def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int)
 
 
 def measured_rate(seen: State, now: int) -> int:
-    """What passed in the last second, in bytes: the window slides over two spans, each as if it were even.
+    """Bytes that passed in the last second: a window that slides over two spans, as if traffic in each were even.
 
-    A span goes on until a packet comes a second or more after its first one: all that it has counted passed in its
+    A span goes on until a packet comes a second or more after the first one. So all that it has counted passed in its
     first second.
     """
     elapsed = now - seen.use.start_ns
-    if elapsed < 0:  # another CPU's packet, later than our look; or another time namespace
+    if elapsed < 0:  # a packet on another CPU came after our look; or the time is from another time namespace
         return seen.use.rate
     passed = _passed(seen)
     if elapsed < _SECOND_NS:
@@ -101,17 +102,17 @@ def measured_rate(seen: State, now: int) -> int:
 
 
 def _passed(seen: State) -> int:
-    """Bytes in this span. What another rule refused is taken back, even if it was counted before."""
+    """Bytes in this span. Refunds of packets that were counted in the span before may exceed them."""
     return max(seen.counters.bytes - seen.use.bytes, 0)
 
 
 def _tokens(limit: Limit, seen: State, now: int) -> int:
-    """In the bucket now."""
+    """The tokens in the bucket now."""
     return min(seen.tokens + limit.rate * max(now - seen.refilled_ns, 0) // _SECOND_NS, limit.bucket)
 
 
 def _why_unused(limit: Limit, seen: State, fair: FairShare, found: pacing.Connections, rate: int, now: int) -> str:
-    """The first that these figures prove of what keeps waiting connections from using all of the limit."""
+    """Why waiting connections do not use all of the limit: the first cause that the figures prove."""
     elapsed = now - seen.use.start_ns
     if _BEGUN_NS <= elapsed <= _SECOND_NS and 100 * _passed(seen) * _SECOND_NS >= _USED_PERCENT * limit.rate * elapsed:
         return BEGUN
