@@ -129,8 +129,9 @@ static __always_inline struct rate_limit_socket *attribution_tag_mptcp(struct bp
 /*
  * A socket keeps for life the cgroup that it was created in. So when a process is moved into a rule, its open sockets
  * are tagged with the rule, and each is charged to that rule and to the rule of the whole host, if any. When the
- * process is moved out again, its sockets are tagged as released: the rule in which such a socket was perhaps created
- * no longer holds for it, but rules that limit its cgroups in place still do. Returns false where the way up decides.
+ * process is moved out again, its sockets are tagged as released. Then a rule in whose own cgroup such a socket was
+ * created no longer holds for it; rules that limit its cgroups in place still do. Returns false where the way up
+ * decides.
  */
 static __always_inline bool attribution_tagged(struct __sk_buff *skb, bool mptcp, bool *released,
 					       struct attribution *found)

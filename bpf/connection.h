@@ -13,7 +13,9 @@
 #define UNPACED_SEGMENTS 10
 /* After a drop TCP waits for its timer, 200 ms or more, unless its process writes more before. */
 #define REFUSED_WAIT_NS 100000000
-/* bbr deliberately paces one percent below what it may send. */
+/*
+ * A connection that paces itself this little slower still counts as willing: bbr deliberately stays one percent below.
+ */
 #define NEARLY 16
 /*
  * Since 5.18 TCP on a short path builds packets of up to half the congestion window, however low its pacing rate; at
@@ -22,9 +24,7 @@
  */
 #define SLOW_PACKET_US 20000
 #define SLOW_WINDOW_LEAST 4
-/*
- * A share below this needs the clamp. Where the bucket is poor, such a connection may send only two segments at first.
- */
+/* A share below this needs the clamp, and starts with only two segments where the bucket is poor. */
 #define SLOW_SHARE 2500000 /* bytes per second */
 #define SLOW_INITIAL_WINDOW 2
 /* BPF programs cannot set a rate from here on (34 Gbit/s), on any kernel so far. */

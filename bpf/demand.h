@@ -73,8 +73,8 @@ static __always_inline void demand_observe(struct fair_share *fair, struct fair_
 /*
  * Notes a TCP packet that passed or was dropped here. `mark` is what the rule knows of its connection; a connection
  * without one counts as modest. A connection whose packet was dropped wants its share: otherwise the others would fill
- * the rate without it, and the guard would drop its every try until TCP gives up. Not so a connection that begins: it
- * may have little to send.
+ * the rate without it, and the guard would drop its every try until TCP gives up. A connection that begins is an
+ * exception: it may have little to send.
  */
 static __always_inline void demand_note(struct fair_share *fair, struct fair_share_mark *mark,
 					const struct packet *packet, bool passed, __u64 now)
@@ -87,8 +87,7 @@ static __always_inline void demand_note(struct fair_share *fair, struct fair_sha
 		return;
 	/*
 	 * The bucket pays for what TCP does not pace. Paced connections give way: to early segments, but not so far
-	 * that the guard would drop paced packets; to TCP that cannot be told a rate, by the share of the rate that it
-	 * leaves.
+	 * that the guard would drop paced packets; to unpaced TCP, through what its modest bytes leave of the rate.
 	 */
 	if ((packet->paced || packet->control) && (!packet->early || fair_share_lead(fair, now) < (__s64)EARLY_LEAD))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
@@ -159,9 +158,7 @@ static __always_inline void demand_hear(struct fair_share *fair, __u64 round_tri
 		fair->lag_ns = round_trip_ns;
 }
 
-/*
- * Counts control packets as they are sent. Those of a connection that has not been told a rate yet are its handshake.
- */
+/* Counts control packets as they are sent. Those of a connection that has not been told a rate are its handshake. */
 static __always_inline void demand_note_control(struct fair_share *fair, const struct packet *packet)
 {
 	fair->control_bytes += packet->bytes;

@@ -10,9 +10,9 @@
  * compiles for user space, where tests/simulation drives it.
  *
  * A sender hears of its share a round trip late, sockets pace slightly off the rate they are told, and TCP sends its
- * first ten segments unpaced. The bucket holds the sum of these errors. Tokens above its reserve are spent, and tokens
- * that it lacks are saved again. Beside a flood of datagrams the bucket says nothing about TCP. So TCP has an account
- * of its own, a virtual clock: each byte of TCP moves it on by the time that the byte takes at TCP's rate.
+ * first ten segments unpaced. The level of the bucket is the sum of these errors. Tokens above its reserve are spent,
+ * and tokens that it lacks are saved again. Beside a flood of datagrams the level says nothing about TCP. So TCP has an
+ * account of its own, a virtual clock: each byte of TCP moves it on by the time that the byte takes at TCP's rate.
  */
 #ifndef LIMITER_FAIR_SHARE_H
 #define LIMITER_FAIR_SHARE_H
@@ -20,7 +20,6 @@
 #include "token_bucket.h"
 
 #define MILLISECONDS 1000000ULL /* in nanoseconds */
-#define MICROSECONDS 1000ULL
 #define EPOCH_SHORTEST (10 * MILLISECONDS)
 #define EPOCH_LONGEST (4 * NANOSECONDS)
 /* After this many epochs plus this time without a packet, nothing learned before still holds. */
@@ -34,7 +33,10 @@
 /* Every honest state stays within these. Anything else is garbage and is forgotten. */
 #define LAG_LONGEST NANOSECONDS
 #define CONNECTIONS_MOST 65535
-/* TCP sends at least two segments at once, however slowly it is paced, if it has that much to send. */
+/*
+ * Two segments, which TCP sends at once however slowly it is paced; the least that it sends when it has no more; its
+ * largest packet.
+ */
 #define BURST_SMALLEST 3000
 #define BURST_LEAST 300
 #define BURST_LARGEST 65535
@@ -50,7 +52,10 @@
 /* Foreign traffic may have as much as TCP where both want everything. */
 #define FOREIGN_SHARE 2
 #define AVERAGE_MS 100
-/* Times the rate: the most that connections whose waits end together may send for a while. */
+/*
+ * Bound of the average of early traffic, times the rate: connections whose waits end together send this fast for a
+ * while.
+ */
 #define CLUMP_MOST 16
 
 /* An epoch is long enough for each held connection to send a burst in it. Of the modest ones only the sum counts. */

@@ -152,10 +152,10 @@ static __always_inline __s64 verdict_begin(const struct rate_limit_state *state)
 }
 
 /*
- * Admission. There is no queue at this hook, so some connections have to be dropped: those that begin, while tokens are
- * left for those that have begun. A connection that tries again before TCP's timer (its process closed it, or wrote
- * more) finds half of the reserve, and is paced from then on. One that has waited for the timer goes before all others.
- * No connection is dropped because datagrams took the tokens.
+ * Admission. There is no queue at this hook, so some packets have to be dropped: the first data of connections, while
+ * tokens are left for the connections that have begun. A connection that tries again before TCP's timer (its process
+ * closed it, or wrote more) finds half of the reserve, and is paced from then on. One that has waited for the timer
+ * goes before all others. None is dropped only because datagrams took the tokens.
  */
 static __always_inline void verdict_admit(const struct rate_limit_state *state, const struct packet *packet,
 					  struct bounds *bounds)
@@ -171,7 +171,7 @@ static __always_inline void verdict_admit(const struct rate_limit_state *state, 
 
 /*
  * The guard behind pacing. Tokens that UDP took are no reason to slow down paced TCP, which has its own part of the
- * rate. TCP's lead is one, where it exceeds what pacing can leave while a share is on its way.
+ * rate. Only TCP's own lead is, once it exceeds what pacing can leave while a share is on its way.
  */
 static __always_inline void verdict_guard(const struct rate_limit_state *state, const struct packet *packet, __u64 now,
 					  struct bounds *bounds)
@@ -196,8 +196,8 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 	if (state->tokens > 0)
 		return;
 	/*
-	 * A held connection pays its lead back by pacing. A smaller window would only keep it slow for long over a long
-	 * path.
+	 * Pacing itself pays back the lead of a held connection. A smaller window on top would slow it for long on a
+	 * long path.
 	 */
 	if (2 * lead > allowed && !packet->held)
 		verdict_raise(&bounds->notice, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
