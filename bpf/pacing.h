@@ -71,7 +71,7 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	packet.tcp = true;
 	packet.paced = connection_paced(pacing);
 	pacing->round_trip_us = tcp->srtt_us >> 3;
-	/* Each rule that limits the connection replaces this if its own offer is smaller. */
+	/* Replaced by the offers of the rules that limit the connection. */
 	pacing->share = OFFER_NONE;
 	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BOTTLENECK;
 	if (!packet.control && tcp_sends_data(tcp)) {
@@ -93,8 +93,8 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 		more |= (__u64)pacing_starved(pacing, seen.now_ns) << PACKET_STARVED;
 		connection_look(&seen, pacing, &packet);
 		/*
-		 * In all these states TCP reads the clock when it begins to send data; that time stamp is for all that
-		 * leaves then.
+		 * In each of these states TCP reads the clock when it begins to send data, and that time stamp is right
+		 * for all that leaves then.
 		 */
 		more |= 1ULL << PACKET_CLOCK;
 	}
@@ -106,7 +106,10 @@ static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int
 {
 	if (pacing->generation == generation && pacing->rules[place] == rule)
 		return;
-	/* The first place is confirmed first: rules that do not follow it hold no more. */
+	/*
+	 * Places are confirmed in order. So in a new generation the rules behind the first do not hold until they are
+	 * confirmed.
+	 */
 	if (pacing->generation != generation)
 		for (int i = 1; i < LIMITER_MAX_NESTED; i++)
 			pacing->rules[i] = 0;
