@@ -11,9 +11,9 @@
 #include "wire.h"
 
 /* How far TCP's time stamp, in nanoseconds, may be behind the rule's last refill: packets come from several CPUs. */
-#define CLOCK_OLDEST 100000000
+#define CHARGE_CLOCK_OLDEST 100000000
 /* A struct answer packed into one number: the verdict, and from this bit on the reason. */
-#define ANSWER_REASON 8
+#define CHARGE_REASON 8
 
 /*
  * Charges one rule; `place` is its index among the rules of the socket. Returns an answer, or 0 where the rule limits
@@ -41,7 +41,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	/* Read before the lock is taken: no helper may be called under it. */
 	now = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : 0;
 	/* TCP's time stamp is old where TCP retransmits after an ICMP message. */
-	if (!now || now + CLOCK_OLDEST < state->last_update_ns)
+	if (!now || now + CHARGE_CLOCK_OLDEST < state->last_update_ns)
 		now = bpf_ktime_get_ns();
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
@@ -58,7 +58,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 			connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
 		connection_take_offer(pacing, place, share);
 	}
-	return answer.verdict | answer.reason << ANSWER_REASON;
+	return answer.verdict | answer.reason << CHARGE_REASON;
 }
 
 /* Another rule dropped the packet after this one had passed it. */
@@ -66,7 +66,7 @@ __noinline int charge_refund(__u64 rule, __u64 measured, int answered, bool pace
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
 	struct packet packet = packet_unpack(measured);
-	struct answer answer = { answered & VERDICT_MASK, answered >> ANSWER_REASON };
+	struct answer answer = { answered & VERDICT_MASK, answered >> CHARGE_REASON };
 
 	if (!state)
 		return 0;

@@ -10,23 +10,23 @@
 #include "packet.h"
 
 /* TCP does not pace its first segments. */
-#define UNPACED_SEGMENTS 10
+#define CONNECTION_UNPACED_SEGMENTS 10
 /* After a drop TCP waits for its timer, 200 ms or more, unless its process writes more before. */
-#define REFUSED_WAIT_NS 100000000
+#define CONNECTION_WAIT_NS 100000000
 /*
  * A connection that paces itself this little slower still counts as willing: bbr deliberately stays one percent below.
  */
-#define NEARLY 16
+#define CONNECTION_NEARLY 16
 /*
  * Since 5.18 TCP on a short path builds packets of up to half the congestion window, however low its pacing rate; at
  * the lowest rates one packet is minutes of data. So clamp the window to packets of this duration plus some round
  * trips.
  */
-#define SLOW_PACKET_US 20000
-#define SLOW_WINDOW_LEAST 4
+#define CONNECTION_SLOW_PACKET_US 20000
+#define CONNECTION_SLOW_WINDOW_LEAST 4
 /* A share below this needs the clamp, and starts with only two segments where the bucket is poor. */
-#define SLOW_SHARE 2500000 /* bytes per second */
-#define SLOW_INITIAL_WINDOW 2
+#define CONNECTION_SLOW_SHARE 2500000 /* bytes per second */
+#define CONNECTION_SLOW_INITIAL_WINDOW 2
 /* BPF programs cannot set a rate from here on (34 Gbit/s), on any kernel so far. */
 #define PACING_MOST 0xffffffffULL
 
@@ -95,7 +95,7 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	__u32 flags = pacing->flags, refused = flags >> CONNECTION_REFUSED & 1;
 	__u32 before = flags >> CONNECTION_MORE & 1, more = connection_less(0, (__s64)seen->unsent);
 	bool paced = connection_paced(pacing);
-	__u32 early = paced & connection_less(seen->sent, UNPACED_SEGMENTS + packet->segments);
+	__u32 early = paced & connection_less(seen->sent, CONNECTION_UNPACED_SEGMENTS + packet->segments);
 	__u32 idle = connection_less(seen->out, 1);
 	__u32 waited =
 		(before & flags >> CONNECTION_WAITED) | (~before & connection_less(pacing->sent_ns, seen->timer_ns));
@@ -103,7 +103,7 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	__u32 able = ~connection_less((__s64)seen->room, seen->mss) &
 		     connection_less(seen->out + packet->segments, seen->window);
 	/* It would go faster: neither its process nor its congestion control wants less. */
-	__u32 willing = ~connection_less(seen->pacing_rate, pacing->set - pacing->set / NEARLY) &
+	__u32 willing = ~connection_less(seen->pacing_rate, pacing->set - pacing->set / CONNECTION_NEARLY) &
 			connection_less(pacing->set >> 1, (pacing->own - 1) >> 1);
 
 	waited &= 1;
@@ -112,8 +112,8 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	packet->idle = idle;
 	packet->begins = early & idle & ~seen->acked & 1;
 	packet->refused = refused & idle;
-	packet->waited = refused & idle & ~connection_less(seen->now_ns - pacing->sent_ns, REFUSED_WAIT_NS) & 1;
-	packet->held = paced & ~connection_less(seen->sent, UNPACED_SEGMENTS) & willing &
+	packet->waited = refused & idle & ~connection_less(seen->now_ns - pacing->sent_ns, CONNECTION_WAIT_NS) & 1;
+	packet->held = paced & ~connection_less(seen->sent, CONNECTION_UNPACED_SEGMENTS) & willing &
 		       ((more & able) | (~more & waited)) & 1;
 	packet->tcp = !(paced & connection_less(pacing->set >> 1, (seen->most_rate - 1) >> 1));
 	pacing->flags = refused << CONNECTION_REFUSED | more << CONNECTION_MORE | waited << CONNECTION_WAITED;
@@ -161,9 +161,9 @@ static __always_inline __u32 connection_window(const struct rate_limit_pacing *p
 {
 	__u64 segment = connection_segment(pacing, mss), window;
 
-	if (pacing->share >= SLOW_SHARE || !segment)
+	if (pacing->share >= CONNECTION_SLOW_SHARE || !segment)
 		return 0;
-	window = 2 * pacing->share * (SLOW_PACKET_US + round_trip_us) / 1000000 / segment;
-	return window > SLOW_WINDOW_LEAST ? window : SLOW_WINDOW_LEAST;
+	window = 2 * pacing->share * (CONNECTION_SLOW_PACKET_US + round_trip_us) / 1000000 / segment;
+	return window > CONNECTION_SLOW_WINDOW_LEAST ? window : CONNECTION_SLOW_WINDOW_LEAST;
 }
 #endif

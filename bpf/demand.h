@@ -19,10 +19,10 @@
  * Early segments count on TCP's virtual clock until it leads by this much, half of what the guard allows (verdict.h).
  * The bucket pays for the rest.
  */
-#define EARLY_LEAD (50 * MILLISECONDS)
+#define DEMAND_EARLY_LEAD (50 * MILLISECONDS)
 /* Room is left for this many new connections that have not sent anything yet. */
-#define SILENT_MOST 20
-#define FOREIGN_MOST (1ULL << 33) /* bytes in an epoch: times nanoseconds, more would overflow */
+#define DEMAND_SILENT_MOST 20
+#define DEMAND_FOREIGN_MOST (1ULL << 33) /* bytes in an epoch: times nanoseconds, more would overflow */
 
 /*
  * Learns from a TCP packet with data that its connection exists, and whether it wants more than it gets. Of early
@@ -89,10 +89,11 @@ static __always_inline void demand_note(struct fair_share *fair, struct fair_sha
 	 * The bucket pays for what TCP does not pace. Paced connections give way: to early segments, but not so far
 	 * that the guard would drop paced packets; to unpaced TCP, through what its modest bytes leave of the rate.
 	 */
-	if ((packet->paced || packet->control) && (!packet->early || fair_share_lead(fair, now) < (__s64)EARLY_LEAD))
+	if ((packet->paced || packet->control) &&
+	    (!packet->early || fair_share_lead(fair, now) < (__s64)DEMAND_EARLY_LEAD))
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
-	if (packet->bytes > fair->burst && fair->burst < BURST_LARGEST) {
-		fair->burst = packet->bytes < BURST_LARGEST ? packet->bytes : BURST_LARGEST;
+	if (packet->bytes > fair->burst && fair->burst < FAIR_SHARE_BURST_LARGEST) {
+		fair->burst = packet->bytes < FAIR_SHARE_BURST_LARGEST ? packet->bytes : FAIR_SHARE_BURST_LARGEST;
 		fair->period_ns = fair_share_period(fair, rate);
 	}
 	if (packet->early)
@@ -117,7 +118,7 @@ static __always_inline void demand_refund(struct fair_share *fair, const struct 
 /* Counts foreign traffic as it is sent, whether it passes or not: how much passes depends on what TCP leaves. */
 static __always_inline void demand_note_foreign(struct fair_share *fair, const struct packet *packet)
 {
-	if (fair->foreign_bytes < FOREIGN_MOST)
+	if (fair->foreign_bytes < DEMAND_FOREIGN_MOST)
 		fair->foreign_bytes += packet->bytes;
 	if (packet->bytes > fair->foreign_burst)
 		fair->foreign_burst = packet->bytes;
@@ -131,11 +132,12 @@ static __always_inline __u64 demand_offer(const struct fair_share *fair, bool ea
 {
 	__u64 most = fair->share ? fair->share : fair->paced_rate;
 	__u64 silent = fair->newcomers > fair->begun ? fair->newcomers - fair->begun : 0;
-	__u64 connections = (__u64)fair->holders_before + fair->begun + (silent < SILENT_MOST ? silent : SILENT_MOST);
+	__u64 connections =
+		(__u64)fair->holders_before + fair->begun + (silent < DEMAND_SILENT_MOST ? silent : DEMAND_SILENT_MOST);
 
 	if (early && connections && most > fair->paced_rate / connections)
 		most = fair->paced_rate / connections;
-	return most > SHARE_LEAST ? most : SHARE_LEAST;
+	return most > FAIR_SHARE_LEAST ? most : FAIR_SHARE_LEAST;
 }
 
 /* A connection was established: returns what it may send. */
@@ -154,7 +156,7 @@ static __always_inline __u64 demand_join(struct rate_limit_state *state, __u64 n
 /* Learns a connection's round trip time. */
 static __always_inline void demand_hear(struct fair_share *fair, __u64 round_trip_ns)
 {
-	if (round_trip_ns > fair->lag_ns && round_trip_ns <= LAG_LONGEST)
+	if (round_trip_ns > fair->lag_ns && round_trip_ns <= FAIR_SHARE_LAG_LONGEST)
 		fair->lag_ns = round_trip_ns;
 }
 

@@ -20,43 +20,43 @@
 #include "token_bucket.h"
 
 #define MILLISECONDS 1000000ULL /* in nanoseconds */
-#define EPOCH_SHORTEST (10 * MILLISECONDS)
-#define EPOCH_LONGEST (4 * NANOSECONDS)
+#define FAIR_SHARE_EPOCH_SHORTEST (10 * MILLISECONDS)
+#define FAIR_SHARE_EPOCH_LONGEST (4 * NANOSECONDS)
 /* After this many epochs plus this time without a packet, nothing learned before still holds. */
-#define EPOCHS_FORGET 4
-#define FORGET_SHORTEST (500 * MILLISECONDS)
+#define FAIR_SHARE_EPOCHS_FORGET 4
+#define FAIR_SHARE_FORGET_SHORTEST (500 * MILLISECONDS)
 /* An error is corrected over this time, or over this many epochs and lags if that is longer: faster would overshoot. */
-#define CORRECTION_SHORTEST (100 * MILLISECONDS)
-#define CORRECTION_SLOWNESS 4
+#define FAIR_SHARE_CORRECTION_SHORTEST (100 * MILLISECONDS)
+#define FAIR_SHARE_CORRECTION_SLOWNESS 4
 /* The bucket's tokens above its reserve are spent over this time, or over the same number of epochs and lags. */
-#define SPEND_SHORTEST (200 * MILLISECONDS)
+#define FAIR_SHARE_SPEND_SHORTEST (200 * MILLISECONDS)
 /* Every honest state stays within these. Anything else is garbage and is forgotten. */
-#define LAG_LONGEST NANOSECONDS
-#define CONNECTIONS_MOST 65535
+#define FAIR_SHARE_LAG_LONGEST NANOSECONDS
+#define FAIR_SHARE_CONNECTIONS_MOST 65535
 /*
  * Two segments, which TCP sends at once however slowly it is paced; the least that it sends when it has no more; its
  * largest packet.
  */
-#define BURST_SMALLEST 3000
-#define BURST_LEAST 300
-#define BURST_LARGEST 65535
+#define FAIR_SHARE_BURST_SMALLEST 3000
+#define FAIR_SHARE_BURST_LEAST 300
+#define FAIR_SHARE_BURST_LARGEST 65535
 /*
  * 750 B/s: one two-segment burst every four seconds. A socket asleep on its pacing timer cannot see a new rate, so a
  * lower floor would make it unresponsive for longer. Where this floor times the connections exceeds the rate, the guard
  * limits.
  */
-#define SHARE_LEAST (BURST_SMALLEST / 4)
+#define FAIR_SHARE_LEAST (FAIR_SHARE_BURST_SMALLEST / 4)
 /* The reserve is a tenth of a second of the rate. At most a quarter of TCP's rate goes into saving it. */
-#define RESERVE_SHARE 10
-#define SAVED_SHARE 4
+#define FAIR_SHARE_RESERVE_PART 10
+#define FAIR_SHARE_SAVED_PART 4
 /* Foreign traffic may have as much as TCP where both want everything. */
-#define FOREIGN_SHARE 2
-#define AVERAGE_MS 100
+#define FAIR_SHARE_FOREIGN_PART 2
+#define FAIR_SHARE_AVERAGE_MS 100
 /*
  * Bound of the average of early traffic, times the rate: connections whose waits end together send this fast for a
  * while.
  */
-#define CLUMP_MOST 16
+#define FAIR_SHARE_CLUMP_MOST 16
 
 /* An epoch is long enough for each held connection to send a burst in it. Of the modest ones only the sum counts. */
 static __always_inline __u64 fair_share_period(const struct fair_share *fair, __u64 rate)
@@ -64,12 +64,12 @@ static __always_inline __u64 fair_share_period(const struct fair_share *fair, __
 	__u64 connections = fair->holders_before;
 	__u64 period;
 
-	if (connections > CONNECTIONS_MOST)
-		connections = CONNECTIONS_MOST;
+	if (connections > FAIR_SHARE_CONNECTIONS_MOST)
+		connections = FAIR_SHARE_CONNECTIONS_MOST;
 	period = (connections + 1) * fair->burst * 3 / 2 * NANOSECONDS / rate;
-	if (period < EPOCH_SHORTEST)
-		return EPOCH_SHORTEST;
-	return period < EPOCH_LONGEST ? period : EPOCH_LONGEST;
+	if (period < FAIR_SHARE_EPOCH_SHORTEST)
+		return FAIR_SHARE_EPOCH_SHORTEST;
+	return period < FAIR_SHARE_EPOCH_LONGEST ? period : FAIR_SHARE_EPOCH_LONGEST;
 }
 
 /* Nanoseconds by which TCP is ahead of its rate; negative when it is behind. */
@@ -81,7 +81,7 @@ static __always_inline __s64 fair_share_lead(const struct fair_share *fair, __u6
 /* Nanoseconds over which an error is corrected: long enough to be stable at any round trip time. */
 static __always_inline __u64 fair_share_slowness(const struct fair_share *fair, __u64 shortest)
 {
-	__u64 slowness = CORRECTION_SLOWNESS * (fair->period_ns + fair->lag_ns);
+	__u64 slowness = FAIR_SHARE_CORRECTION_SLOWNESS * (fair->period_ns + fair->lag_ns);
 
 	return slowness > shortest ? slowness : shortest;
 }
@@ -91,7 +91,7 @@ static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elaps
 {
 	__u64 modest = fair->modest_bytes * NANOSECONDS / elapsed;
 	__u64 holders = fair->holders_before, rest = fair->paced_rate, largest;
-	__u64 correction = fair_share_slowness(fair, CORRECTION_SHORTEST);
+	__u64 correction = fair_share_slowness(fair, FAIR_SHARE_CORRECTION_SHORTEST);
 	__u64 level = fair->paced_rate / (fair->active_before ? fair->active_before : 1);
 	__s64 lead = fair_share_lead(fair, now), most = correction / 4;
 
@@ -111,8 +111,8 @@ static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elaps
 	/* In 1024ths: the level times nanoseconds would overflow. */
 	correction = (correction - lead) * 1024 / correction;
 	fair->share = level / 1024 * correction + level % 1024 * correction / 1024;
-	if (fair->share < SHARE_LEAST)
-		fair->share = SHARE_LEAST;
+	if (fair->share < FAIR_SHARE_LEAST)
+		fair->share = FAIR_SHARE_LEAST;
 }
 
 static __always_inline void fair_share_forget(struct rate_limit_state *state, __u64 now)
@@ -149,19 +149,22 @@ static __always_inline void fair_share_forget(struct rate_limit_state *state, __
 	fair->elsewhere_before = 0;
 	fair->newcomers = 0;
 	fair->begun = 0;
-	fair->burst = BURST_SMALLEST;
+	fair->burst = FAIR_SHARE_BURST_SMALLEST;
 	fair->period_ns = fair_share_period(fair, rate);
 }
 
 /* Tokens that the bucket should hold for traffic that comes unpaced. */
 static __always_inline __s64 fair_share_reserve(const struct rate_limit_state *state)
 {
-	__u64 reserve = state->rate / RESERVE_SHARE, half = state->bucket / 2;
+	__u64 reserve = state->rate / FAIR_SHARE_RESERVE_PART, half = state->bucket / 2;
 
 	return reserve < half ? reserve : half;
 }
 
-/* Bytes of the last `elapsed` nanoseconds as a rate, up to a bound; and the average of such rates over AVERAGE_MS. */
+/*
+ * Bytes of the last `elapsed` nanoseconds as a rate, up to a bound; and the average of such rates over
+ * FAIR_SHARE_AVERAGE_MS.
+ */
 static __always_inline __u64 fair_share_per_second(__u64 bytes, __u64 elapsed, __u64 most)
 {
 	__u64 latest = bytes * NANOSECONDS / elapsed;
@@ -175,18 +178,18 @@ static __always_inline __u64 fair_share_average(__u64 average, __u64 latest, __u
 
 	if (average > most)
 		average = most;
-	weight = weight * 1024 / (weight + AVERAGE_MS);
+	weight = weight * 1024 / (weight + FAIR_SHARE_AVERAGE_MS);
 	return (average * (1024 - weight) + latest * weight) / 1024;
 }
 
 /*
- * Averages traffic that comes in clumps. The part of a clump of datagrams beyond FOREIGN_SHARE is not taken from TCP.
- * So without the average TCP would also get the gaps between clumps, and both together would exceed the rate.
+ * Averages traffic that comes in clumps. The part of a clump of datagrams beyond FAIR_SHARE_FOREIGN_PART is not taken
+ * from TCP. So without the average TCP would also get the gaps between clumps, and both together would exceed the rate.
  */
 static __always_inline void fair_share_average_clumps(struct rate_limit_state *state, __u64 elapsed)
 {
 	struct fair_share *fair = &state->fair;
-	__u64 rate = state->rate, most = CLUMP_MOST * rate, early, control, handshake;
+	__u64 rate = state->rate, most = FAIR_SHARE_CLUMP_MOST * rate, early, control, handshake;
 
 	fair->foreign_latest = fair_share_per_second(fair->foreign_bytes, elapsed, rate);
 	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, rate);
@@ -203,7 +206,8 @@ static __always_inline bool fair_share_flooded(const struct rate_limit_state *st
 {
 	const struct fair_share *fair = &state->fair;
 
-	return fair->foreign_rate >= state->rate / FOREIGN_SHARE || fair->foreign_latest >= state->rate / FOREIGN_SHARE;
+	return fair->foreign_rate >= state->rate / FAIR_SHARE_FOREIGN_PART ||
+	       fair->foreign_latest >= state->rate / FAIR_SHARE_FOREIGN_PART;
 }
 
 /*
@@ -215,10 +219,12 @@ static __always_inline bool fair_share_flooded(const struct rate_limit_state *st
 static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state *state)
 {
 	const struct fair_share *fair = &state->fair;
-	__u64 most = state->rate / FOREIGN_SHARE, foreign = fair->foreign_rate < most ? fair->foreign_rate : most;
+	__u64 most = state->rate / FAIR_SHARE_FOREIGN_PART,
+	      foreign = fair->foreign_rate < most ? fair->foreign_rate : most;
 	__s64 spare = state->tokens - fair_share_reserve(state);
 	/* In milliseconds: a bucket times nanoseconds would overflow. */
-	__u64 span = fair_share_slowness(fair, SPEND_SHORTEST) / MILLISECONDS, rate = state->rate - foreign, saved;
+	__u64 span = fair_share_slowness(fair, FAIR_SHARE_SPEND_SHORTEST) / MILLISECONDS, rate = state->rate - foreign,
+	      saved;
 
 	if (spare >= 0) {
 		if (fair_share_flooded(state))
@@ -228,7 +234,7 @@ static __always_inline __u64 fair_share_paced_rate(const struct rate_limit_state
 	if (fair_share_flooded(state))
 		return rate;
 	saved = -spare * 1000ULL / span;
-	return rate - (saved < rate / SAVED_SHARE ? saved : rate / SAVED_SHARE);
+	return rate - (saved < rate / FAIR_SHARE_SAVED_PART ? saved : rate / FAIR_SHARE_SAVED_PART);
 }
 
 static __always_inline void fair_share_next_epoch(struct rate_limit_state *state, __u64 elapsed, __u64 now)
@@ -260,7 +266,7 @@ static __always_inline void fair_share_next_epoch(struct rate_limit_state *state
 	fair->epoch++;
 	fair->epoch_start_ns = now;
 	fair->lag_ns -= fair->lag_ns >> 4;
-	if (fair->burst > BURST_LEAST)
+	if (fair->burst > FAIR_SHARE_BURST_LEAST)
 		fair->burst -= fair->burst >> 2;
 	/* Slower: a large datagram may come only once a second. */
 	fair->foreign_burst -= fair->foreign_burst >> 7;
@@ -276,7 +282,7 @@ static __always_inline bool fair_share_beyond(__s64 lead, __u64 rate)
 /* The most that TCP's rate can be, with a full bucket. */
 static __always_inline __u64 fair_share_paced_most(const struct rate_limit_state *state)
 {
-	return state->rate + state->bucket * (NANOSECONDS / SPEND_SHORTEST);
+	return state->rate + state->bucket * (NANOSECONDS / FAIR_SHARE_SPEND_SHORTEST);
 }
 
 /* Must be called for every packet, before anything else: ends the epoch when its time is over. */
@@ -293,10 +299,11 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	 * an honest share leave half of the rate unused: connections told next to nothing would not hear anything
 	 * better.
 	 */
-	if (elapsed < -(__s64)NANOSECONDS || elapsed > (__s64)(EPOCHS_FORGET * fair->period_ns + FORGET_SHORTEST) ||
-	    fair_share_beyond(lead, rate) || !fair->period_ns || fair->period_ns > EPOCH_LONGEST ||
-	    fair->lag_ns > LAG_LONGEST || fair->paced_rate > fair_share_paced_most(state) ||
-	    fair->paced_rate < rate / FOREIGN_SHARE / 2 ||
+	if (elapsed < -(__s64)NANOSECONDS ||
+	    elapsed > (__s64)(FAIR_SHARE_EPOCHS_FORGET * fair->period_ns + FAIR_SHARE_FORGET_SHORTEST) ||
+	    fair_share_beyond(lead, rate) || !fair->period_ns || fair->period_ns > FAIR_SHARE_EPOCH_LONGEST ||
+	    fair->lag_ns > FAIR_SHARE_LAG_LONGEST || fair->paced_rate > fair_share_paced_most(state) ||
+	    fair->paced_rate < rate / FAIR_SHARE_FOREIGN_PART / 2 ||
 	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
 		fair_share_forget(state, now);
 		return;
@@ -316,8 +323,8 @@ static __always_inline void fair_share_change_tokens(struct rate_limit_state *st
 
 	if (state->rate > before && least > fair_share_reserve(state))
 		least = fair_share_reserve(state);
-	if (state->rate < before && least < BURST_LARGEST)
-		least = BURST_LARGEST;
+	if (state->rate < before && least < FAIR_SHARE_BURST_LARGEST)
+		least = FAIR_SHARE_BURST_LARGEST;
 	if (state->rate > before ? state->tokens < least : state->tokens > least)
 		state->tokens = least;
 }

@@ -18,17 +18,18 @@
 #define SOCK_STREAM 1
 #define SO_MAX_PACING_RATE 47
 #define SOL_TCP 6
-#define WINDOW_UNCLAMPED 0x7fffffff
+#define PACING_WINDOW_UNCLAMPED 0x7fffffff
 /* Bytes of IP and TCP header per segment, with time stamps. */
-#define HEADERS_IPV4 52
-#define HEADERS_IPV6 72
+#define PACING_HEADERS_IPV4 52
+#define PACING_HEADERS_IPV6 72
 #define AF_INET6 10
 /* As vmlinux.h has it since 6.1; the program may be built on an older kernel. */
 enum bpf_func_id___settle { BPF_FUNC_user_ringbuf_drain___settle };
 
 static __always_inline __u64 pacing_headers(const struct tcp_sock *tcp)
 {
-	return tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
+	return tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? PACING_HEADERS_IPV6
+									      : PACING_HEADERS_IPV4;
 }
 
 /* In units of 2^20 ns: wraps after 52 days. */
@@ -43,7 +44,7 @@ static __always_inline __u32 pacing_time(__u64 now)
  */
 static __always_inline bool pacing_starved(const struct rate_limit_pacing *pacing, __u64 now)
 {
-	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(EPOCH_LONGEST);
+	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(FAIR_SHARE_EPOCH_LONGEST);
 }
 
 /*
@@ -150,7 +151,7 @@ static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp,
 static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
 					 __u32 window)
 {
-	__u32 value = window ? window : WINDOW_UNCLAMPED;
+	__u32 value = window ? window : PACING_WINDOW_UNCLAMPED;
 
 	if (!bpf_core_enum_value_exists(enum bpf_func_id___settle, BPF_FUNC_user_ringbuf_drain___settle))
 		return;
@@ -223,12 +224,12 @@ static __always_inline void pacing_call_back(struct bpf_sock_ops *ops)
 static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
 					 struct rate_limit_pacing *pacing, __u32 generation)
 {
-	__u32 window = SLOW_INITIAL_WINDOW;
+	__u32 window = CONNECTION_SLOW_INITIAL_WINDOW;
 	bool poor;
 
 	pacing_call_back(ops);
 	poor = pacing_join(pacing, generation);
-	if (poor && pacing->share < SLOW_SHARE && ops->snd_cwnd > window)
+	if (poor && pacing->share < CONNECTION_SLOW_SHARE && ops->snd_cwnd > window)
 		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
 	pacing_tell(ops, tcp, pacing);
 }

@@ -36,31 +36,31 @@ enum verdict {
  * or acknowledged beside busy ones. It is also for data of an idle connection, where a drop costs most: TCP then waits
  * 200 ms for its timer, and the second time half a second more, whereas a busy connection retries at the next ACK.
  */
-#define TCP_DEBT_BYTES 65536
-#define TCP_DEBT_SHARE 8
+#define VERDICT_DEBT_BYTES 65536
+#define VERDICT_DEBT_PART 8
 /* For paced TCP: two segments, however low the rate. */
-#define PACED_DEBT_LEAST 3000
+#define VERDICT_PACED_DEBT_LEAST 3000
 /*
  * TCP gets notices below this many tokens, so that it slows down before drops: a sixteenth of a second of the rate, and
  * at most half of the bucket.
  */
-#define NOTICE_SHARE 16
+#define VERDICT_NOTICE_PART 16
 /* Paced TCP may lead its rate by this and twice its lag before packets are dropped. */
-#define GUARD_LEAD (100 * MILLISECONDS)
+#define VERDICT_GUARD_LEAD (100 * MILLISECONDS)
 /* A packet that lasts longer than this at its share is a lump: its connection's window is too large. */
-#define LUMP_LONGEST_MS 100
+#define VERDICT_LUMP_LONGEST_MS 100
 /*
  * Parts of a second: TCP's wait for its timer after a drop; and what connections that begin leave to the others at
  * most.
  */
-#define WAIT_SHARE 5
-#define BEGIN_SHARE 3
+#define VERDICT_WAIT_PART 5
+#define VERDICT_BEGIN_PART 3
 /* Parts of the rate: more control packets than this are a flood; of handshakes half as many are. */
-#define CONTROL_SHARE 2
-#define HANDSHAKE_SHARE 4
+#define VERDICT_CONTROL_PART 2
+#define VERDICT_HANDSHAKE_PART 4
 
-#define TOKENS_LOWEST (-0x7fffffffffffffffLL - 1)
-#define TOKENS_HIGHEST 0x7fffffffffffffffLL
+#define VERDICT_TOKENS_LOWEST (-0x7fffffffffffffffLL - 1)
+#define VERDICT_TOKENS_HIGHEST 0x7fffffffffffffffLL
 
 struct bound {
 	__s64 tokens;
@@ -80,7 +80,7 @@ struct answer {
 /* The debt in bytes that TCP may have. */
 static __always_inline __s64 verdict_debt(__u64 rate)
 {
-	return rate / TCP_DEBT_SHARE < TCP_DEBT_BYTES ? rate / TCP_DEBT_SHARE : TCP_DEBT_BYTES;
+	return rate / VERDICT_DEBT_PART < VERDICT_DEBT_BYTES ? rate / VERDICT_DEBT_PART : VERDICT_DEBT_BYTES;
 }
 
 /* The half of it that all data of paced TCP may use. */
@@ -88,7 +88,7 @@ static __always_inline __s64 verdict_half_debt(__u64 rate)
 {
 	__s64 half = verdict_debt(rate) / 2;
 
-	return half > PACED_DEBT_LEAST ? half : PACED_DEBT_LEAST;
+	return half > VERDICT_PACED_DEBT_LEAST ? half : VERDICT_PACED_DEBT_LEAST;
 }
 
 /*
@@ -131,8 +131,8 @@ static __always_inline void verdict_foreign(const struct rate_limit_state *state
  */
 static __always_inline bool verdict_floods(const struct rate_limit_state *state, const struct packet *packet)
 {
-	return packet->paced ? state->fair.control_rate >= state->rate / CONTROL_SHARE
-			     : state->fair.handshake_rate >= state->rate / HANDSHAKE_SHARE;
+	return packet->paced ? state->fair.control_rate >= state->rate / VERDICT_CONTROL_PART
+			     : state->fair.handshake_rate >= state->rate / VERDICT_HANDSHAKE_PART;
 }
 
 /*
@@ -142,8 +142,8 @@ static __always_inline bool verdict_floods(const struct rate_limit_state *state,
  */
 static __always_inline __s64 verdict_begin(const struct rate_limit_state *state)
 {
-	__u64 rate = state->rate, part = state->fair.early_rate / (rate / 1024 + 1), wait = rate / WAIT_SHARE;
-	__u64 begin = rate / 1024 * part / 1024 * part / BEGIN_SHARE;
+	__u64 rate = state->rate, part = state->fair.early_rate / (rate / 1024 + 1), wait = rate / VERDICT_WAIT_PART;
+	__u64 begin = rate / 1024 * part / 1024 * part / VERDICT_BEGIN_PART;
 	__s64 room = state->bucket - wait;
 
 	if (begin > wait)
@@ -177,17 +177,17 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 					  struct bounds *bounds)
 {
 	const struct fair_share *fair = &state->fair;
-	__s64 allowed = GUARD_LEAD + 2 * fair->lag_ns, lead = fair_share_lead(fair, now);
+	__s64 allowed = VERDICT_GUARD_LEAD + 2 * fair->lag_ns, lead = fair_share_lead(fair, now);
 	/* A single segment cannot be made smaller. */
-	bool lump = fair->share && packet->bytes > BURST_SMALLEST && packet->segments > 1 &&
-		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
+	bool lump = fair->share && packet->bytes > FAIR_SHARE_BURST_SMALLEST && packet->segments > 1 &&
+		    packet->bytes * 1000ULL > VERDICT_LUMP_LONGEST_MS * fair->share;
 
 	/*
 	 * A lump's connection must shrink its window. A lump that was built for a higher limit and that the bucket
 	 * cannot pay would mean a long silence afterwards.
 	 */
 	if (lump) {
-		bounds->notice = (struct bound){ TOKENS_HIGHEST, LIMITER_REASON_LUMP };
+		bounds->notice = (struct bound){ VERDICT_TOKENS_HIGHEST, LIMITER_REASON_LUMP };
 		if (!packet->starved)
 			verdict_raise(&bounds->drop, packet->bytes - verdict_half_debt(state->rate) - 1,
 				      LIMITER_REASON_LUMP);
@@ -200,9 +200,9 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 	 * long path.
 	 */
 	if (2 * lead > allowed && !packet->held)
-		verdict_raise(&bounds->notice, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
+		verdict_raise(&bounds->notice, VERDICT_TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
 	if (lead > allowed && !packet->starved)
-		verdict_raise(&bounds->drop, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
+		verdict_raise(&bounds->drop, VERDICT_TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
 }
 
 /*
@@ -224,7 +224,7 @@ static __always_inline void verdict_paced(const struct rate_limit_state *state, 
 static __always_inline struct bounds verdict_bounds(const struct rate_limit_state *state, const struct packet *packet,
 						    __u64 now, bool paces)
 {
-	struct bounds bounds = { { 0, LIMITER_REASON_DEBT }, { TOKENS_LOWEST, LIMITER_REASON_LOW } };
+	struct bounds bounds = { { 0, LIMITER_REASON_DEBT }, { VERDICT_TOKENS_LOWEST, LIMITER_REASON_LOW } };
 	__u64 rate = state->rate, bucket = state->bucket;
 
 	if (!packet->tcp) {
@@ -232,7 +232,8 @@ static __always_inline struct bounds verdict_bounds(const struct rate_limit_stat
 	} else if (packet->paced && !packet->control) {
 		verdict_paced(state, packet, now, &bounds);
 	} else {
-		bounds.notice.tokens = rate / NOTICE_SHARE < bucket / 2 ? rate / NOTICE_SHARE : bucket / 2;
+		bounds.notice.tokens =
+			rate / VERDICT_NOTICE_PART < bucket / 2 ? rate / VERDICT_NOTICE_PART : bucket / 2;
 		bounds.drop.tokens =
 			verdict_leave(packet->control ? verdict_debt(rate) : verdict_debt(rate) / 2, packet);
 	}

@@ -14,7 +14,7 @@
 #include "use.h"
 #include "verdict.h"
 
-#define EPOCH_LONGEST (4 * NANOSECONDS)
+#define FAIR_SHARE_EPOCH_LONGEST (4 * NANOSECONDS)
 #define FAIR_SHARE_HELD 2
 #define FAIR_SHARE_ELSEWHERE 8
 
