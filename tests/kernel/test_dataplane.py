@@ -316,7 +316,7 @@ def test_a_bound_socket_is_charged_to_its_rule(plane: Dataplane, make: Make, pai
         sender = pair.send_tcp(cgroup=elsewhere)
     wait_for_rate(pair, 3 * rate)
     with borrow(sender, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as borrowed:
-        plane.bind_socket(borrowed.fileno(), rule)
+        plane.tag_socket(borrowed.fileno(), rule)
     before = arrived_since_spending(plane, rule, pair)
     wait_for_drops(plane, rule)
     time.sleep(1.0)
@@ -331,7 +331,7 @@ def test_a_bound_socket_still_obeys_the_rule_of_the_whole_host(plane: Dataplane,
     plane.changed_members()
     sender = pair.send_udp(6 * RATE, cgroup=elsewhere)
     with borrow(sender, socket.SOCK_DGRAM) as borrowed:
-        plane.bind_socket(borrowed.fileno(), rule)
+        plane.tag_socket(borrowed.fileno(), rule)
     assert spent_rate(plane, host, pair, RATE) == pytest.approx(RATE, rel=0.005)
     assert plane.state_of(rule).bytes > RATE
 
@@ -341,7 +341,7 @@ def test_a_socket_bound_to_a_rule_that_is_gone_belongs_to_its_cgroup(plane: Data
     plane.set_rule(rule, RATE, RATE)
     sender = pair.send_udp(6 * RATE, cgroup=rule)
     with borrow(sender, socket.SOCK_DGRAM) as borrowed:
-        plane.bind_socket(borrowed.fileno(), gone)
+        plane.tag_socket(borrowed.fileno(), gone)
     assert spent_rate(plane, rule, pair, RATE) == pytest.approx(RATE, rel=0.005)
 
 

@@ -159,5 +159,5 @@ def test_a_socket_that_cannot_be_bound_leaves_no_other_unlimited() -> None:
         bound.append(descriptor)
 
     with socket.socket(), socket.socket(), socket.socket(), pytest.raises(LimiterError, match="no room"):
-        borrow.cover([os.getpid()], bind)
+        borrow.tag([os.getpid()], bind)
     assert len(bound) >= 3

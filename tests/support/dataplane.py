@@ -144,7 +144,7 @@ class Dataplane:
         del self.member[key_of(cgroup)]
         self.changed_members()
 
-    def bind_socket(self, descriptor: int, rule: Path) -> None:
+    def tag_socket(self, descriptor: int, rule: Path) -> None:
         """Charges an open socket to a rule, whatever cgroup it was made in."""
         self.socket[struct.pack("=i", descriptor)] = key_of(rule)
         self.tagged_sockets = 1

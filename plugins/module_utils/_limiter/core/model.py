@@ -37,7 +37,7 @@ class Memory(t.NamedTuple):
     automatic: t.Mapping[str, int]  # automatic rule -> start time of the process that it was made for
     homes: t.Mapping[str, str]  # rule -> common origin of its processes, for children whose parents are gone
     last: str | None  # the last rule that was really changed
-    unsettled: tuple[int, ...] = ()  # processes in transit, which only a run that was killed leaves behind
+    in_transit: tuple[int, ...] = ()  # processes being moved; only a run that was killed leaves some behind
     settling: bool = False  # such a run changed rules, and open sockets may not have followed
 
 

@@ -265,7 +265,7 @@ class _Draft:
         """Absent by processes, without a rule: each goes back from whatever rule it is in, with its children there."""
         by_rule: dict[str, set[int]] = {}
         # Also those that a killed run was about to release: their parent may have left the rule already.
-        named = {*target.matched, *self.state.memory.unsettled}
+        named = {*target.matched, *self.state.memory.in_transit}
         meant = {rule_of(process.cgroup) for process in target.processes if process.pid in named}
         for process in target.processes:
             name = rule_of(process.cgroup)

@@ -191,8 +191,8 @@ def _settling(remembered: Memory) -> t.Iterator[None]:
 
 
 def _settled(remembered: Memory) -> None:
-    """But for processes that a rule task was moving: the next one binds their sockets, and has to settle them again."""
-    memory.write(remembered._replace(settling=bool(remembered.unsettled)))
+    """But for processes that a rule task was moving: the next one tags their sockets, and has to settle them again."""
+    memory.write(remembered._replace(settling=bool(remembered.in_transit)))
 
 
 def detach(host: Host, check: bool) -> Change:

@@ -120,7 +120,7 @@ class Attachments:
         return Attached(paced, _refusals(refused))
 
     def _restore_control(self, before: layout.Control) -> None:
-        """All but what only ever goes forward: the generation, and whether sockets were bound."""
+        """All but what only ever goes forward: the generation, and whether sockets were tagged."""
         with self._maps() as maps:
             if maps is not None:
                 maps.set_pacing(before.pacing)  # with a new generation, if it is another one

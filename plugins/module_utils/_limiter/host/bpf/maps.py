@@ -241,8 +241,8 @@ class Maps:
         """
         self.write_control(_following(self.control()))
 
-    def bind_socket(self, fd: int, rule: int) -> None:
-        """Charges one open socket to a rule, whatever cgroup it belongs to.
+    def tag_socket(self, fd: int, rule: int) -> None:
+        """Tags one open socket with a rule, which charges it whatever cgroup it belongs to.
 
         The kernel never relabels an open socket, so that is how a process's connections follow it into a rule.
         """
@@ -255,8 +255,8 @@ class Maps:
             self._sockets_looked_up = looked_up
 
     def release_socket(self, fd: int) -> None:
-        """Frees one open socket of the rule that it was bound to, or made in, for its process left that rule."""
-        self.bind_socket(fd, layout.RELEASED)
+        """Tags one open socket as released: the rule that it was tagged with or made in no longer holds for it."""
+        self.tag_socket(fd, layout.RELEASED)
 
     def socket_rule(self, fd: int) -> int | None:
         data = self._socket.lookup(layout.FD.pack(fd))
@@ -302,7 +302,7 @@ def _following(control: Control) -> Control:
 
 
 def _is_mptcp(fd: int) -> bool:
-    """Whether a socket sends through subflows of its own, which nobody can bind from here."""
+    """Whether a socket sends through subflows of its own, which nobody can tag from here."""
     with socket.socket(fileno=os.dup(fd)) as copy:
         return copy.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == _IPPROTO_MPTCP
 
