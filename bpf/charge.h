@@ -46,7 +46,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
 		packet.round_trip_ns = pacing->round_trip_us * 1000ULL;
-		/* The bottleneck of the last packet holds for all rules of this one. */
+		/* For all rules of this packet, the bottleneck is that of the connection's last packet. */
 		packet.elsewhere = (measured >> PACKET_BOTTLENECK) % LIMITER_MAX_NESTED != place;
 	}
 	bpf_spin_lock(&state->lock);

@@ -56,7 +56,8 @@ struct {
 } ipsec_credit_map SEC(".maps");
 
 /*
- * False where the kernel forbids BPF to read its memory: then there is no look. User space finds the section by name.
+ * False where the kernel forbids BPF to read its memory: then nothing is looked at. User space finds the section by
+ * name.
  */
 const volatile bool ipsec_looks SEC(".rodata.ipsec") = true;
 /* Whether this host has seen such a packet: until then no socket needs credit. */

@@ -108,7 +108,7 @@ static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int
 	if (pacing->generation == generation && pacing->rules[place] == rule)
 		return;
 	/*
-	 * Places are confirmed in order. So in a new generation the rules behind the first do not hold until they are
+	 * The first place is confirmed first, and begins a new generation: the rules behind it hold only once they are
 	 * confirmed.
 	 */
 	if (pacing->generation != generation)
@@ -145,8 +145,8 @@ static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp,
 }
 
 /*
- * Clamps the window, but only where settle_sockets can undo it (6.1): user space could not. A tighter clamp of another
- * origin (a route) stays. Setting the clamp also sets ssthresh: removing it restarts slow start.
+ * Clamps the window, but only where settle_sockets can undo it (6.1): user space could not. A tighter clamp that is not
+ * ours (a route's) stays. Setting the clamp also sets ssthresh: removing it restarts slow start.
  */
 static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
 					 __u32 window)
@@ -158,8 +158,8 @@ static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tc
 	if (!pacing->clamp && window >= tcp->snd_cwnd_clamp)
 		return;
 	/*
-	 * A slightly smaller window is near enough. A window that is already larger shrinks only after a congestion
-	 * notice, and then to ssthresh, which the notice has set. So the clamp is set once more.
+	 * A clamp that is up to a quarter too large is left. But a window that is already larger shrinks only after a
+	 * congestion notice, and then to ssthresh, which the notice has set. So then the clamp is set once more.
 	 */
 	if (!window == !pacing->clamp && window <= pacing->clamp && window >= pacing->clamp - pacing->clamp / 4 &&
 	    (!window || tcp->snd_cwnd <= pacing->clamp))
@@ -174,7 +174,7 @@ static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp
 	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
 	__u64 rate = connection_payload(pacing, tcp->mss_cache, pacing_headers(tcp));
 
-	/* TCP does not pace itself to 0 either. */
+	/* To a process's own rate of 0, TCP does not pace itself either. */
 	if (!pacing->set || actual != pacing->set)
 		pacing->own = actual ? actual : LIMITER_UNPACED;
 	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
@@ -215,7 +215,7 @@ static __always_inline bool pacing_join(struct rate_limit_pacing *pacing, __u32 
 	return poor;
 }
 
-/* Asks for a callback each round trip. The call replaces the flags of other programs, so those are kept. */
+/* Asks for a callback each round trip. Setting the flags replaces those of other programs, so these are kept. */
 static __always_inline void pacing_call_back(struct bpf_sock_ops *ops)
 {
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
