@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed, jain
-from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, Pair, Process, Sent
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, Pair, Process, Sent, setting
 from ansible_collections.speed_limiter.ebpf.tests.support.parts import USED, Drops, assert_parts, parts_of
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, SMALL, Scene, assert_bound, counters, pause
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
-from test_pacing_trouble import setting
 
 PORT = 5001
 HEADERS = 52  # IP and TCP, with time stamps
