@@ -63,8 +63,8 @@ _stand_in: tuple[str, ...] = ()
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[None]:
-    """Meanwhile what is built is a program that a kernel verifies in a fifth of the time (passes_all.h); where an object
-    is given, that one as ever. Nothing of either stays.
+    """Meanwhile what is built is a program that a kernel verifies in a fifth of the time (passes_all.h), or the object
+    that was given for all tests. Nothing that was built stays.
     """
     global _stand_in
     _stand_in = ("-include", str(Path(__file__).with_name("passes_all.h")))
