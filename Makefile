@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
-STEPS = lint sanity units packaging property simulation kernel integration
+STEPS = lint sanity units packaging property simulation integration kernel traffic
 
 .PHONY: setup setup-test setup-kernels setup-bench demo test kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
