@@ -160,7 +160,8 @@ def test_kvm_that_works(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_running(kernel: fetch.Kernel, tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, str(RUN), "--quick", "--cache", str(tmp_path), "none:0.0"]
+    # A shell that runs these tests in the background has SIGINT ignored, and so would be this.
+    command = ["env", "--default-signal=INT", sys.executable, str(RUN), "--quick", "--cache", str(tmp_path), "none:0.0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             # A trial of KVM or, after it, the guest itself.
