@@ -22,14 +22,14 @@ demo: setup
 	@tests/demo/run
 
 test: setup-kernels
-	@tools/test $(STEPS) kernels
+	@tools/test $(STEPS) harness kernels
 
 $(STEPS): setup-test
 	@tools/test $@
 
 # The oldest and the newest kernel of KERNELS in virtual machines, with less of everything than test-kernels.
 kernels: setup-kernels
-	@tools/test kernels
+	@tools/test harness kernels
 
 # Every kernel that is supported, in virtual machines: "suite:series" of Debian, the oldest first. Writes docs/kernels.md. Takes hours
 # without KVM.
