@@ -42,7 +42,7 @@ def say(name: str, line: str) -> None:
 
 def quick_tests() -> list[str]:
     """What is tried on every kernel when anything changes; no guest looks for it in the other files."""
-    files = sorted((machine.CHECKOUT / "tests/kernel").glob("test_*.py"))
+    files = sorted((machine.CHECKOUT / "tests/kernel").rglob("test_*.py"))
     marked = [path for path in files if re.search(r"every_kernel|\bcells\(", path.read_text("utf-8"))]
     return [*(str(path.relative_to(machine.CHECKOUT)) for path in marked), "-m", "every_kernel"]
 
