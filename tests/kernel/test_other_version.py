@@ -141,7 +141,7 @@ def test_a_purge_of_everything_ends_it_releases_its_connections_and_makes_room(
         foretold["warnings"],
     )
     removed = done["removed"]
-    assert (removed["rules"], removed["pids"], set(removed["pins"])) == (
+    assert ([found["name"] for found in removed["rules"]], removed["pids"], set(removed["pins"])) == (
         ["resident", "service"],
         [resident.pid],
         pinned,

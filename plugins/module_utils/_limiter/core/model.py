@@ -102,7 +102,7 @@ class Target(t.NamedTuple):
     automatic: bool  # the rule is named after the request's one process
     member: str | None  # cgroup to be limited in place
     processes: tuple[Process, ...]  # living ones that are meant, children included
-    matched: tuple[int, ...]  # what pid, pids or the selector matched
+    matched: tuple[int, ...]  # what pids or the selector matched
     dead: tuple[int, ...]  # pids that were named and do not live
     skipped: tuple[Skipped, ...]
 
