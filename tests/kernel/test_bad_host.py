@@ -333,5 +333,5 @@ def test_an_object_that_others_could_have_replaced_is_built_again(cgroups: Cgrou
     rule(**NEW)
     purge("all")
     os.chmod(build.OBJECT, 0o666)
-    assert any(action.startswith("built ") for action in rule(**NEW)["program"])
+    assert any(action.startswith("built ") for action in rule(**NEW)["program_actions"])
     assert os.stat(build.OBJECT).st_mode & 0o777 == 0o644

@@ -76,7 +76,11 @@ BAD_OPTIONS = {
     "name of 129 characters": ({**NEW, "name": "n" * 129}, "bad_name", ["129 characters", "128 are the most"]),
     "name memory.max": ({**NEW, "name": "memory.max"}, "bad_name", ["'memory.max'", "kernel's own files"]),
     "name cgroup.procs": ({**NEW, "name": "cgroup.procs"}, "bad_name", ["'cgroup.procs'", "kernel's own files"]),
-    "pid and pids": ({**NEW, "pid": 5, "pids": [5]}, "bad_options", ["pid and pids", "Give one of them"]),
+    "pids and processes": (
+        {**NEW, "pid": 5, "processes": {"name": "x"}},
+        "bad_options",
+        ["pids and processes", "Give one of them"],
+    ),
     "name and last": ({**NEW, "last": True}, "bad_options", ["name and last", "Give one of them"]),
     "cgid and cgroup_path": (
         {"cgid": 5, "cgroup_path": "/a"},
@@ -93,8 +97,8 @@ BAD_OPTIONS = {
     "an empty cmdline": ({**NEW, "processes": {"user": "root", "cmdline": ""}}, "bad_selector", ["cmdline is empty"]),
     "a broken cmdline": ({**NEW, "processes": {"cmdline": "a("}}, "bad_selector", ["'a('", "not a regular expression"]),
     "cgid of nothing": ({"cgid": 2**63, "rate": "1m"}, "no_rule", ["no such rule", "Give name and rate"]),
-    "cgid 0": ({"cgid": 0, "rate": "1m"}, "bad_options", ["cgid 0", "speed_limit_info"]),
-    "cgid -1": ({"cgid": -1, "rate": "1m"}, "bad_options", ["cgid -1", "speed_limit_info"]),
+    "cgid 0": ({"cgid": 0, "rate": "1m"}, "bad_options", ["cgroup_id 0", "speed_limit_info"]),
+    "cgid -1": ({"cgid": -1, "rate": "1m"}, "bad_options", ["cgroup_id -1", "speed_limit_info"]),
     "cgid beyond 64 bits": ({"cgid": 2**70, "rate": "1m"}, "bad_options", [str(2**70), "speed_limit_info"]),
     "cgroup_path without name": ({"cgroup_path": "/home_of_sender", "rate": "1m"}, "bad_options", ["Add name"]),
     "no such cgroup": ({**NEW, "cgroup_path": "/no/where"}, "no_cgroup", ["/no/where", "ENOENT", "/proc/PID/cgroup"]),

@@ -247,7 +247,7 @@ class _Draft:
     def absent(self, target: Target) -> None:
         request, name = target.request, target.name
         if name is None:
-            # By cgid or last, but there is no such rule: that selects nothing, least of all other rules.
+            # By cgroup_id or last, but there is no such rule: that selects nothing, least of all other rules.
             if request.cgroup_id is None and not request.last:
                 self._release_anywhere(target)
             return

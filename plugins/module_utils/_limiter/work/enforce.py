@@ -118,7 +118,8 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
         **policy.facts(rule.limit),
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
-        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members)],
+        # Nothing is charged to a rule that a killed task has left unfinished.
+        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members) if rule.limit],
         "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
         "counters": (counters or Counters()).about(),
     }
