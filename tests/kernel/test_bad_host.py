@@ -203,7 +203,7 @@ def test_what_others_pin_in_our_directory_stays_and_is_named(web: Cgroups) -> No
     foreign.mkdir()
     try:
         assert rule(**NEW)["changed"]
-        assert any("somebody_elses is not ours" in warning for warning in purge("all")["warnings"])
+        assert any("somebody_elses was not made by this collection" in warning for warning in purge("all")["warnings"])
         assert os.listdir(pins.PIN_DIR) == ["somebody_elses"]
     finally:
         foreign.rmdir()

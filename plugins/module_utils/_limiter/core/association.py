@@ -18,16 +18,16 @@ ROOT_ID = 1  # of cgroup2's root, on 64-bit kernels since 5.5
 
 # The short text for a single rule.
 NOT_LIMITED = (
-    "connections that are opened from now on are not limited, since a program has used net_cls or net_prio of cgroup "
-    "v1 on this kernel: see the warning"
+    "new connections are not limited, because a program has used net_cls or net_prio of cgroup v1 on this kernel: see "
+    "the warning"
 )
 
 _REPAIRED = (5, 15)
 
 _REMEDY = (
-    "Find the program that uses them (grep -E 'net_cls|net_prio' /proc/mounts; older Docker, LXC and libvirt do), keep "
-    "it from that, for example with the kernel parameter cgroup_no_v1=net_cls,net_prio, and reboot; or boot a kernel "
-    "from 5.15 on, where it is harmless"
+    "Find the program that uses them (grep -E 'net_cls|net_prio' /proc/mounts; older Docker, LXC and libvirt do), stop "
+    "it from doing so, for example with the kernel parameter cgroup_no_v1=net_cls,net_prio, and reboot; or boot Linux "
+    "5.15 or newer, where this is harmless"
 )
 
 
@@ -46,9 +46,9 @@ class Association(t.NamedTuple):
             return None
         lost = self.state == LOST
         return (
-            f"connections that are opened from now on {'are not' if lost else 'may not be'} limited: "
-            f"{'since' if lost else 'once'} a program has used net_cls or net_prio of cgroup v1, this kernel "
-            f"({release}) gives new sockets no cgroup until it boots again ({self.evidence}). {_REMEDY}."
+            f"new connections {'are not' if lost else 'may not be'} limited: after a program has used net_cls or "
+            f"net_prio of cgroup v1, this kernel ({release}) gives new sockets no cgroup until the next boot "
+            f"({self.evidence}). {_REMEDY}."
         )
 
 

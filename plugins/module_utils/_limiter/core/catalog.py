@@ -81,7 +81,7 @@ PACE = Program(
     SOCK_OPS,
     "pace_sockets_link",
     "pace_sockets_link_new",
-    refused="TCP is not paced here, the token bucket alone limits it",
+    refused="TCP is not paced here; only the token bucket limits it",
     paces=True,
 )
 SETTLE = Program(
@@ -89,14 +89,14 @@ SETTLE = Program(
     TCP_ITERATOR,
     "settle_sockets_link",  # reading it runs it in the reader's network namespace
     since=(6, 1),  # bpf_setsockopt in iter/tcp
-    refused="connections that are open already are paced and released later than at once",
+    refused="connections that are already open are paced and released later",
     paces=True,
 )
 # In LIMIT: looking at an IPsec packet in the kernel's memory, which lockdown may forbid.
 LOOK = Part(
     "ipsec_looks",
     ".rodata.ipsec",
-    "what IPsec sends through a tunnel's device is charged twice, and reaches half of its limit",
+    "traffic that IPsec sends through a tunnel's device is charged twice, and reaches only half of its limit",
 )
 
 # Control is pinned last: where it is, all the others are.

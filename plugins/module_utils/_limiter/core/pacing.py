@@ -16,7 +16,7 @@ FASTEST_PACED = 0xFFFFFFFF
 # After this time without a packet, an epoch's figures are out of date.
 _STALE_EPOCHS, _STALE_NS = 4, 1_000_000_000
 
-_ELSE = "why, says the warning of speed_limit_program with state=reloaded"
+_ELSE = "the warning of speed_limit_program with state=reloaded says why"
 
 
 _ONLY_NEWER = "only Linux 6.12 and newer can pace them"
@@ -48,7 +48,7 @@ def _why_not_open_ones(ability: Ability) -> str | None:
     if ability.state != "on" or (ability.settles and ability.adopts):
         return None
     if ability.settles:
-        return f"those that are older than their rule are released at once, but not paced: {_ONLY_NEWER}"
+        return f"connections that are older than their rule are released at once, but not paced: {_ONLY_NEWER}"
     if ability.refuses_settling:
         return f"the kernel refuses settle_sockets: {_ELSE}"
     return "only Linux 6.1 and newer can go through all sockets"
@@ -60,8 +60,8 @@ def why_not(ability: Ability) -> str | None:
         return "no program is loaded: nothing limits"
     if ability.half_way:
         return (
-            "a task is switching pacing on or off, or was killed at it: the next task for rules or the program puts it "
-            "in order, and connections may be too slow until then"
+            "a task is switching pacing on or off, or was killed while it did: the next task for rules or the program "
+            "completes that; until then connections may be too slow"
         )
     if ability.state == "off":
         return "pacing is switched off: speed_limit_program with pacing=true switches it on"
@@ -123,7 +123,7 @@ def _mode(ability: Ability, limit: Limit | None, share: int, unpaced: int) -> tu
     if not unpaced:
         return "paced", None
     if ability.adopts:
-        why = "they are new, or another program has taken the callbacks that they need"
+        why = "they are new, or another program has taken the callbacks that pacing needs"
     else:
         refused = f"and the kernel refuses settle_sockets, which could pace these: {_ELSE}"
         why = (

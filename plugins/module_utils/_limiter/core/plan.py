@@ -117,7 +117,7 @@ class _Draft:
             raise LimiterError(
                 "no_rule",
                 f"{request.where}there is no such rule",
-                "nothing has that id, or no rule was set yet",
+                "no rule has that id, or no rule was set yet",
                 "Give name and rate",
             )
         if target.dead:
@@ -203,8 +203,8 @@ class _Draft:
             lost = self.state.lost_limits.get(cgroup, ())
             if lost:
                 self.warnings.append(
-                    f"processes leave {cgroup} and with it its {', '.join(lost)}; "
-                    f"to keep them, limit that cgroup in place: cgroup_path={cgroup}"
+                    f"processes leave {cgroup}, so its {', '.join(lost)} no longer hold for them; "
+                    f"to keep these, limit that cgroup in place: cgroup_path={cgroup}"
                 )
         pids = {process.pid for process in moved}
         for other in sorted({rule_of(process.cgroup) or "" for process in moved} - {""}):

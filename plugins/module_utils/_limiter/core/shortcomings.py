@@ -49,7 +49,7 @@ def of(kernel: Kernel) -> list[Shortcoming]:
         found.append(
             Shortcoming(
                 "kernel_32_bit",
-                f"the kernel ({kernel.release}) has 32 bits, and a cgroup's id is not its directory's number there",
+                f"the kernel ({kernel.release}) has 32 bits, so a cgroup's id is not the inode number of its directory",
                 "Run a 64-bit kernel; a 32-bit userland may stay",
             )
         )
@@ -87,7 +87,7 @@ def forbids_looking(why: str) -> bool:
 
 def _locked_down(kernel: Kernel) -> Shortcoming:
     text = f"the kernel is in {_lockdown(kernel)}, which forbids BPF to read the kernel's memory"
-    return Shortcoming("locked_down", text, "Boot with lockdown=integrity or without it to have that")
+    return Shortcoming("locked_down", text, "To have that, boot with lockdown=integrity or without lockdown")
 
 
 def _lockdown(kernel: Kernel) -> str:

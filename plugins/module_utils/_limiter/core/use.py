@@ -35,26 +35,26 @@ _FAR_NS = 50_000_000
 _MANY_DROPPED = 1
 
 NOT_PACED = "TCP is not paced here, and finds the limit by losing packets: pacing.reason says why"
-ANOTHER_RULE = "another rule, which holds for the same connections, holds them back: it has use.binds true"
-BEGUN = "they have begun to wait within the last second, or the limit was raised: since then all of it is used"
-REFUSED = "more was sent than the limit gives, and packets are refused until that is paid back"
+ANOTHER_RULE = "another rule that holds for the same connections is tighter: its use.binds is true"
+BEGUN = "connections began to wait within the last second, or the limit was raised then: all of it has been used since"
+REFUSED = "more was sent than the limit allows, and packets are dropped until that is paid back"
 FOREIGN = (
-    "a part of the limit is kept for what cannot be told a rate (UDP, QUIC, TCP without socket storage), and less than "
-    "that of it passes"
+    "part of the limit is kept for traffic that cannot be paced (UDP, QUIC, TCP without socket storage), but less than "
+    "that part gets through"
 )
 SOME_NOT_PACED = "some connections are not paced, and find their share by losing packets: pacing.reason says why"
 SHARE = (
-    "the connections that wait send as fast as they are told (pacing.fair_share), which is less than the others leave "
-    "them: if that stays so for seconds, report it"
+    "the waiting connections send as fast as they are told (pacing.fair_share), but that is less than the others leave "
+    "them: if this lasts for seconds, report it"
 )
-FAR = "some connections are far away (pacing.longest_round_trip_us), and take up their share a few round trips later"
+FAR = "some connections have long round trips (pacing.longest_round_trip_us), and take a few of them to use a new share"
 DROPPED = (
-    "many packets were refused since the rule was made: if counters.dropped_packets still grow, connections wait until "
-    "TCP sends these again, a fifth of a second or longer"
+    "many packets were dropped since the rule was made: if counters.dropped_packets still grows, connections wait a "
+    "fifth of a second or longer until TCP sends these again"
 )
 UNKNOWN = (
-    "these figures do not tell: within the last second connections may have begun to wait, or the limit may have been "
-    "raised; or the host is too busy to send in time. Look again"
+    "these figures do not show why: within the last second connections may have begun to wait, or the limit may have "
+    "been raised; or the host is too busy to send in time. Look again"
 )
 
 

@@ -293,7 +293,7 @@ class _Application:
         home = self.origins.home(name, process)
         if home is None:
             home = "/"
-            self.warnings.append(f"where process {pid} came from is not known; it goes to the root cgroup")
+            self.warnings.append(f"the former cgroup of process {pid} is not known; it goes to the root cgroup")
         self.undos.append(lambda: self._put_back(process))
         try:
             went = self.cgroups.move_back(pid, home)
@@ -302,7 +302,7 @@ class _Application:
                 return
             raise
         if went != home:
-            self.warnings.append(f"{home}, where process {pid} came from, can't take it back; it went to {went}")
+            self.warnings.append(f"{home}, the former cgroup of process {pid}, cannot take it back; it went to {went}")
         self._tag_sockets((pid,))
 
     def _tag_sockets(self, pids: t.Iterable[int]) -> None:

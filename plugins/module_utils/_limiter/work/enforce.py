@@ -99,7 +99,7 @@ def _why_unseen(host: Host, place: str) -> str | None:
     except LimiterError as error:
         # Not made yet, in check mode; or a service that is restarted meanwhile.
         gone = error.kind == "no_cgroup"
-        return None if gone else f"whether the program runs for {place} could not be found out: {error}"
+        return None if gone else f"it is not known whether the program runs for {place}: {error}"
     if runs:
         return None
     return (

@@ -218,7 +218,7 @@ class Attachments:
             raise LimiterError(
                 "too_many_programs",
                 f"the program cannot be attached to the cgroup {cgroup}",
-                f"the kernel allows 64 programs on one hook of a cgroup, and they are there: {reason(errno.E2BIG)}",
+                f"the kernel allows 64 programs on one hook of a cgroup, and 64 are attached: {reason(errno.E2BIG)}",
                 "Detach some, or choose another cgroup_path",
             ) from error
 
@@ -242,4 +242,4 @@ class Attachments:
 
 
 def _refusals(refused: objects.Refusals) -> list[str]:
-    return [f"{row.refused}, since the kernel refuses {row.name}: {why}" for row, why in refused.items()]
+    return [f"{row.refused}, because the kernel refuses {row.name}: {why}" for row, why in refused.items()]
