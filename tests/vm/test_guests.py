@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.tests.vm import fetch, machine, matrix, report
-from ansible_collections.speed_limiter.ebpf.tests.vm.fakes import halting, keep
-from test_fetch import RUN, harness
+from ansible_collections.speed_limiter.ebpf.tests.vm.fakes import RUN, halting, harness, keep
 
 NAME = "none-0.0"
 
