@@ -265,10 +265,16 @@ UNSAFE = [
 def test_a_pin_directory_that_others_could_have_filled_is_refused(
     web: Cgroups, spoil: Callable[[], None], why: str
 ) -> None:
+    tasks: tuple[Callable[[], object], ...] = (
+        lambda: rule(**NEW),
+        lambda: rule(name="web", state="absent"),
+        lambda: purge("all"),
+        program,
+    )
     before = snapshot()
     spoil()
     try:
-        for task in (lambda: rule(**NEW), lambda: rule(name="web", state="absent"), lambda: purge("all"), program):
+        for task in tasks:
             with refused("unsafe_pin_directory", pins.PIN_DIR, "cannot be trusted", why, "who put it there"):
                 task()
         assert any(why in missing for missing in limiter.info()["host"]["missing"])

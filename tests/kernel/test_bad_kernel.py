@@ -154,5 +154,5 @@ def test_a_32_bit_interpreter_asks_the_kernel_how_many_bits_it_has(
     (tmp_path / "kallsyms").write_text(kallsyms)
     monkeypatch.setattr("sys.maxsize", 2**31 - 1)
     monkeypatch.setattr(kernel, "KALLSYMS", str(tmp_path / "kallsyms"))
-    monkeypatch.setattr(kernel.os, "uname", lambda: mock.Mock(machine=machine))
+    monkeypatch.setattr(os, "uname", lambda: mock.Mock(machine=machine))
     assert kernel._bits() == bits

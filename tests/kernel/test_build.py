@@ -99,7 +99,7 @@ def test_an_object_that_is_not_what_was_built_is_out_of_date_until_it_is_built_a
     damages: dict[str, t.Callable[[], object]] = {
         "object replaced": lambda: built.write_bytes(b"\x7fELF"),
         "object gone": built.unlink,
-        "object a symlink": lambda: (built.rename(f"{built}.kept"), built.symlink_to(f"{built}.kept")),
+        "object a symlink": lambda: built.symlink_to(built.rename(f"{built}.kept")),
         "object writable by others": lambda: built.chmod(0o666),
         "object not root's": lambda: os.chown(built, 1234, 0),
         "stamp gone": stamp.unlink,

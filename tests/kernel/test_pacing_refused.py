@@ -65,7 +65,7 @@ def pinned() -> list[str]:
     return sorted(os.listdir(pins.PIN_DIR))
 
 
-def mode() -> tuple[str, str]:
+def mode() -> tuple[str, t.Any]:
     """Of the rule `it`, and why."""
     (rule,) = limiter.info(name="it", gather=["rules"])["rules"]
     return rule["pacing"]["mode"], rule["pacing"]["reason"]
@@ -191,8 +191,8 @@ def test_pacing_is_switched_off_and_on_and_what_check_mode_says_comes_true() -> 
     limiter.rule(name="it", rate="1m")
     assert mode() == ("paced", None)
     for paced, line in ((False, "pacing off"), (True, "pacing on")):
-        check, made = (limiter.program(pacing=paced, check=check) for check in (True, False))
-        assert check == made
+        foreseen, made = (limiter.program(pacing=paced, check=check) for check in (True, False))
+        assert foreseen == made
         assert made["changed"]
         assert made["diff"]["after"].endswith(f"{line}\n")
         assert line not in made["diff"]["before"]

@@ -48,7 +48,7 @@ def _types() -> Path:
 
 def compile_object(source: Path, target: Path) -> Path:
     """Compiles one program, against the running kernel's types where it includes them."""
-    types = ["-I", _types()] if '"vmlinux.h"' in source.read_text(encoding="utf-8") else []
+    types: list[str | Path] = ["-I", _types()] if '"vmlinux.h"' in source.read_text(encoding="utf-8") else []
     subprocess.run(["clang", *FLAGS, *types, "-I", SOURCE, "-c", source, "-o", target], check=True)
     return target
 
@@ -167,7 +167,7 @@ class Dataplane:
         fields = layout.STATE.unpack(self.state[key_of(rule)])
         fair, drops, notices = (layout.STATE_FIELDS.index(name) for name in ("fair.share", "drops[0]", "notices[0]"))
         learned = layout.FairShare._make(fields[fair:drops])
-        return State(*fields[:fair], learned, fields[drops:notices], fields[notices:])
+        return State._make((*fields[:fair], learned, fields[drops:notices], fields[notices:]))
 
 
 def key_of(cgroup: Path) -> bytes:

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import (
+    LimiterError as LimiterError,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
@@ -34,7 +37,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups as Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
 from .children import DEADLINE, refused, until
@@ -175,7 +178,7 @@ class Snapshot(NamedTuple):
     members: dict[str, str]
     pins: tuple[str, ...]
     program: tuple[str, str] | None
-    remembered: memory.Memory
+    remembered: Memory
     files: tuple[str, ...]
     places: dict[int, str | None]
 

@@ -125,7 +125,7 @@ class Run:
         # Not in the guests, which would read all of a compiler through 9p to compile two files.
         self.programs = directory / "programs"
         self.programs.mkdir()
-        command = [sys.executable, machine.CHECKOUT / "bench/programs.py", self.programs]
+        command = [sys.executable, str(machine.CHECKOUT / "bench/programs.py"), str(self.programs)]
         subprocess.run(command, check=True, timeout=image.SECONDS)
 
     def all(self, names: list[str]) -> None:

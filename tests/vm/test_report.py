@@ -30,7 +30,7 @@ def row(page: Path, word: str) -> str:
 
 
 def test_what_was_not_run_now_stays(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tests = {"wrong": None, "seconds": 9, "tests": 3, "passed": 2, "skipped": SKIPPED, "failed": []}
+    tests: dict[str, Any] = {"wrong": None, "seconds": 9, "tests": 3, "passed": 2, "skipped": SKIPPED, "failed": []}
     programs = {"limit_egress": PROGRAM, "settle_sockets": None}
     monkeypatch.setattr(report, "commit", lambda: "aaaaaaa")
     old = found("5.10.0-32-amd64", object={"wrong": None, "seconds": 9, "built here": programs}, tests=tests)

@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
@@ -98,12 +99,13 @@ def home_of(process: Child) -> str:
 @pytest.mark.parametrize("check", [True, False], ids=["check mode", "really"])
 def test_it_goes_on_limiting_and_every_task_says_what_to_do(network: Pair, sender: Process, check: bool) -> None:
     pinned = sorted(limiter._listed(pins.PIN_DIR))
-    for task, options in {
+    tasks: dict[str, dict[str, Any]] = {
         "speed_limit_rule": {"name": "service", "rate": "5m"},
         "speed_limit_rules": {"rules": [{"name": "new", "rate": "5m"}]},
         "speed_limit_program": {"state": "reloaded"},
         "speed_limit_purge": {"scope": "rules"},
-    }.items():
+    }
+    for task, options in tasks.items():
         with refused("other_schema") as errors:
             limiter.task(task, check=check, **options)
         for words in (
