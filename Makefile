@@ -36,7 +36,7 @@ kernels: setup-kernels
 KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
 test test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
-	@tests/vm/run
+	@.venv/bin/python tests/vm/run
 
 # Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 15 minutes of CPU time, and the first time debootstrap's.
 test-userlands: setup-test
