@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
-STEPS = lint sanity units packaging property simulation kernel integration
+STEPS = lint sanity units packaging property simulation integration kernel traffic
 
 .PHONY: setup setup-test setup-kernels setup-bench demo test kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
@@ -22,21 +22,21 @@ demo: setup
 	@tests/demo/run
 
 test: setup-kernels
-	@tools/test $(STEPS) kernels
+	@tools/test $(STEPS) harness kernels
 
 $(STEPS): setup-test
 	@tools/test $@
 
 # The oldest and the newest kernel of KERNELS in virtual machines, with less of everything than test-kernels.
 kernels: setup-kernels
-	@tools/test kernels
+	@tools/test harness kernels
 
 # Every kernel that is supported, in virtual machines: "suite:series" of Debian, the oldest first. Writes docs/kernels.md. Takes hours
 # without KVM.
 KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
 test test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
-	@tests/vm/run
+	@.venv/bin/python tests/vm/run
 
 # Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 15 minutes of CPU time, and the first time debootstrap's.
 test-userlands: setup-test

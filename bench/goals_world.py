@@ -166,6 +166,11 @@ _JUDGES = (
 )
 
 
+def of(store: str) -> Judge:
+    """The goal of a list of results."""
+    return next(judge for judge in _JUDGES if store in judge.stores)
+
+
 def judged(results: Stored) -> Iterator[tuple[Judge, Sequence[Judged]]]:
     """Of each goal, what was measured of this collection."""
     for judge in _JUDGES:

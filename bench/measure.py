@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -94,6 +95,24 @@ class Curve:
 
     def bins(self, begin: int, end: int) -> list[float]:
         return [self.rate(start, start + BIN) for start in range(begin, end - BIN + 1, BIN)]
+
+
+def excess(counts: Sequence[traffic.Count], begin: int, rate: int) -> float:
+    """Bytes by which more arrived in any stretch of time than `rate` bits per second; a full bucket is among them."""
+    most, least = 0.0, float("inf")
+    for count in counts if rate else ():
+        if count.at >= begin:
+            ahead = count.bytes - rate * (count.at - begin) / 8 / SECOND
+            least = min(least, ahead)
+            most = max(most, ahead - least)
+    return most
+
+
+def busy() -> float:
+    """Seconds that all CPUs together have worked, so far."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _waiting, irq, softirq, *_others = map(int, fields)
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def per_connection(

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How much of a limit is used in a window of time, and how much is dropped for it."""
+"""How much of a limit is used in a window of time, how much is dropped for it, and how busy the machine is."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import traffic
-from .measure import Curve, acknowledged, per_connection
+from .measure import SECOND, Curve, acknowledged, busy, excess, per_connection
 from .shapers import passed_and_dropped, shaped
 
 
@@ -20,28 +21,38 @@ class Window(NamedTuple):
     rate: float  # bits per second of IP at the receiver
     passed: int  # packets
     dropped: int
+    busy: float  # the part of all CPUs' time in which they worked
+    excess: float  # bytes, since the counter began: see measure.excess()
 
-    @property
-    def drops(self) -> float:
-        """Of 1,000 packets."""
-        return 1000 * self.dropped / max(1, self.passed + self.dropped)
+    def figures(self) -> dict[str, Any]:
+        """What every kind of cell keeps of it; drops of 1,000 packets."""
+        drops = 1000 * self.dropped / max(1, self.passed + self.dropped)
+        return {"used": self.rate, "drops": drops, "busy": round(self.busy, 3), "excess": round(self.excess)}
 
 
 class Meter:
     """What passes a shaper, in whose cgroup senders are to be started."""
 
-    def __init__(self, link: traffic.Link, shaper: str, cgroup: Path, pause_ms: int = 10) -> None:
-        self.link, self.shaper, self.cgroup = link, shaper, cgroup
+    def __init__(self, link: traffic.Link, shaper: str, rate: int, cgroup: Path, pause_ms: int = 10) -> None:
+        self.link, self.shaper, self.rate, self.cgroup = link, shaper, rate, cgroup
         self.counter = link.count(pause_ms)
 
     def window(self, warm_up: float, seconds: float) -> Window:
         """Once: the counter ends with it."""
         time.sleep(warm_up)
-        begin, before = time.monotonic_ns(), passed_and_dropped(self.shaper, self.link.pair)
+        begin, worked, before = time.monotonic_ns(), busy(), passed_and_dropped(self.shaper, self.link.pair)
         time.sleep(seconds)
-        end, after = time.monotonic_ns(), passed_and_dropped(self.shaper, self.link.pair)
-        curve = Curve(traffic.counts(self.counter, self.link.header))
-        return Window(begin, end, curve.rate(begin, end), after[0] - before[0], after[1] - before[1])
+        end, worked, after = time.monotonic_ns(), busy() - worked, passed_and_dropped(self.shaper, self.link.pair)
+        counts = traffic.counts(self.counter, self.link.header)
+        return Window(
+            begin,
+            end,
+            rate=Curve(counts).rate(begin, end),
+            passed=after[0] - before[0],
+            dropped=after[1] - before[1],
+            busy=worked * SECOND / (end - begin) / (os.cpu_count() or 1),
+            excess=excess(counts, 0, self.rate),
+        )
 
 
 @contextmanager
@@ -50,7 +61,7 @@ def metered(link: traffic.Link, shaper: str, rate: int, bucket: int | None = Non
     with ExitStack() as stack:
         cgroup = stack.enter_context(shaped(shaper, link.pair, rate, bucket))
         stack.enter_context(link.receiver(echo=False))
-        yield Meter(link, shaper, cgroup)
+        yield Meter(link, shaper, rate, cgroup)
 
 
 def shares(bulk: traffic.Program | None, window: Window) -> list[float]:

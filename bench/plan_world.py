@@ -14,9 +14,11 @@ from .shapers import HTB, NONE, OURS, TBF
 
 MBIT = 1_000_000
 PEERS = (HTB, TBF)
+QUICK, FULL = (2.0, 1.0), (10.0, 2.0)  # seconds of the window, and before it
 _SET_UP = 1.5  # seconds for a shaper, a receiver, and all that ends with them
 _DAEMON = 3.0  # for a server of real programs
-_SMALL_BUCKET = 20  # milliseconds of the rate
+_PAGES, _PAGE = 10 * MBIT, 2.1  # their rate, and seconds for one
+_BUCKETS = (_PAGES // 8 * 20 // 1000, None)  # 20 ms of the rate, and the default one
 Stored = dict[str, Any]
 
 
@@ -36,7 +38,13 @@ def _timed(store: str, module: Any, cell: Any, more: float = _SET_UP) -> Measure
 
 def measured(quick: bool) -> Iterator[Measured]:
     """All of them; quick: the worst of each kind."""
-    time = (2.0, 1.0) if quick else (10.0, 2.0)
+    time = QUICK if quick else FULL
+    yield from made(quick, time)
+    yield from _programs(quick, time)
+
+
+def made(quick: bool, time: tuple[float, float]) -> Iterator[Measured]:
+    """Those that need no other programs than those of bench/."""
     for cell in _churn_quick(time) if quick else _churn(time):
         yield _timed("churn", churn, cell)
     for loop in _loops_quick(time) if quick else _loops(time):
@@ -46,7 +54,6 @@ def measured(quick: bool) -> Iterator[Measured]:
     yield from _datagrams(quick, time)
     yield from _changes(quick)
     yield from _attacks(quick, time)
-    yield from _programs(quick, time)
 
 
 # ---- connections that come and go
@@ -133,9 +140,8 @@ def _new() -> Iterator[tuple[int, int, int]]:
 
 
 def _pages(quick: bool) -> Iterator[Measured]:
-    rate, times = 10 * MBIT, 1 if quick else 2
-    small = rate // 8 * _SMALL_BUCKET // 1000
-    for bucket in (small, None):
+    rate, times = _PAGES, 1 if quick else 2
+    for bucket in _BUCKETS:
         # What it takes at the ideal; with a bucket as large as the page it takes next to nothing.
         for kept in (True, False):
             for connections in (1, 6):
@@ -145,10 +151,7 @@ def _pages(quick: bool) -> Iterator[Measured]:
                     if shaper == NONE and bucket or quick and shaper != OURS and (kept or connections == 1):
                         continue
                     cell = pages.Page(shaper, rate if shaper != NONE else 0, connections, kept, bucket, times=times)
-                    yield Measured("pages", cell, pages.measure, pages.line, times * 2.1 + _SET_UP)
-        for shaper in (OURS,) if quick else (*PEERS, OURS):
-            over = web.Page(shaper, rate, bucket, times=times)
-            yield Measured("pages", over, web.page, pages.line, times * 2.1 + _SET_UP + _DAEMON)
+                    yield Measured("pages", cell, pages.measure, pages.line, times * _PAGE + _SET_UP)
 
 
 # ---- rules above each other, other traffic, changes, attacks
@@ -196,7 +199,11 @@ def _attacks(quick: bool, time: tuple[float, float]) -> Iterator[Measured]:
 
 
 def _programs(quick: bool, time: tuple[float, float]) -> Iterator[Measured]:
-    rate = 20 * MBIT
+    rate, times = 20 * MBIT, 1 if quick else 2
+    for bucket in _BUCKETS:
+        for shaper in (OURS,) if quick else (*PEERS, OURS):
+            page = web.Page(shaper, _PAGES, bucket, times=times)
+            yield Measured("pages", page, web.page, pages.line, times * _PAGE + _SET_UP + _DAEMON)
     for shaper in (OURS,) if quick else (*PEERS, OURS):
         for workers, size in ((8, 10_000),) if quick else ((8, 10_000), (32, 50_000)):
             cell = web.Requests(shaper, rate, workers, size, *time)

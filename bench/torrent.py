@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import libtorrent
@@ -57,4 +58,5 @@ def leech(address: str, port: str, directory: str, seeder: str, seeders_port: st
         leeching.pop_alerts()
 
 
-{"seed": seed, "leech": leech}[sys.argv[1]](*sys.argv[2:])
+kinds: dict[str, Callable[..., None]] = {"seed": seed, "leech": leech}
+kinds[sys.argv[1]](*sys.argv[2:])

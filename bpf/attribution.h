@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which rules a packet is charged to: those of its socket's cgroup and of the
- * cgroups above it. Never those of the current task: most of TCP's packets leave
- * from softirq, where "current" is whoever was interrupted.
+ * Attribution: which rules a packet is charged to. They are those of its socket's cgroup and of the cgroups above that,
+ * never those of the current task: most TCP packets leave from softirq, where "current" is whatever was interrupted.
  *
- * The way up is walked once for a cgroup, not for a packet. The answer, also that
- * there is none, stays valid until a member is added or removed anywhere.
+ * The way up is walked once per cgroup, not per packet. The answer, even "no rule", stays valid until a member is added
+ * or removed anywhere.
  */
 #ifndef LIMITER_ATTRIBUTION_H
 #define LIMITER_ATTRIBUTION_H
@@ -19,16 +18,19 @@
 #define ATTRIBUTION_SLOTS (1 << ATTRIBUTION_SLOT_BITS)
 #define ATTRIBUTION_FACTOR 0xf5ef807705b5ec69ULL /* random and odd: no bit is lost */
 
-/* Innermost rule first: it is the likeliest to drop, and nothing needs to be given back then. 0 ends the list. */
+/*
+ * Innermost rule first: it is the most likely to drop, and a packet that the first rule drops needs no refund. 0 ends
+ * the list.
+ */
 struct attribution {
 	__u64 rules[LIMITER_MAX_NESTED];
 };
 
 /*
- * One slot for all cgroups whose ids have one hash (attribution_index). A slot is written and read without a lock:
- * `check` fits only the rules that it was written with, for one cgroup in one generation, so
- * a slot that belongs to another, is old or half written is not believed. An array,
- * because its lookup is inlined: a hash lookup costs ten times as much.
+ * One slot serves all cgroups with the same hash (attribution_index). Slots are read and written without a lock:
+ * `check` fits only the rules that it was written with, for one cgroup in one generation. So a slot that belongs to
+ * another cgroup, is stale or half written does not pass for an answer. The map is an array because array lookups are
+ * inlined: a hash lookup costs ten times as much.
  */
 struct attribution_slot {
 	__u64 check;
@@ -44,8 +46,8 @@ struct {
 } attribution_cache SEC(".maps");
 
 /*
- * A sum with powers of a factor that was drawn by lot: that two different answers
- * have one sum is as likely as guessing 64 bits.
+ * A sum with powers of a randomly drawn factor: two different answers have the same sum as rarely as a guess of 64 bits
+ * is right.
  */
 static __always_inline __u64 attribution_check(__u64 cgroup, __u32 generation, const struct attribution *found)
 {
@@ -60,8 +62,8 @@ static __always_inline __u64 attribution_check(__u64 cgroup, __u32 generation, c
 }
 
 /*
- * Ids are given out one after the other to a cgroup and to each of its files, so
- * those of cgroups are evenly spaced: their low bits alone would leave most slots unused.
+ * The kernel numbers a cgroup and each of its files consecutively, so cgroup ids are evenly spaced. Their low bits
+ * alone would leave most slots unused.
  */
 static __always_inline __u32 attribution_index(__u64 cgroup)
 {
@@ -73,11 +75,11 @@ static __always_inline __u32 attribution_index(__u64 cgroup)
 
 static __always_inline void attribution_add(struct attribution *found, __u64 rule)
 {
-	/* Two cgroups on one way up may be members of one rule: it is charged once. */
+	/* Two cgroups on the way up may be members of one rule: it is charged once. */
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
 		if (found->rules[i] == rule)
 			return;
-/* Moved up rather than appended: constant offsets, so the verifier need not follow every combination. */
+/* Shifted rather than appended: with constant offsets the verifier need not follow every combination. */
 #pragma unroll
 	for (int i = LIMITER_MAX_NESTED - 1; i > 0; i--)
 		found->rules[i] = found->rules[i - 1];
@@ -85,7 +87,7 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * Adds the rule that a cgroup is a member of, or else that of the place it is at. `released` leaves out rules whose own
+ * Adds the rule that a cgroup is a member of, or otherwise that of its place. `released` leaves out a rule whose own
  * cgroup it is.
  */
 static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 place, bool released, struct attribution *found)
@@ -101,51 +103,51 @@ static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 place, bo
 }
 
 /*
- * An MPTCP socket sends through sockets of its own, of which user space can't bind
- * any: what it is bound to is copied to them, and by BPF_F_CLONE to what they accept.
+ * An MPTCP socket sends through subflow sockets, which user space cannot tag. Its tag is copied to them, and by
+ * BPF_F_CLONE to those that they accept.
  */
 enum bpf_func_id___mptcp { BPF_FUNC_skc_to_mptcp_sock___mptcp };
 
-static __always_inline struct rate_limit_socket *attribution_bound_mptcp(struct bpf_sock *sk)
+static __always_inline struct rate_limit_socket *attribution_tag_mptcp(struct bpf_sock *sk)
 {
-	struct rate_limit_socket *bound, *own;
+	struct rate_limit_socket *tag, *own;
 	struct mptcp_sock *whole;
 
 	/* Since 5.19. */
 	if (!bpf_core_enum_value_exists(enum bpf_func_id___mptcp, BPF_FUNC_skc_to_mptcp_sock___mptcp))
 		return NULL;
 	whole = bpf_skc_to_mptcp_sock(sk);
-	bound = whole ? bpf_sk_storage_get(&rate_limit_socket_map, whole, NULL, 0) : NULL;
-	if (!bound)
+	tag = whole ? bpf_sk_storage_get(&rate_limit_socket_map, whole, NULL, 0) : NULL;
+	if (!tag)
 		return NULL;
-	own = bpf_sk_storage_get(&rate_limit_socket_map, sk, bound, BPF_SK_STORAGE_GET_F_CREATE);
+	own = bpf_sk_storage_get(&rate_limit_socket_map, sk, tag, BPF_SK_STORAGE_GET_F_CREATE);
 	if (own)
-		own->rule = bound->rule;
-	return bound;
+		own->rule = tag->rule;
+	return tag;
 }
 
 /*
- * A socket that is open when its process is moved keeps the cgroup that it was
- * made in for life. Moved into a rule, it was bound to the rule by hand, and is charged
- * to it and to the rule that holds for the whole host. Moved out again, it was
- * released: the rule that it may have been made in no longer holds for it, those
- * that limit its cgroups in place do. False when the way up decides.
+ * A socket keeps for life the cgroup that it was created in. So when a process is moved into a rule, its open sockets
+ * are tagged with the rule, and each is charged to that rule and to the rule of the whole host, if any. When the
+ * process is moved out again, its sockets are tagged as released. Then a rule in whose own cgroup such a socket was
+ * created no longer holds for it; rules that limit its cgroups in place still do. Returns false where the way up
+ * decides.
  */
-static __always_inline bool attribution_bound(struct __sk_buff *skb, const struct rate_limit_control *control,
-					      bool *released, struct attribution *found)
+static __always_inline bool attribution_tagged(struct __sk_buff *skb, const struct rate_limit_control *control,
+					       bool *released, struct attribution *found)
 {
 	struct bpf_sock *sk = skb->sk;
-	struct rate_limit_socket *bound;
+	struct rate_limit_socket *tag;
 	__u64 rule, top;
 
 	if (!sk)
 		return false;
-	bound = control->bound_sockets > 1 ? attribution_bound_mptcp(sk) : NULL;
-	if (!bound)
-		bound = bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0);
-	if (!bound)
+	tag = control->tagged_sockets > 1 ? attribution_tag_mptcp(sk) : NULL;
+	if (!tag)
+		tag = bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0);
+	if (!tag)
 		return false;
-	rule = bound->rule;
+	rule = tag->rule;
 	*released = rule == LIMITER_RELEASED;
 	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
 		return false;
@@ -173,7 +175,7 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, const struct
 	}
 }
 
-/* What is known of a cgroup in this generation; false where nothing is. */
+/* Looks up the rules of a cgroup in this generation; false where they are not known. */
 static __always_inline bool attribution_cached(__u64 cgroup, __u32 generation, struct attribution *found)
 {
 	__u32 index = attribution_index(cgroup);
@@ -182,7 +184,7 @@ static __always_inline bool attribution_cached(__u64 cgroup, __u32 generation, s
 	if (!slot)
 		return false;
 	*found = slot->found;
-	/* What is checked must be what is used, not a second read of the slot. */
+	/* Check what will be used, not a second read of the slot. */
 	barrier();
 	return attribution_check(cgroup, generation, found) == slot->check;
 }
@@ -198,7 +200,7 @@ static __always_inline void attribution_remember(__u64 cgroup, __u32 generation,
 	slot->check = attribution_check(cgroup, generation, found);
 }
 
-/* A socket's cgroup where no helper tells it; NULL before 5.15. */
+/* A socket's cgroup in programs that have no helper for it; NULL before 5.15. */
 static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *tcp)
 {
 	const struct sock_cgroup_data___named *data = (const void *)&tcp->inet_conn.icsk_inet.sk.sk_cgrp_data;
@@ -207,8 +209,8 @@ static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *
 }
 
 /*
- * Finds the rules of a packet; false when there are none. Packets without a socket of this host have none. `generation`
- * was read before: members that change during the walk make the answer stale, not wrong for ever.
+ * Finds the rules of a packet; false when there are none, as for a packet without a socket of this host. `generation`
+ * was read before: if members change during the walk, the answer is stale at once instead of wrong for good.
  */
 static __always_inline bool attribution_find(struct __sk_buff *skb, const struct rate_limit_control *control,
 					     __u32 generation, struct attribution *found)
@@ -216,13 +218,13 @@ static __always_inline bool attribution_find(struct __sk_buff *skb, const struct
 	bool released = false;
 	__u64 cgroup;
 
-	if (control->bound_sockets && attribution_bound(skb, control, &released, found))
+	if (control->tagged_sockets && attribution_tagged(skb, control, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
 	if (released) {
-		/* The cache is for the cgroup's other sockets. */
+		/* The cached answer is for sockets that are not released. */
 		attribution_walk(skb, control, released, found);
 	} else if (!attribution_cached(cgroup, generation, found)) {
 		attribution_walk(skb, control, released, found);

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Charges a packet to the rules that hold for it. Two locks cannot be held at
- * once, so the rules are charged one after the other, and those that were
- * already charged get their tokens back when a later one drops the packet.
+ * Charges a packet to each rule that holds for it, one after the other, since two locks cannot be held at once. When a
+ * later rule drops the packet, those already charged get their tokens back.
  */
 #ifndef LIMITER_CHARGE_H
 #define LIMITER_CHARGE_H
@@ -11,15 +10,17 @@
 #include "verdict.h"
 #include "wire.h"
 
-/* Nanoseconds that TCP's clock may be behind a rule's: packets of several CPUs. */
-#define CLOCK_OLDEST 100000000
-/* A struct answer in one number: the verdict, and from this bit on the reason. */
-#define ANSWER_REASON 8
+/* How far TCP's time stamp, in nanoseconds, may be behind the rule's last refill: packets come from several CPUs. */
+#define CHARGE_CLOCK_OLDEST 100000000
+/* A struct answer packed into one number: the verdict, and from this bit on the reason. */
+#define CHARGE_REASON 8
 
 /*
- * Charges the rule that is the `place`th of its socket: an answer, or 0 where it limits nothing. This and the others that
- * are not inlined are verified once, each for itself: if they were, the verifier would follow every combination of what
- * they do, for minutes (5.10). There such functions take and give only numbers, and the context; five at most.
+ * Charges one rule; `place` is its index among the rules of the socket. Returns an answer, or 0 where the rule limits
+ * nothing.
+ *
+ * A `__noinline` function is verified once, on its own. Inlined, the 5.10 verifier walks every combination for minutes.
+ * On 5.10 it may take only the context and scalars, five at most.
  */
 __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u64 generation_paces)
 {
@@ -39,14 +40,14 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	/* Read before the lock is taken: no helper may be called under it. */
 	now = pacing && measured >> PACKET_CLOCK & 1 ? pacing->sent_ns : 0;
-	/* TCP's is old where it sends again after an ICMP message. */
-	if (!now || now + CLOCK_OLDEST < state->last_update_ns)
+	/* TCP's time stamp is old where TCP retransmits after an ICMP message. */
+	if (!now || now + CHARGE_CLOCK_OLDEST < state->last_update_ns)
 		now = bpf_ktime_get_ns();
 	if (pacing) {
 		pacing_confirm(pacing, place, rule, generation);
 		packet.round_trip_ns = pacing->round_trip_us * 1000ULL;
-		/* For the whole walk it is the rule that bound the last packet. */
-		packet.elsewhere = (measured >> PACKET_BINDS) % LIMITER_MAX_NESTED != place;
+		/* For all rules of this packet, the bottleneck is that of the connection's last packet. */
+		packet.elsewhere = (measured >> PACKET_BOTTLENECK) % LIMITER_MAX_NESTED != place;
 	}
 	bpf_spin_lock(&state->lock);
 	answer = verdict_charge(state, pacing ? &pacing->marks[place] : NULL, &packet, now, paces);
@@ -57,15 +58,15 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 			connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
 		connection_take_offer(pacing, place, share);
 	}
-	return answer.verdict | answer.reason << ANSWER_REASON;
+	return answer.verdict | answer.reason << CHARGE_REASON;
 }
 
-/* Another rule dropped the packet, after this one had let it pass. */
+/* Another rule dropped the packet after this one had passed it. */
 __noinline int charge_refund(__u64 rule, __u64 measured, int answered, bool paces)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
 	struct packet packet = packet_unpack(measured);
-	struct answer answer = { answered & VERDICT_MASK, answered >> ANSWER_REASON };
+	struct answer answer = { answered & VERDICT_MASK, answered >> CHARGE_REASON };
 
 	if (!state)
 		return 0;
@@ -99,7 +100,7 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 			break;
 		}
 	}
-	/* In constants: the verifier does not know what a function can answer. */
+	/* Constants, since the verifier does not know what a function may return. */
 	if (!dropped)
 		return notice ? VERDICT_PASS_WITH_NOTICE : VERDICT_PASS;
 #pragma unroll

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Limits what leaves the sockets of cgroups. Attached once, high in the tree.
+ * Limits what the sockets of cgroups send. Attached once, high in the tree.
  *
- * limit_egress sees every packet: which rules hold for it is looked up (attribution.h), whether it was charged before
- * it was encrypted (ipsec.h), it is measured (wire.h, pacing.h), and each rule decides (charge.h, verdict.h,
- * token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets tells each TCP socket its share
- * once a round trip; settle_sockets brings the sockets of a network namespace in line with the rules at once
- * (pacing.h, settle.h).
+ * limit_egress sees every packet. It finds the rules that hold for the packet (attribution.h), checks whether the
+ * packet was charged before it was encrypted (ipsec.h), and measures it (wire.h, pacing.h). Each rule then decides
+ * (charge.h, verdict.h, token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets
+ * tells each TCP socket its share once a round trip. settle_sockets brings all sockets of a network namespace in line
+ * with the rules at once (pacing.h, settle.h).
  *
- * One object fits every kernel from 5.10 on; where the kernel refuses one of the last two, the first still limits.
+ * One object fits every kernel from 5.10 on. Where the kernel refuses one of the last two programs, the first still
+ * limits.
  */
 #include "vmlinux.h"
 
@@ -23,7 +24,7 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* To be read before anything that a writer changes before it raises the generation. */
+/* Must be read before anything that a writer changes before it raises the generation. */
 static __always_inline __u32 generation_of(const struct rate_limit_control *control)
 {
 	return *(volatile const __u32 *)&control->generation;
@@ -54,9 +55,10 @@ int limit_egress(struct __sk_buff *skb)
 }
 
 /*
- * What a connection's first packet, its SYN or SYN-ACK, left for it (a listener's SYN-ACK for what it accepts). There is
- * none where a SYN cookie was answered, and with TCP Fast Open: then the cgroup's other connections know the rules. If
- * there are none either, the connection is called back in a round trip, when its own packets will have told.
+ * A connection's first packet (SYN or SYN-ACK) leaves this storage for it; a listener's SYN-ACK leaves it for the
+ * accepted socket. There is none after a SYN cookie or with TCP Fast Open: then the rules are known from other
+ * connections of the cgroup. Failing that, the connection asks to be called back in a round trip, when its own packets
+ * will have found them.
  */
 static __always_inline struct rate_limit_pacing *established(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 							     const struct tcp_sock *tcp, __u32 generation)
@@ -69,7 +71,7 @@ static __always_inline struct rate_limit_pacing *established(struct bpf_sock_ops
 		return pacing;
 	cgroup = attribution_cgroup(tcp);
 	if (!cgroup || !attribution_cached(cgroup->kn->id, generation, &found)) {
-		/* Without a rule on the host nothing is ever known. */
+		/* While the host has no rule, nothing will ever be known. */
 		if (generation)
 			pacing_call_back(ops);
 		return NULL;

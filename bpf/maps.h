@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The pinned maps: what stays when the program is replaced. Keys and values are in layout.h. */
+/* The pinned maps, which stay when the programs are replaced. Their keys and values are in layout.h. */
 #ifndef LIMITER_MAPS_H
 #define LIMITER_MAPS_H
 
@@ -53,7 +53,7 @@ struct {
 	__type(value, struct rate_limit_target);
 } rate_limit_target_map SEC(".maps");
 
-/* Copied to the sockets that a listener accepts: they belong to the rule too. */
+/* Accepted sockets get a copy, since they belong to the rule too. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
@@ -61,7 +61,7 @@ struct {
 	__type(value, struct rate_limit_socket);
 } rate_limit_socket_map SEC(".maps");
 
-/* Copied to the sockets that a listener accepts: they know their rules before they send anything. */
+/* Accepted sockets get a copy, so they know their rules before they send anything. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);

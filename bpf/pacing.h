@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Sockets: what TCP knows of a connection, and what it is told. TCP paces itself to SO_MAX_PACING_RATE with timers of its
- * own, whatever queueing discipline there is or is not.
+ * What TCP knows of a connection, and how the connection is told its share. TCP paces itself to SO_MAX_PACING_RATE with
+ * timers of its own, under any queueing discipline or none.
  *
- * The egress program leaves a connection's share in its socket storage, and the callback of each round trip tells the
- * socket: setsockopt exists only there. So whoever sends hears of a new share one round trip later.
+ * The egress program leaves a connection's share in its socket storage. The callback of each round trip then tells the
+ * socket, because only there is setsockopt available. So a sender hears of a new share one round trip later.
  */
 #ifndef LIMITER_PACING_H
 #define LIMITER_PACING_H
@@ -13,43 +13,44 @@
 #include "rule_state.h"
 #include "tcp_states.h"
 
-/* asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
+/* From asm-generic/socket.h, linux/tcp.h, linux/bpf.h: macros, which vmlinux.h lacks. */
 #define SOL_SOCKET 1
 #define SOCK_STREAM 1
 #define SO_MAX_PACING_RATE 47
 #define SOL_TCP 6
-#define WINDOW_UNCLAMPED 0x7fffffff
-/* Of a segment: IP and TCP header, with time stamps. */
-#define HEADERS_IPV4 52
-#define HEADERS_IPV6 72
+#define PACING_WINDOW_UNCLAMPED 0x7fffffff
+/* Bytes of IP and TCP header per segment, with time stamps. */
+#define PACING_HEADERS_IPV4 52
+#define PACING_HEADERS_IPV6 72
 #define AF_INET6 10
-/* As vmlinux.h has it from 6.1 on; the program may be built on an older kernel. */
+/* As vmlinux.h has it since 6.1; the program may be built on an older kernel. */
 enum bpf_func_id___settle { BPF_FUNC_user_ringbuf_drain___settle };
 
 static __always_inline __u64 pacing_headers(const struct tcp_sock *tcp)
 {
-	return tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? HEADERS_IPV6 : HEADERS_IPV4;
+	return tcp->inet_conn.icsk_inet.sk.__sk_common.skc_family == AF_INET6 ? PACING_HEADERS_IPV6
+									      : PACING_HEADERS_IPV4;
 }
 
-/* In 2^20 ns: it comes round after 52 days. */
+/* In units of 2^20 ns: wraps after 52 days. */
 static __always_inline __u32 pacing_time(__u64 now)
 {
 	return now >> 20;
 }
 
 /*
- * Every half second TCP tries again to send what was dropped, and the fifteenth time gives its connection up. The guard
- * lets everyone through in time, with the least share that there is (fair_share.h).
+ * TCP retries what was dropped every half second, and gives the connection up at the fifteenth try. So the guard lets a
+ * starved connection through in time, even at the least share that there is (fair_share.h).
  */
 static __always_inline bool pacing_starved(const struct rate_limit_pacing *pacing, __u64 now)
 {
-	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(EPOCH_LONGEST);
+	return (__s32)(pacing_time(now) - pacing->passed) > (__s32)pacing_time(FAIR_SHARE_EPOCH_LONGEST);
 }
 
 /*
- * Adds to a TCP packet what its connection tells, once for all rules: snd_nxt is still where the packet begins. Its
- * headers are counted as if they were data, which errs by a few bytes on the side of "not held". Not inlined: charge.h.
- * Without storage a connection cannot be told a rate, and is foreign.
+ * Adds to a TCP packet what its connection tells, once for all rules. snd_nxt still points to the packet's beginning.
+ * The packet's headers are counted as data, which errs by a few bytes towards "not held". A connection without storage
+ * cannot be told a rate, and is foreign. Not inlined: see charge.h.
  */
 __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 {
@@ -62,7 +63,7 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 
 	packet.tcp = false;
 	tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
-	/* A raw socket may send the same protocol, and is none of TCP's. */
+	/* A raw socket can send the TCP protocol without being TCP's. */
 	if (!tcp || tcp->inet_conn.icsk_inet.sk.sk_type != SOCK_STREAM)
 		return packet_pack(&packet);
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -71,9 +72,9 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	packet.tcp = true;
 	packet.paced = connection_paced(pacing);
 	pacing->round_trip_us = tcp->srtt_us >> 3;
-	/* Each rule that limits it makes this an offer. */
+	/* Replaced by the offers of the rules that limit the connection. */
 	pacing->share = OFFER_NONE;
-	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BINDS;
+	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BOTTLENECK;
 	if (!packet.control && tcp_sends_data(tcp)) {
 		seen.now_ns = tcp->tcp_clock_cache;
 		seen.timer_ns = tcp->pacing_timer.node.expires;
@@ -86,70 +87,79 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 		seen.window = tcp->snd_cwnd;
 		seen.mss = tcp->mss_cache;
 		seen.headers = pacing_headers(tcp);
-		/* The SYN counts as a byte. */
+		/* The SYN counts as one byte. */
 		seen.acked = connection_less(1, tcp->bytes_acked);
 		if (!(pacing->flags & 1 << CONNECTION_REFUSED))
 			pacing->passed = pacing_time(pacing->sent_ns);
 		more |= (__u64)pacing_starved(pacing, seen.now_ns) << PACKET_STARVED;
 		connection_look(&seen, pacing, &packet);
-		/* In each of these states it reads the clock whenever it begins to send data, for all that leaves then. */
+		/*
+		 * In each of these states TCP reads the clock when it begins to send data, and that time stamp is right
+		 * for all that leaves then.
+		 */
 		more |= 1ULL << PACKET_CLOCK;
 	}
 	return packet_pack(&packet) | more;
 }
 
-/* The rule holds for the connection now, and is the `place`th that does. */
+/* Confirms that the rule holds for the connection now, at this place among its rules. */
 static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int place, __u64 rule, __u32 generation)
 {
 	if (pacing->generation == generation && pacing->rules[place] == rule)
 		return;
-	/* The first is confirmed first: what does not follow holds no more. */
+	/*
+	 * The first place is confirmed first, and begins a new generation: the rules behind it hold only once they are
+	 * confirmed.
+	 */
 	if (pacing->generation != generation)
 		for (int i = 1; i < LIMITER_MAX_NESTED; i++)
 			pacing->rules[i] = 0;
-	/* Of the same rule it says what the connection was counted as in this epoch, which a change does not end. */
+	/*
+	 * With the same rule, the mark stays: it says what the connection counts as in this epoch, which a change does
+	 * not end.
+	 */
 	if (pacing->rules[place] && pacing->rules[place] != rule)
 		pacing->marks[place] = (struct fair_share_mark){};
 	pacing->rules[place] = rule;
 	pacing->generation = generation;
 }
 
-/* What SO_MAX_PACING_RATE reads as after it was set to a rate. */
+/* The value that SO_MAX_PACING_RATE has after it was set to a rate. */
 static __always_inline __u64 pacing_settable(__u64 rate)
 {
 	return rate < PACING_MOST ? rate : LIMITER_UNPACED;
 }
 
-/* `target`: what the program type's setsockopt wants. False where the kernel refuses. */
+/* `target` is what setsockopt takes in this type of program. Returns false where the kernel refuses. */
 static __always_inline bool pacing_set(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
 				       __u64 rate)
 {
-	__u32 value = pacing_settable(rate); /* all bits: none */
+	__u32 value = pacing_settable(rate); /* all bits: no limit */
 
 	if (pacing_settable(rate) != tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate &&
 	    bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value)))
 		return false;
-	/* Read back: whatever the kernel made of it is what later is known as ours. */
+	/* Read back, so that whatever the kernel made of it is later recognised as ours. */
 	pacing->set = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
 	return true;
 }
 
 /*
- * Only where settle_sockets can undo it (6.1): user space could not. What else clamps the window (a route) more tightly
- * stays. Setting it sets ssthresh, too: without a clamp, slow start begins again.
+ * Clamps the window, but only where settle_sockets can undo it (6.1): user space could not. A tighter clamp that is not
+ * ours (a route's) stays. Setting the clamp also sets ssthresh: removing it restarts slow start.
  */
 static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing,
 					 __u32 window)
 {
-	__u32 value = window ? window : WINDOW_UNCLAMPED;
+	__u32 value = window ? window : PACING_WINDOW_UNCLAMPED;
 
 	if (!bpf_core_enum_value_exists(enum bpf_func_id___settle, BPF_FUNC_user_ringbuf_drain___settle))
 		return;
 	if (!pacing->clamp && window >= tcp->snd_cwnd_clamp)
 		return;
 	/*
-	 * A little less is near enough. A window that is larger already only shrinks after a congestion notice, and then
-	 * to ssthresh, which the notice has set: so it is set once more.
+	 * A clamp that is up to a quarter too large is left. But a window that is already larger shrinks only after a
+	 * congestion notice, and then to ssthresh, which the notice has set. So then the clamp is set once more.
 	 */
 	if (!window == !pacing->clamp && window <= pacing->clamp && window >= pacing->clamp - pacing->clamp / 4 &&
 	    (!window || tcp->snd_cwnd <= pacing->clamp))
@@ -158,13 +168,13 @@ static __always_inline void pacing_clamp(void *target, const struct tcp_sock *tc
 		pacing->clamp = window;
 }
 
-/* Tells a socket its share. What it has that it was not given, its process has set: the lower of both holds. */
+/* Tells a socket its share. A pacing rate that we did not set comes from its process; the lower of both holds. */
 static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
 {
 	__u64 actual = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
 	__u64 rate = connection_payload(pacing, tcp->mss_cache, pacing_headers(tcp));
 
-	/* TCP does not pace itself to 0 either. */
+	/* To a process's own rate of 0, TCP does not pace itself either. */
 	if (!pacing->set || actual != pacing->set)
 		pacing->own = actual ? actual : LIMITER_UNPACED;
 	pacing_set(target, tcp, pacing, rate < pacing->own ? rate : pacing->own);
@@ -172,8 +182,9 @@ static __always_inline void pacing_tell(void *target, const struct tcp_sock *tcp
 }
 
 /*
- * Gives a socket back what its process wants (beyond 34 Gbit/s: none), and says whether it could. TCP goes on pacing
- * itself, to its own idea of the path; a packet that already waits for its time leaves only then.
+ * Releases a socket: gives it back the rate that its process wants (none, above 34 Gbit/s). Returns whether it could.
+ * TCP goes on pacing itself, to its own estimate of the path. A packet that already waits for its time still leaves
+ * only then.
  */
 static __always_inline bool pacing_release(void *target, const struct tcp_sock *tcp, struct rate_limit_pacing *pacing)
 {
@@ -185,7 +196,7 @@ static __always_inline bool pacing_release(void *target, const struct tcp_sock *
 	return true;
 }
 
-/* A connection comes under its rules: the share that they leave it. True where one of their buckets is poor. */
+/* A connection comes under its rules: finds its share. Returns true where one of their buckets is poor. */
 static __always_inline bool pacing_join(struct rate_limit_pacing *pacing, __u32 generation)
 {
 	__u64 joined, poor = 0;
@@ -204,7 +215,7 @@ static __always_inline bool pacing_join(struct rate_limit_pacing *pacing, __u32 
 	return poor;
 }
 
-/* Asks to be called once a round trip. It replaces what other programs want, so that is kept. */
+/* Asks for a callback each round trip. Setting the flags replaces those of other programs, so these are kept. */
 static __always_inline void pacing_call_back(struct bpf_sock_ops *ops)
 {
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
@@ -213,20 +224,20 @@ static __always_inline void pacing_call_back(struct bpf_sock_ops *ops)
 static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
 					 struct rate_limit_pacing *pacing, __u32 generation)
 {
-	__u32 window = SLOW_INITIAL_WINDOW;
+	__u32 window = CONNECTION_SLOW_INITIAL_WINDOW;
 	bool poor;
 
 	pacing_call_back(ops);
 	poor = pacing_join(pacing, generation);
-	if (poor && pacing->share < SLOW_SHARE && ops->snd_cwnd > window)
+	if (poor && pacing->share < CONNECTION_SLOW_SHARE && ops->snd_cwnd > window)
 		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
 	pacing_tell(ops, tcp, pacing);
 }
 
 /*
- * Once a round trip. A rule that holds brings the socket's generation up to date with each packet. A second round trip
- * in one generation without such a packet says that none holds any more: what was sent since the first, no rule has seen.
- * Then the socket is released, and the answer is false.
+ * Called once a round trip. A rule that holds brings the socket's generation up to date with each packet. If a second
+ * round trip passes in one generation without such a packet, no rule holds any more: none has seen what was sent since
+ * the first. Then this releases the socket and returns false.
  */
 static __always_inline bool pacing_follow(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
 					  struct rate_limit_pacing *pacing, __u32 generation, bool on)

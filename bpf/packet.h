@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What is known of a packet when its verdict is given. */
+/* What is known of a packet when its verdict is decided. */
 #ifndef LIMITER_PACKET_H
 #define LIMITER_PACKET_H
 
@@ -8,26 +8,26 @@ struct packet {
 	__u32 segments; /* IP packets */
 	bool tcp;       /* of a connection that can be told a rate; all else is foreign */
 	bool control;   /* TCP without payload: SYN, FIN, RST, acknowledgements */
-	/* Of TCP with payload, from its connection (connection.h): */
-	bool paced; /* the connection paces itself as it was told */
-	bool held;  /* only pacing holds the connection back */
-	bool early; /* TCP did not pace it: one of the connection's first segments */
-	bool idle; /* nothing of its connection is on the way: if it is refused, TCP waits for a timer, not for an ACK */
-	bool begins;  /* nor ever was */
-	bool refused; /* its last one was refused when it was idle */
-	bool waited;  /* and TCP's timer let it wait since */
-	/* Of the connection at one rule: */
-	bool elsewhere;      /* another rule holds it back */
+	/* For TCP with payload, from its connection (connection.h): */
+	bool paced;   /* the connection paces itself at a rate that it was told */
+	bool held;    /* only pacing keeps the connection from sending more */
+	bool early;   /* TCP did not pace it: one of the connection's first ten segments */
+	bool idle;    /* nothing of its connection is in flight: after a drop TCP waits for a timer instead of an ACK */
+	bool begins;  /* early and idle, and none of its data was ever acknowledged */
+	bool refused; /* idle, and the connection's last packet with data was dropped */
+	bool waited;  /* refused, and TCP has waited for its timer since */
+	/* For the connection at one rule: */
+	bool elsewhere;      /* another rule is the connection's bottleneck */
 	bool starved;        /* nothing of the connection has passed for seconds */
 	__u64 round_trip_ns; /* 0: not known yet */
 };
 
 /*
- * A packet in one number, since functions that are verified on their own take and give nothing else (charge.h): bytes,
- * 16 bits of segments, two bits that name the place of the rule that binds its connection, and flags.
+ * A packet packed into one number, since functions that are verified on their own take and return only scalars
+ * (charge.h): bytes, 16 bits of segments, two bits for the place of the bottleneck rule, and flags.
  */
-#define PACKET_SEGMENTS 32 /* the first bit of each */
-#define PACKET_BINDS 48
+#define PACKET_SEGMENTS 32 /* each is the field's first bit */
+#define PACKET_BOTTLENECK 48
 #define PACKET_TCP 50
 #define PACKET_CONTROL 51
 #define PACKET_PACED 52
@@ -37,7 +37,7 @@ struct packet {
 #define PACKET_BEGINS 56
 #define PACKET_REFUSED 57
 #define PACKET_WAITED 58
-#define PACKET_CLOCK 59 /* TCP's clock was read as it began to send */
+#define PACKET_CLOCK 59 /* TCP's time stamp was taken as it began to send */
 #define PACKET_STARVED 60
 #define PACKET_SEGMENTS_MOST 0xffff
 

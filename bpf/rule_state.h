@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A rule's state, and how a change of its configuration gets there. */
+/* A rule's state, and how a change of its configuration reaches it. */
 #ifndef LIMITER_RULE_STATE_H
 #define LIMITER_RULE_STATE_H
 
@@ -8,8 +8,9 @@
 #include "maps.h"
 
 /*
- * A rule's state, with its configuration as of `generation`: it is copied, since a look-up for each packet costs more than
- * all the arithmetic. NULL where there is no configuration or no state (the rule is being made or removed): it limits nothing.
+ * Returns a rule's state with its configuration as of `generation`. The configuration is copied because one more
+ * look-up per packet costs more than all the arithmetic. NULL where configuration or state is missing because the rule
+ * is being made or removed: it then limits nothing.
  */
 static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __u32 generation)
 {
@@ -36,18 +37,20 @@ static __always_inline struct rate_limit_state *rule_state(const __u64 *rule, __
 	return state;
 }
 
-/* Beside a share: the bucket has less than what a new connection may send at once. */
+/* A bit beside a share: the bucket is poor, which means that it has less than a new connection may send at once. */
 #define RULE_POOR (1ULL << 63)
 #define RULE_POOR_BYTES 32768
 
-/* A connection comes under a rule: its share there, and whether it is poor. Not inlined: charge.h. */
+/*
+ * A connection comes under a rule: returns its share there, and whether the bucket is poor. Not inlined: see charge.h.
+ */
 __noinline __u64 rule_join(__u64 rule, __u32 generation)
 {
 	/* A rule that was just made has not seen a packet yet. */
 	struct rate_limit_state *state = rule_state(&rule, generation);
 	__u64 now = bpf_ktime_get_ns(), share;
 
-	/* It limits nothing. */
+	/* The rule limits nothing. */
 	if (!state)
 		return OFFER_NONE;
 	bpf_spin_lock(&state->lock);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Every TCP socket of one network namespace, brought in line with the rules in one pass: user space reads the pinned
- * iterator after it changed something. Without it (before 6.1) sockets notice by themselves, with their next packets;
- * those that were open before their rule was made are then limited by the bucket alone.
+ * Settles the TCP sockets of one network namespace: one pass brings all of them in line with the rules. User space
+ * reads the pinned iterator after each change. Without it (before 6.1) sockets notice a change with their next packets,
+ * and those that were open before their rule was made are limited by the bucket alone.
  */
 #ifndef LIMITER_SETTLE_H
 #define LIMITER_SETTLE_H
@@ -11,25 +11,28 @@
 #include "pacing.h"
 #include "tcp_states.h"
 
-/* Since 6.12; refused with EINVAL before. */
+/* Since 6.12; EINVAL before. */
 #define TCP_BPF_SOCK_OPS_CB_FLAGS 1008
-/* The rules of a socket, in any order; as attribution.h does for a packet, without helpers that only know packets. */
+/*
+ * Finds the rules of a socket, in any order. attribution.h does the same for a packet, with helpers that exist only for
+ * packets.
+ */
 static __always_inline void settle_find(struct tcp_sock *tcp, const struct rate_limit_control *control,
 					struct attribution *found)
 {
-	struct rate_limit_socket *bound = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
+	struct rate_limit_socket *tag = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
 	__u64 way = places_cgroup_of(&tcp->inet_conn.icsk_inet.sk);
-	bool released = bound && bound->rule == LIMITER_RELEASED;
+	bool released = tag && tag->rule == LIMITER_RELEASED;
 	struct cgroup *here;
 	__u32 place = 0;
 	int levels;
 	__u64 id;
 
-	if (bound && !released && !bpf_map_lookup_elem(&rate_limit_config_map, &bound->rule))
-		bound = NULL;
+	if (tag && !released && !bpf_map_lookup_elem(&rate_limit_config_map, &tag->rule))
+		tag = NULL;
 	levels = way ? BPF_CORE_READ((struct cgroup *)way, level) + 1 : 0;
-	/* Of those above a socket that is bound to a rule only the root counts. */
-	if (bound && !released && levels)
+	/* Of the rules above a tagged socket only the root's holds. */
+	if (tag && !released && levels)
 		levels = 1;
 	for (int level = 0; level < LIMITER_MAX_DEPTH && level < levels; level++) {
 		here = places_ancestor((struct cgroup *)way, level);
@@ -38,8 +41,8 @@ static __always_inline void settle_find(struct tcp_sock *tcp, const struct rate_
 			place = places_follow(control, id, way, level, place);
 		attribution_add_cgroup(id, place, released, found);
 	}
-	if (bound && !released)
-		attribution_add(found, bound->rule);
+	if (tag && !released)
+		attribution_add(found, tag->rule);
 }
 
 static __always_inline void settle(struct tcp_sock *tcp, const struct rate_limit_control *control, __u32 generation)
@@ -60,8 +63,9 @@ static __always_inline void settle(struct tcp_sock *tcp, const struct rate_limit
 		return;
 	}
 	/*
-	 * Already followed; or it has nothing to send, and what a listener accepts is followed from its beginning. The
-	 * callback alone says nothing: it stays after an earlier rule, and another program may have asked for it.
+	 * Skip a socket that is already adopted, and one that has nothing to send: what a listener accepts is adopted
+	 * from its start. The callback alone does not mean adopted: it outlives an earlier rule, and another program
+	 * may have asked for it.
 	 */
 	if ((called_back && pacing) || !tcp_sends_data(tcp))
 		return;

@@ -5,15 +5,18 @@
 
 #include "token_bucket.h"
 
-/* To be called for every packet, before it is counted: ends the span of time when it is over. */
+/* Must be called for every packet, before it is counted: ends the span of time when it is over. */
 static __always_inline void use_measure(struct rate_limit_state *state, __u64 now)
 {
 	__s64 elapsed = now - state->use_start_ns;
 
-	/* As in token_bucket.h: `now` may be a little older than what another CPU wrote; a second older is garbage. */
+	/* As in token_bucket.h, `now` may be slightly older than what another CPU wrote; a second older is garbage. */
 	if (elapsed < (__s64)NANOSECONDS && elapsed > -(__s64)NANOSECONDS)
 		return;
-	/* Within the span no more than a second's and a bucket's packets came, less what was refunded since. */
+	/*
+	 * At most one second of the rate and one bucket passed within the span. Refunds since may leave less than
+	 * nothing.
+	 */
 	state->use_rate = elapsed > 0 && state->bytes > state->use_bytes
 				  ? (state->bytes - state->use_bytes) * NANOSECONDS / elapsed
 				  : 0;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What becomes of a packet at one rule, why, and the rule's counters. Pure: all of it runs under the state's lock.
+ * Here the verdict is decided: what one rule does with a packet, why, and how the rule counts it. Pure: all of it runs
+ * under the state's lock.
  *
- * verdict_charge() is the whole of it. A packet is dropped where the bucket has no more tokens than a bound, and passes
- * with a notice where it leaves fewer than another. What the bounds are, and the reason that they stand for, depends on
- * what the packet is (verdict_bounds).
+ * verdict_charge() is the entry. A packet is dropped if the bucket holds no more tokens than one bound, and passes with
+ * a congestion notice if it would leave fewer than another. verdict_bounds() finds the bounds and their reasons from
+ * what the packet is.
  */
 #ifndef LIMITER_VERDICT_H
 #define LIMITER_VERDICT_H
@@ -13,10 +14,9 @@
 #include "use.h"
 
 /*
- * What the hook returns. Never 0: that is EPERM to the sender. A drop is what a
- * full qdisc does: UDP loses the packet, TCP keeps it queued and slows down. A
- * notice makes TCP slow down (like ECN, but without the receiver); on anything
- * else it has no effect.
+ * What the hook returns. Never 0, which is EPERM to the sender. A drop is like one by a full qdisc: UDP loses the
+ * packet, TCP keeps it queued and slows down. A notice makes TCP slow down (like ECN, but without the receiver), and
+ * does nothing to other traffic.
  */
 enum verdict {
 	VERDICT_PASS = 1,
@@ -24,40 +24,43 @@ enum verdict {
 	VERDICT_PASS_WITH_NOTICE = 3,
 };
 #define VERDICT_MASK 3
-#define VERDICT_PASSES 1 /* the bit of both that pass */
+#define VERDICT_PASSES 1 /* set in both verdicts that pass */
 
 /*
- * TCP may run into a debt that UDP may not: an eighth of a second of the rate, and never more than the largest ordinary
- * GSO packet, which any packet may leave behind anyway. So what passes in any time t stays within rate * t, one bucket
- * and one such packet, or one and a half where TCP is paced. Without it a flood of UDP, which takes each token as it
- * comes, would leave TCP nothing, and TCP would lose its ACK clock at every drop.
+ * TCP may run into a debt that UDP may not: an eighth of a second of the rate, and at most the largest ordinary GSO
+ * packet, which any packet may leave behind anyway. So what passes in any time t stays within rate * t plus one bucket
+ * plus one such packet, or one and a half where TCP is paced. Without this debt a flood of UDP, which takes each token
+ * as it comes, would leave TCP nothing, and each drop would cost TCP its ACK clock.
  *
- * Data may use half of that debt. The rest is for packets without payload, or connections could not be made, closed or
- * acknowledged beside busy ones; and for data whose refusal is dear: with nothing on the way TCP waits 200 ms for its
- * timer, and the second time half a second more, where else the next acknowledgement tries again.
+ * Data may use half of the debt. The other half is for control packets; otherwise connections could not be made, closed
+ * or acknowledged beside busy ones. It is also for data of an idle connection, where a drop costs most: TCP then waits
+ * 200 ms for its timer, and the second time half a second more, whereas a busy connection retries at the next ACK.
  */
-#define TCP_DEBT_BYTES 65536
-#define TCP_DEBT_SHARE 8
-/* Of paced TCP: two segments, however low the rate. */
-#define PACED_DEBT_LEAST 3000
+#define VERDICT_DEBT_BYTES 65536
+#define VERDICT_DEBT_PART 8
+/* For paced TCP: two segments, however low the rate. */
+#define VERDICT_PACED_DEBT_LEAST 3000
 /*
- * Tokens under which TCP is told to slow down, before it runs into drops: a
- * sixteenth of a second of the rate, and at most half of the bucket.
+ * TCP gets notices below this many tokens, so that it slows down before drops: a sixteenth of a second of the rate, and
+ * at most half of the bucket.
  */
-#define NOTICE_SHARE 16
-/* What paced TCP may be ahead of its rate, and twice its lag, before packets are dropped. */
-#define GUARD_DEBT (100 * MILLISECONDS)
-/* Bytes of a packet that last longer than this at its share are a lump: its connection's window is too large. */
-#define LUMP_LONGEST_MS 100
-/* Of a second: as long as TCP waits for its timer after a refusal; and what those that begin leave others at most. */
-#define WAIT_SHARE 5
-#define BEGIN_SHARE 3
-/* Of the rate: packets without payload beyond it are a flood; of connections that are being made half as many are. */
-#define CONTROL_SHARE 2
-#define HANDSHAKE_SHARE 4
+#define VERDICT_NOTICE_PART 16
+/* Paced TCP may lead its rate by this and twice its lag before packets are dropped. */
+#define VERDICT_GUARD_LEAD (100 * MILLISECONDS)
+/* A packet that lasts longer than this at its share is a lump: its connection's window is too large. */
+#define VERDICT_LUMP_LONGEST_MS 100
+/*
+ * Parts of a second: TCP's wait for its timer after a drop; and what connections that begin leave to the others at
+ * most.
+ */
+#define VERDICT_WAIT_PART 5
+#define VERDICT_BEGIN_PART 3
+/* Parts of the rate: more control packets than this are a flood; of handshakes half as many are. */
+#define VERDICT_CONTROL_PART 2
+#define VERDICT_HANDSHAKE_PART 4
 
-#define TOKENS_LOWEST (-0x7fffffffffffffffLL - 1)
-#define TOKENS_HIGHEST 0x7fffffffffffffffLL
+#define VERDICT_TOKENS_LOWEST (-0x7fffffffffffffffLL - 1)
+#define VERDICT_TOKENS_HIGHEST 0x7fffffffffffffffLL
 
 struct bound {
 	__s64 tokens;
@@ -65,30 +68,33 @@ struct bound {
 };
 
 struct bounds {
-	struct bound drop;   /* with so many tokens or fewer the packet is dropped */
-	struct bound notice; /* what leaves fewer than this passes with a notice */
+	struct bound drop;   /* with this many tokens or fewer the packet is dropped */
+	struct bound notice; /* a packet that leaves fewer tokens than this passes with a notice */
 };
 
 struct answer {
 	enum verdict verdict;
-	enum limiter_reason reason; /* of a drop or a notice */
+	enum limiter_reason reason; /* of the drop or notice */
 };
 
-/* Bytes that TCP may owe. */
+/* The debt in bytes that TCP may have. */
 static __always_inline __s64 verdict_debt(__u64 rate)
 {
-	return rate / TCP_DEBT_SHARE < TCP_DEBT_BYTES ? rate / TCP_DEBT_SHARE : TCP_DEBT_BYTES;
+	return rate / VERDICT_DEBT_PART < VERDICT_DEBT_BYTES ? rate / VERDICT_DEBT_PART : VERDICT_DEBT_BYTES;
 }
 
-/* Half of them, which all of paced TCP's data may. */
+/* The half of it that all data of paced TCP may use. */
 static __always_inline __s64 verdict_half_debt(__u64 rate)
 {
 	__s64 half = verdict_debt(rate) / 2;
 
-	return half > PACED_DEBT_LEAST ? half : PACED_DEBT_LEAST;
+	return half > VERDICT_PACED_DEBT_LEAST ? half : VERDICT_PACED_DEBT_LEAST;
 }
 
-/* So that a packet leaves no more than a debt; a larger packet passes if there is none. One byte less than just that. */
+/*
+ * The bound at which a packet leaves at most this debt: one byte less than just enough. A larger packet passes if there
+ * is no debt yet.
+ */
 static __always_inline __s64 verdict_leave(__s64 debt, const struct packet *packet)
 {
 	return packet->bytes <= debt ? (__s64)packet->bytes - debt - 1 : 0;
@@ -103,9 +109,9 @@ static __always_inline void verdict_raise(struct bound *bound, __s64 tokens, enu
 }
 
 /*
- * What cannot be told a rate. A large datagram finds its bytes above TCP's part of the debt, or it would leave TCP none.
- * Datagrams take each token as it comes, so that a flood of them keeps the bucket at their bound. Where there is TCP
- * they leave it half of the reserve beside its debt, or connections whose bursts meet by chance would be refused.
+ * Bounds of foreign traffic. A large datagram must find its bytes above TCP's part of the debt, or it would leave TCP
+ * none. Datagrams take each token as it comes, so a flood of them keeps the bucket at their bound. Beside TCP the bound
+ * leaves half of the reserve on top of TCP's debt; otherwise connections whose bursts coincide would see drops.
  */
 static __always_inline void verdict_foreign(const struct rate_limit_state *state, const struct packet *packet,
 					    bool paces, struct bounds *bounds)
@@ -119,24 +125,25 @@ static __always_inline void verdict_foreign(const struct rate_limit_state *state
 }
 
 /*
- * Packets without payload go before data until they are a flood: somebody outside may ask for as many acknowledgements as
- * he likes, and a process may make as many connections. Connections can still be made beside many acknowledgements.
+ * Control packets go before data until they are a flood: an outsider may ask for any number of acknowledgements, and a
+ * process may make any number of connections. The two are counted apart, so connections can still be made beside many
+ * acknowledgements.
  */
 static __always_inline bool verdict_floods(const struct rate_limit_state *state, const struct packet *packet)
 {
-	return packet->paced ? state->fair.control_rate >= state->rate / CONTROL_SHARE
-			     : state->fair.handshake_rate >= state->rate / HANDSHAKE_SHARE;
+	return packet->paced ? state->fair.control_rate >= state->rate / VERDICT_CONTROL_PART
+			     : state->fair.handshake_rate >= state->rate / VERDICT_HANDSHAKE_PART;
 }
 
 /*
- * Tokens below which no connection begins: what those that have begun need while TCP waits for its timer. It grows with
- * the square of their part of the rate: beside a few the paced give way, but where most is new nothing does. And what
- * accrues meanwhile must find room in the bucket.
+ * Tokens below which no connection begins: what connections that have begun need while TCP waits for its timer. It
+ * grows with the square of early traffic's part of the rate: beside little of it the paced connections give way, but
+ * where most traffic is early nothing does. What accrues during the wait must still fit into the bucket.
  */
 static __always_inline __s64 verdict_begin(const struct rate_limit_state *state)
 {
-	__u64 rate = state->rate, part = state->fair.early_rate / (rate / 1024 + 1), wait = rate / WAIT_SHARE;
-	__u64 begin = rate / 1024 * part / 1024 * part / BEGIN_SHARE;
+	__u64 rate = state->rate, part = state->fair.early_rate / (rate / 1024 + 1), wait = rate / VERDICT_WAIT_PART;
+	__u64 begin = rate / 1024 * part / 1024 * part / VERDICT_BEGIN_PART;
 	__s64 room = state->bucket - wait;
 
 	if (begin > wait)
@@ -145,10 +152,10 @@ static __always_inline __s64 verdict_begin(const struct rate_limit_state *state)
 }
 
 /*
- * No queue can be had, so that some have to be refused: those that begin, while there are tokens left for those that have
- * begun. Whoever tries again before his time (his program closed the connection, or wrote more) finds half of the
- * reserve, and is paced from then on; whoever has waited goes before all others. But nobody is refused since datagrams
- * took the tokens.
+ * Admission. There is no queue at this hook, so some packets have to be dropped: the first data of connections, while
+ * tokens are left for the connections that have begun. A connection that tries again before TCP's timer (its process
+ * closed it, or wrote more) finds half of the reserve, and is paced from then on. One that has waited for the timer
+ * goes before all others. None is dropped only because datagrams took the tokens.
  */
 static __always_inline void verdict_admit(const struct rate_limit_state *state, const struct packet *packet,
 					  struct bounds *bounds)
@@ -163,38 +170,44 @@ static __always_inline void verdict_admit(const struct rate_limit_state *state, 
 }
 
 /*
- * Behind pacing the bucket is only the guard. Tokens that UDP took are no reason to slow down paced TCP, which has its
- * part of the rate; its own debt is, when it is more than pacing can leave while a share is on its way.
+ * The guard behind pacing. Tokens that UDP took are no reason to slow down paced TCP, which has its own part of the
+ * rate. Only TCP's own lead is, once it exceeds what pacing can leave while a share is on its way.
  */
 static __always_inline void verdict_guard(const struct rate_limit_state *state, const struct packet *packet, __u64 now,
 					  struct bounds *bounds)
 {
 	const struct fair_share *fair = &state->fair;
-	__s64 allowed = GUARD_DEBT + 2 * fair->lag_ns, debt = fair_share_debt(fair, now);
-	/* A segment can't be made smaller. */
-	bool lump = fair->share && packet->bytes > BURST_SMALLEST && packet->segments > 1 &&
-		    packet->bytes * 1000ULL > LUMP_LONGEST_MS * fair->share;
+	__s64 allowed = VERDICT_GUARD_LEAD + 2 * fair->lag_ns, lead = fair_share_lead(fair, now);
+	/* A single segment cannot be made smaller. */
+	bool lump = fair->share && packet->bytes > FAIR_SHARE_BURST_SMALLEST && packet->segments > 1 &&
+		    packet->bytes * 1000ULL > VERDICT_LUMP_LONGEST_MS * fair->share;
 
-	/* Its window must shrink. A lump that the bucket can't pay, made for a higher limit, would be silence afterwards. */
+	/*
+	 * A lump's connection must shrink its window. A lump that was built for a higher limit and that the bucket
+	 * cannot pay would mean a long silence afterwards.
+	 */
 	if (lump) {
-		bounds->notice = (struct bound){ TOKENS_HIGHEST, LIMITER_REASON_LUMP };
+		bounds->notice = (struct bound){ VERDICT_TOKENS_HIGHEST, LIMITER_REASON_LUMP };
 		if (!packet->starved)
 			verdict_raise(&bounds->drop, packet->bytes - verdict_half_debt(state->rate) - 1,
 				      LIMITER_REASON_LUMP);
 	}
-	/* The bucket pays. */
+	/* While there are tokens, the bucket pays. */
 	if (state->tokens > 0)
 		return;
-	/* What pacing holds back pays its debt; with a smaller window, too, it would be slow for long if it is far away. */
-	if (2 * debt > allowed && !packet->held)
-		verdict_raise(&bounds->notice, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
-	if (debt > allowed && !packet->starved)
-		verdict_raise(&bounds->drop, TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
+	/*
+	 * Pacing itself pays back the lead of a held connection. A smaller window on top would slow it for long on a
+	 * long path.
+	 */
+	if (2 * lead > allowed && !packet->held)
+		verdict_raise(&bounds->notice, VERDICT_TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
+	if (lead > allowed && !packet->starved)
+		verdict_raise(&bounds->drop, VERDICT_TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
 }
 
 /*
- * Paced data has its part of the rate: it passes whatever its size, or large packets would wait for UDP for ever. Idle,
- * it may leave the whole debt.
+ * Bounds of paced data. It has its part of the rate, so it passes at any size: otherwise large packets would wait for
+ * UDP for ever. An idle connection may leave the whole debt.
  */
 static __always_inline void verdict_paced(const struct rate_limit_state *state, const struct packet *packet, __u64 now,
 					  struct bounds *bounds)
@@ -211,7 +224,7 @@ static __always_inline void verdict_paced(const struct rate_limit_state *state, 
 static __always_inline struct bounds verdict_bounds(const struct rate_limit_state *state, const struct packet *packet,
 						    __u64 now, bool paces)
 {
-	struct bounds bounds = { { 0, LIMITER_REASON_DEBT }, { TOKENS_LOWEST, LIMITER_REASON_LOW } };
+	struct bounds bounds = { { 0, LIMITER_REASON_DEBT }, { VERDICT_TOKENS_LOWEST, LIMITER_REASON_LOW } };
 	__u64 rate = state->rate, bucket = state->bucket;
 
 	if (!packet->tcp) {
@@ -219,14 +232,15 @@ static __always_inline struct bounds verdict_bounds(const struct rate_limit_stat
 	} else if (packet->paced && !packet->control) {
 		verdict_paced(state, packet, now, &bounds);
 	} else {
-		bounds.notice.tokens = rate / NOTICE_SHARE < bucket / 2 ? rate / NOTICE_SHARE : bucket / 2;
+		bounds.notice.tokens =
+			rate / VERDICT_NOTICE_PART < bucket / 2 ? rate / VERDICT_NOTICE_PART : bucket / 2;
 		bounds.drop.tokens =
 			verdict_leave(packet->control ? verdict_debt(rate) : verdict_debt(rate) / 2, packet);
 	}
 	return bounds;
 }
 
-/* Decides on a packet after the refill, takes its tokens if it passes, and counts it. */
+/* Decides on a packet after the refill. If it passes, takes its tokens and counts it. */
 static __always_inline struct answer verdict_take(struct rate_limit_state *state, const struct bounds *bounds,
 						  const struct packet *packet)
 {
@@ -244,7 +258,7 @@ static __always_inline struct answer verdict_take(struct rate_limit_state *state
 	return (struct answer){ VERDICT_PASS_WITH_NOTICE, bounds->notice.reason };
 }
 
-/* Undoes verdict_take() for a packet that passed here and that another rule dropped. */
+/* Undoes verdict_take() for a packet that passed here and was dropped by another rule. */
 static __always_inline void verdict_refund(struct rate_limit_state *state, struct answer answer,
 					   const struct packet *packet)
 {
@@ -255,7 +269,10 @@ static __always_inline void verdict_refund(struct rate_limit_state *state, struc
 		state->notices[answer.reason % LIMITER_REASONS] -= packet->segments;
 }
 
-/* One rule's whole answer to a packet. `mark` is its connection's, NULL where it has none; `paces`: sockets are told. */
+/*
+ * One rule's whole answer to a packet. `mark` belongs to the packet's connection, NULL without one; `paces` says
+ * whether sockets are told their shares.
+ */
 static __always_inline struct answer verdict_charge(struct rate_limit_state *state, struct fair_share_mark *mark,
 						    struct packet *packet, __u64 now, bool paces)
 {

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a packet is on the wire: IP bytes and IP packets.
+ * The size of a packet on the wire: IP bytes and IP packets.
  *
- * At this hook a packet begins with its IP header, and a GSO packet is still one,
- * with the headers of its first segment only. The link layer's header is not known
- * yet. Not counted: the headers of IP fragments, which are made after the hook.
+ * At this hook a packet begins with its IP header, and a GSO packet is still one packet, with only the headers of its
+ * first segment. Not counted are the link layer's header, which is not known yet, and the headers of IP fragments,
+ * which are made after the hook.
  */
 #ifndef LIMITER_WIRE_H
 #define LIMITER_WIRE_H
 
 #include "packet.h"
 
-/* Extension headers that are looked through for the transport header; a sender's stack makes at most these four. */
+/* The search for the transport header skips this many extension headers; a sender's stack makes at most these four. */
 #define WIRE_MAX_EXTENSIONS 4
 #define WIRE_IPV4_VERSION 4
 #define WIRE_IPV4_HEADER 20
@@ -29,12 +29,12 @@ static __always_inline __u8 wire_byte(struct __sk_buff *skb, __u32 offset)
 {
 	__u8 byte = 0;
 
-	/* A helper, not direct access: it also reads what is not in the linear part. Only GSO packets come here. */
+	/* A helper, since direct access cannot read outside the linear part. Only GSO packets come here. */
 	bpf_skb_load_bytes(skb, offset, &byte, sizeof(byte));
 	return byte;
 }
 
-/* Bytes of headers, from IP to transport, that each segment of a GSO packet begins with. */
+/* Bytes of headers, from IP to transport, at the beginning of each segment of a GSO packet. */
 static __always_inline __u32 wire_segment_header(struct __sk_buff *skb, bool *tcp)
 {
 	__u8 first = wire_byte(skb, 0), protocol;
@@ -70,7 +70,10 @@ static __always_inline __u32 wire_segment_header(struct __sk_buff *skb, bool *tc
 	return offset + WIRE_UDP_HEADER;
 }
 
-/* Read from the packet, since a helper call costs as much as all of this. Behind an extension header TCP is not seen. */
+/*
+ * Reads the packet directly, since one helper call costs as much as all of this. Does not see TCP behind an extension
+ * header.
+ */
 static __always_inline bool wire_is_tcp(struct __sk_buff *skb, bool *control)
 {
 	__u8 *ip = (void *)(long)skb->data, *tcp;
@@ -92,16 +95,16 @@ static __always_inline bool wire_is_tcp(struct __sk_buff *skb, bool *control)
 	return true;
 }
 
-/* Of a GSO packet. Not inlined: see charge.h. */
+/* Measures a GSO packet. Not inlined: see charge.h. */
 __noinline __u64 wire_measure_gso(struct __sk_buff *skb)
 {
 	__u32 bytes = skb->len, segments = skb->gso_segs, size = skb->gso_size, header;
 	struct packet packet;
 	bool tcp = false;
 
-	/* Known for certain now, also behind the extension header that BIG TCP adds. */
+	/* Certain now, even behind the extension header that BIG TCP adds. */
 	header = wire_segment_header(skb, &tcp);
-	/* The kernel leaves it 0 where it has not counted (packets from a guest, a SYN-ACK). */
+	/* gso_segs is 0 where the kernel has not counted (a packet from a guest, a SYN-ACK). */
 	if (!segments && size && bytes > header)
 		segments = (bytes - header + size - 1) / size;
 	if (!segments)
@@ -110,7 +113,7 @@ __noinline __u64 wire_measure_gso(struct __sk_buff *skb)
 	return packet_pack(&packet);
 }
 
-/* Of any other. Not inlined: see charge.h. */
+/* Measures any other packet. Not inlined: see charge.h. */
 __noinline __u64 wire_measure_plain(struct __sk_buff *skb)
 {
 	struct packet packet = { .bytes = skb->len, .segments = 1 };
@@ -119,7 +122,7 @@ __noinline __u64 wire_measure_plain(struct __sk_buff *skb)
 	return packet_pack(&packet);
 }
 
-/* A packet's bytes, segments and whether it is TCP, packed. */
+/* Measures a packet: its bytes, its segments and whether it is TCP, packed. */
 static __always_inline __u64 wire_measure(struct __sk_buff *skb)
 {
 	return skb->gso_size ? wire_measure_gso(skb) : wire_measure_plain(skb);

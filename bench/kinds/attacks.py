@@ -49,7 +49,7 @@ def measure(link: traffic.Link, cell: Attack) -> Stored:
         honest = link.tcp(1, "cubic", cgroup=meter.cgroup)
         window = meter.window(cell.warm_up, cell.seconds)
         of_honest = sum(shares(honest, window))
-    return {**cell._asdict(), "limit": cell.rate, "used": window.rate, "honest": of_honest, "drops": window.drops}
+    return {**cell._asdict(), "limit": cell.rate, "honest": of_honest, **window.figures()}
 
 
 def line(stored: Stored) -> str:

@@ -60,14 +60,13 @@ def measure(link: traffic.Link, cell: Churn) -> Stored:
     return {
         **cell._asdict(),
         "limit": cell.rate,
-        "used": window.rate,
+        **window.figures(),
         "bulk_rate": of_bulk,
         "wanted": cell.wanted,
         "made": found.answers / cell.seconds,
         "failed": found.failed,
         "p50": found.p50,
         "p99": found.p99,
-        "drops": window.drops,
     }
 
 

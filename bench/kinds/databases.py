@@ -106,12 +106,11 @@ def _pgbench(link: traffic.Link, cell: Database) -> Stored:
     return {
         **cell._asdict(),
         "limit": cell.rate,
-        "used": window.rate,
+        **window.figures(),
         "per_second": len(took) / cell.seconds,
         "p50": percentile(took, 50),
         "p99": percentile(took, 99),
         "little": little._asdict(),
-        "drops": window.drops,
     }
 
 
@@ -148,12 +147,11 @@ def _redis(link: traffic.Link, cell: Database) -> Stored:
     return {
         **cell._asdict(),
         "limit": cell.rate,
-        "used": window.rate,
+        **window.figures(),
         "per_second": float(found["rps"]),
         "p50": float(found["p50_latency_ms"]),
         "p99": float(found["p99_latency_ms"]),
         "little": None,
-        "drops": window.drops,
     }
 
 

@@ -54,7 +54,7 @@ def measure(link: traffic.Link, cell: Datagrams) -> Stored:
     return {
         **cell._asdict(),
         "limit": cell.rate,
-        "used": window.rate,
+        **window.figures(),
         "tcp": of_tcp,
         "fragments": cell.fragments,
     }

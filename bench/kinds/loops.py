@@ -52,10 +52,9 @@ def measure(link: traffic.Link, cell: Loop) -> Stored:
         **cell._asdict(),
         "limit": cell.rate,
         "cycle": cell.cycle,
-        "used": window.rate,
+        **window.figures(),
         **found._asdict(),
         "jain": jain(asking.answers_by_worker(visits, window.begin, window.end, cell.workers)),
-        "drops": window.drops,
     }
 
 

@@ -73,7 +73,7 @@ def _classes(pair: traffic.Ends, rates: tuple[int, ...]) -> Iterator[None]:
 def measure(link: traffic.Link, cell: Nest) -> Stored:
     smallest = min(cell.rates)
     with nested(cell, link.pair) as cgroup, link.receiver(echo=False):
-        meter = Meter(link, cell.shaper, cgroup)
+        meter = Meter(link, cell.shaper, smallest, cgroup)
         trickling = link.tcp(TRICKLING, "cubic", smallest // 8 // TRICKLE, cgroup)
         bulk = link.tcp(1, "cubic", cgroup=cgroup)
         window = meter.window(cell.warm_up, cell.seconds)
@@ -81,10 +81,9 @@ def measure(link: traffic.Link, cell: Nest) -> Stored:
     return {
         **cell._asdict(),
         "limit": smallest,
-        "used": window.rate,
+        **window.figures(),
         "bulk_rate": of_bulk,
         "trickling_rate": of_trickling,
-        "drops": window.drops,
     }
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from .. import asking, traffic
-from ..measure import Curve, megabits
+from ..measure import Curve, excess, megabits
 from ..meter import metered
 from ..shapers import NONE, OURS
 
@@ -49,12 +49,20 @@ def measure(link: traffic.Link, cell: Page) -> Stored:
             visits = asking.visits(asked, wait=True)
             loaded.append((min(visit.at for visit in visits), max(visit.ended for visit in visits)))
         time.sleep(0.1)
-        curve = Curve(traffic.counts(meter.counter, link.header))
+        counts = traffic.counts(meter.counter, link.header)
+    curve = Curve(counts)
     for begin, end in loaded:
         taken.append((end - begin) / 1e6)
         sizes.append(curve.at(end + 50_000_000) - curve.at(begin - 50_000_000))
     ideal = 8000 * statistics.median(sizes) / cell.rate if cell.rate else float("nan")
-    return {**cell._asdict(), "limit": cell.rate, "taken": taken, "took": statistics.median(taken), "ideal": ideal}
+    return {
+        **cell._asdict(),
+        "limit": cell.rate,
+        "taken": taken,
+        "took": statistics.median(taken),
+        "ideal": ideal,
+        "excess": round(excess(counts, 0, cell.rate)),
+    }
 
 
 def line(stored: Stored) -> str:

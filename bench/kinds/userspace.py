@@ -47,7 +47,7 @@ def measure(link: traffic.Link, cell: UserSpace) -> Stored:
         size = int(cell.rate / 8 * (cell.seconds + cell.warm_up) * 1.5)
         (_quic if cell.kind == QUIC else _utp)(stack, link, cell, meter, home, size)
         window = meter.window(cell.warm_up, cell.seconds)
-    return {**cell._asdict(), "limit": cell.rate, "used": window.rate, "drops": window.drops}
+    return {**cell._asdict(), "limit": cell.rate, **window.figures()}
 
 
 def _quic(stack: ExitStack, link: traffic.Link, cell: UserSpace, meter: Meter, home: Path, size: int) -> None:

@@ -125,12 +125,11 @@ def requests(link: traffic.Link, cell: Requests) -> Stored:
         **cell._asdict(),
         "limit": cell.rate,
         "cycle": cell.cycle,
-        "used": window.rate,
+        **window.figures(),
         "answers": len(took),
         "failed": int(_figure(r"Failed requests:\s+(\d+)", said)),
         **{f"p{percent}": percentile(took, percent) for percent in (50, 90, 99)},
         "longest": max(took),
-        "drops": window.drops,
     }
 
 

@@ -12,7 +12,9 @@ description:
   - Shows the rules with their counters, the processes in them, the program, every BPF program that runs on the same
     hook, ours or not, and
     what the host lacks.
-  - Changes nothing and mounts nothing. What is missing is reported, and the rest is still returned.
+  - Changes nothing and mounts nothing. What could not be looked at is null, and RV(unseen) says why.
+  - Fails where the rule O(name), the process O(pid) or the cgroup O(cgroup_path) does not exist. Fails as another user
+    than root, unless O(gather) is V(host) alone.
 author:
   - Speed Limiter contributors (@speed-limiter)
 extends_documentation_fragment:
@@ -126,7 +128,7 @@ host:
       elements: str
       returned: success
 program:
-  description: The program that is attached. Null where none is.
+  description: The program that is attached. Null where none is, or where RV(unseen) says why it is not known.
   type: dict
   returned: when O(gather) has V(program)
   contains:
@@ -174,10 +176,19 @@ program:
           type: str
           returned: success
           sample: "the kernel refuses settle_sockets: why, says the warning of speed_limit_program with state=reloaded"
+unseen:
+  description:
+    - Why RV(program), RV(rules), RV(processes) or RV(hook) is null although it was asked for, or values of a rule are.
+      Without the maps, as without libbpf, only name, cgroup and pids of a rule are known. Empty where all could be
+      looked at. Each is a warning, too, or is in RV(host.missing).
+  type: list
+  elements: str
+  returned: success
+  sample: []
 rules:
   description:
-    - The rules, as in M(speed_limiter.ebpf.speed_limit_rule), each with RV(rules[].pacing) and RV(rules[].use). Only
-      their names, where the maps cannot be read.
+    - The rules, each in the form of RV(speed_limiter.ebpf.speed_limit_rule#module:rule) with RV(rules[].pacing) and
+      RV(rules[].use). Null where they could not be looked at.
   type: list
   elements: dict
   returned: when O(gather) has V(rules)
@@ -300,7 +311,7 @@ rules:
           returned: success
           sample: "another rule, which holds for the same connections, holds them back: it has use.binds true"
 processes:
-  description: The processes in rules' own cgroups, or the one that O(pid) names.
+  description: The processes in rules' own cgroups, or the one that O(pid) names. Null where there is no cgroup2.
   type: list
   elements: dict
   returned: when O(gather) has V(processes)
@@ -322,7 +333,7 @@ processes:
       type: str
       returned: success
 hook:
-  description: The BPF programs that run for a packet that leaves the cgroup.
+  description: The BPF programs that run for a packet that leaves the cgroup. Null where they could not be looked at.
   type: list
   elements: dict
   returned: when O(gather) has V(hook)
@@ -352,6 +363,7 @@ hook:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, run
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.info import Info
 
 PARTS = ("host", "program", "rules", "processes", "hook")
@@ -359,6 +371,9 @@ PARTS = ("host", "program", "rules", "processes", "hook")
 
 def work(module: AnsibleModule) -> Result:
     """What was asked for."""
+    gather = [part for part in PARTS if part in module.params["gather"]]
+    if gather != ["host"]:
+        check_root()
     info = Info(module.run_command, module.params["name"], module.params["pid"], module.params["cgroup_path"])
     look = {
         "host": info.describe_host,
@@ -367,9 +382,10 @@ def work(module: AnsibleModule) -> Result:
         "processes": info.processes,
         "hook": info.hook,
     }
-    found: Result = {part: look[part]() for part in PARTS if part in module.params["gather"]}
-    told = [] if "host" in found else info.reasons()
-    return {"changed": False, "warnings": [*info.warnings, *told], **found}
+    found: Result = {part: look[part]() for part in gather}
+    unseen = info.unseen if gather != ["host"] else []
+    told = [] if "host" in found else unseen
+    return {"changed": False, "warnings": [*info.warnings, *told], "unseen": unseen, **found}
 
 
 def main() -> None:

@@ -55,11 +55,19 @@ removed:
   returned: success
   contains:
     rules:
-      description: Names of rules.
+      description: Rules as they were, each in the form of RV(speed_limiter.ebpf.speed_limit_rule#module:rule).
       type: list
-      elements: str
+      elements: dict
       returned: success
-      sample: [backup]
+      sample:
+        - name: backup
+          rate: 20971520
+          bucket: 20971520
+          cgroup_path: /sys/fs/cgroup/speed_limiter/backup
+          cgroup_id: 4217
+          members: [/sys/fs/cgroup/speed_limiter/backup]
+          pids: [1234]
+          counters: {packets: 1200, bytes: 1750000, dropped_packets: 3, dropped_bytes: 4500, congestion_marks: 12}
     pids:
       description: Processes that went back to the cgroups that they came from.
       type: list
@@ -97,7 +105,7 @@ import contextlib
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import LOCK_SECONDS
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import LOCK_SECONDS, facts
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.program import ABSENT, program_line
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.purge import carry_out, find
@@ -109,11 +117,12 @@ def work(module: AnsibleModule) -> Result:
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
         host = Host.open(module.run_command, any_version=scope == "all")
         purge, state = find(host, scope)
+        rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
         warnings = list(purge.warnings)
         if not check:
             warnings += carry_out(host, purge, state, everything=scope == "all")
     removed = {
-        "rules": list(purge.plan.changed),
+        "rules": rules,
         "pids": list(purge.pids),
         "stale_rules": list(purge.remains.rules),
         "stale_members": list(purge.remains.members),

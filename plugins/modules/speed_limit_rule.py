@@ -52,15 +52,12 @@ options:
       - Given a O(rate) without a bucket, the bucket is what the rate sends in one second. Given neither, neither
         changes.
     type: str
-  pid:
-    description:
-      - A process to move into the rule.
-    type: int
   pids:
     description:
-      - Processes to move into the rule.
+      - Processes to move into the rule. Excludes O(processes).
     type: list
     elements: int
+    aliases: [pid]
   processes:
     description:
       - Selects processes; all keys that are given must hold. Needs psutil on the managed node.
@@ -91,11 +88,11 @@ options:
         the rule
         O(name), with all that runs in it and below it. No process is moved then.
     type: str
-  cgid:
+  cgroup_id:
     description:
       - Selects an existing rule by the id of its cgroup.
     type: int
-    aliases: [cgroup_id]
+    aliases: [cgid]
   last:
     description:
       - Selects the rule that was last really changed on this host.
@@ -209,7 +206,7 @@ previous:
   type: dict
   returned: success
 matched:
-  description: The processes that O(pid), O(pids) or O(processes) matched.
+  description: The processes that O(pids) or O(processes) matched.
   type: list
   elements: int
   returned: success
@@ -229,8 +226,10 @@ skipped_processes:
       type: str
       returned: success
       sample: this task or an ancestor of it
-program:
-  description: What had to be done on this host to have the program loaded. Empty where it was loaded already.
+program_actions:
+  description:
+    - What was done on this host to have the program loaded, or in check mode would be. Empty where it was loaded
+      already.
   type: list
   elements: str
   returned: success
@@ -263,7 +262,7 @@ def work(module: AnsibleModule) -> Result:
         "diff": diff_of(done.plan.before, done.plan.after),
         "rule": done.after.get(name),
         "previous": done.before.get(name),
-        "program": list(done.program),
+        "program_actions": list(done.program),
         "unenforced": list(done.unenforced),
         "warnings": done.warnings,
         **selection(target),

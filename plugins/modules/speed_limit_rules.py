@@ -56,15 +56,12 @@ options:
           - Given a O(rules[].rate) without a bucket, the bucket is what the rate sends in one second. Given neither,
             neither changes.
         type: str
-      pid:
-        description:
-          - A process to move into the rule.
-        type: int
       pids:
         description:
-          - Processes to move into the rule.
+          - Processes to move into the rule. Excludes O(rules[].processes).
         type: list
         elements: int
+        aliases: [pid]
       processes:
         description:
           - Selects processes; all keys that are given must hold. Needs psutil on the managed node.
@@ -96,11 +93,11 @@ options:
             of the rule
             O(rules[].name), with all that runs in it and below it. No process is moved then.
         type: str
-      cgid:
+      cgroup_id:
         description:
           - Selects an existing rule by the id of its cgroup.
         type: int
-        aliases: [cgroup_id]
+        aliases: [cgid]
       last:
         description:
           - Selects the rule that was last really changed on this host.
@@ -136,18 +133,27 @@ summary:
   returned: success
   sample: {created: 1, changed: 0, removed: 0, unchanged: 41}
 rules:
-  description: The rules that changed, by name.
-  type: dict
+  description:
+    - The rules that were made or changed, as they are, or in check mode would be. Each has the form of
+      RV(speed_limiter.ebpf.speed_limit_rule#module:rule).
+  type: list
+  elements: dict
   returned: success
-  contains:
-    rule:
-      description: The rule as it is, as in M(speed_limiter.ebpf.speed_limit_rule). Null where it was removed.
-      type: dict
-      returned: success
-    previous:
-      description: The rule as it was. Null where it was made.
-      type: dict
-      returned: success
+  sample:
+    - name: backup
+      rate: 20971520
+      bucket: 20971520
+      cgroup_path: /sys/fs/cgroup/speed_limiter/backup
+      cgroup_id: 4217
+      members: [/sys/fs/cgroup/speed_limiter/backup]
+      pids: [1234]
+      counters: {packets: 0, bytes: 0, dropped_packets: 0, dropped_bytes: 0, congestion_marks: 0}
+previous:
+  description: The rules that were changed or removed, as they were, in the same form.
+  type: list
+  elements: dict
+  returned: success
+  sample: []
 kept:
   description: Rules that O(purge) spared.
   type: list
@@ -163,8 +169,10 @@ skipped_processes:
   description: Processes that are never taken, by the rule's name; only where there are any.
   type: dict
   returned: success
-program:
-  description: What had to be done on this host to have the program loaded. Empty where it was loaded already.
+program_actions:
+  description:
+    - What was done on this host to have the program loaded, or in check mode would be. Empty where it was loaded
+      already.
   type: list
   elements: str
   returned: success
@@ -212,15 +220,14 @@ def work(module: AnsibleModule) -> Result:
         "changed": bool(done.plan.actions),
         "diff": diff_of(done.plan.before, done.plan.after),
         "summary": summary(done),
-        "rules": {
-            name: {"rule": done.after.get(name), "previous": done.before.get(name)} for name in done.plan.changed
-        },
+        "rules": [done.after[name] for name in done.plan.changed if name in done.after],
+        "previous": [done.before[name] for name in done.plan.changed if name in done.before],
         "kept": list(done.plan.kept),
         "matched": {name: found["matched"] for name, found in selections.items()},
         "skipped_processes": {
             name: found["skipped_processes"] for name, found in selections.items() if found["skipped_processes"]
         },
-        "program": list(done.program),
+        "program_actions": list(done.program),
         "unenforced": list(done.unenforced),
         "warnings": done.warnings,
     }

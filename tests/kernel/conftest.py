@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import typing as t
 from pathlib import Path
 
@@ -44,12 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return int(marker.args[0]) if marker else 0
 
     items.sort(key=spoiled)
-
-
-def run_command(arguments: t.Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
-    """AnsibleModule.run_command, as far as the ports use it."""
-    done = subprocess.run(arguments, capture_output=True, text=True, check=check_rc)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture

@@ -19,7 +19,16 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
-from ansible_collections.speed_limiter.ebpf.tests.support.limiter import nothing, program, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import (
+    nothing,
+    program,
+    purge,
+    refused_unchanged,
+    rule,
+    rules,
+    snapshot,
+)
 
 NEW: dict[str, Any] = {"name": "new", "rate": "1m"}
 
@@ -37,23 +46,6 @@ def web(cgroups: Cgroups) -> Cgroups:
     rule(name="web", rate="1m")
     return cgroups
 
-
-@contextlib.contextmanager
-def refused(kind: str, *words: str) -> Iterator[None]:
-    before = snapshot()
-    yield from _refused(kind, *words)
-    assert snapshot() == before
-
-
-def _refused(kind: str, *words: str) -> Iterator[None]:
-    with pytest.raises(LimiterError) as raised:
-        yield
-    assert raised.value.kind == kind, raised.value
-    for word in words:
-        assert word in str(raised.value)
-
-
-unsafe = contextlib.contextmanager(_refused)  # where even looking is refused
 
 # ---- what the kernel or the system lacks
 
@@ -183,23 +175,23 @@ def test_a_fifth_rule_on_one_way_up_is_refused(web: Cgroups, nested: list[str]) 
     for level, path in enumerate(nested[:4]):
         rule(name=f"level-{level}", cgroup_path=path, rate="1m")
     words = [nested[4], "5 rules", "level-0, level-1, level-2, level-3, new", "at most 4", "Take one of them out"]
-    with refused("nested_too_deep", *words):
+    with refused_unchanged("nested_too_deep", *words):
         rule(**NEW, cgroup_path=nested[4])
-    with refused("nested_too_deep", "at most 4"):
+    with refused_unchanged("nested_too_deep", "at most 4"):
         rules({"name": "web", "rate": "2m"}, {**NEW, "cgroup_path": "/"})
     rule(name="level-0", state="absent")
     assert rule(**NEW, cgroup_path=nested[4])["changed"]
 
 
 def test_a_cgroup_deeper_than_the_program_looks_is_refused(web: Cgroups, nested: list[str]) -> None:
-    with refused("bad_cgroup_path", nested[15], "16 levels", "Limit a cgroup above it"):
+    with refused_unchanged("bad_cgroup_path", nested[15], "16 levels", "Limit a cgroup above it"):
         rule(**NEW, cgroup_path=nested[15])
     assert rule(**NEW, cgroup_path=nested[14])["changed"]
 
 
 def test_a_cgroup_that_belongs_to_another_rule_is_not_taken_from_it(web: Cgroups, nested: list[str]) -> None:
     rule(name="web", cgroup_path="/n1")
-    with refused("member_taken", "/n1", "'web'", "state=absent"):
+    with refused_unchanged("member_taken", "/n1", "'web'", "state=absent"):
         rule(**NEW, cgroup_path="/n1")
 
 
@@ -211,7 +203,7 @@ def test_what_others_pin_in_our_directory_stays_and_is_named(web: Cgroups) -> No
     foreign.mkdir()
     try:
         assert rule(**NEW)["changed"]
-        assert any("somebody_elses is not ours" in warning for warning in purge("all")["warnings"])
+        assert any("somebody_elses was not made by this collection" in warning for warning in purge("all")["warnings"])
         assert os.listdir(pins.PIN_DIR) == ["somebody_elses"]
     finally:
         foreign.rmdir()
@@ -225,7 +217,7 @@ def test_what_is_no_map_of_ours_but_has_its_name_is_refused(cgroups: Cgroups) ->
     subprocess.run(command.split(), check=True)
     try:
         for check in (True, False):
-            with unsafe("foreign_pin", wrong, "it is a map of type 2", "who put it there"):
+            with refused("foreign_pin", wrong, "it is a map of type 2", "who put it there"):
                 rule(**NEW, check=check)
         assert os.listdir(pins.PIN_DIR) == ["rate_limit_config_map"]
         assert cgroups.rule_names() == []
@@ -273,11 +265,17 @@ UNSAFE = [
 def test_a_pin_directory_that_others_could_have_filled_is_refused(
     web: Cgroups, spoil: Callable[[], None], why: str
 ) -> None:
+    tasks: tuple[Callable[[], object], ...] = (
+        lambda: rule(**NEW),
+        lambda: rule(name="web", state="absent"),
+        lambda: purge("all"),
+        program,
+    )
     before = snapshot()
     spoil()
     try:
-        for task in (lambda: rule(**NEW), lambda: rule(name="web", state="absent"), lambda: purge("all"), program):
-            with unsafe("unsafe_pin_directory", pins.PIN_DIR, "cannot be trusted", why, "who put it there"):
+        for task in tasks:
+            with refused("unsafe_pin_directory", pins.PIN_DIR, "cannot be trusted", why, "who put it there"):
                 task()
         assert any(why in missing for missing in limiter.info()["host"]["missing"])
     finally:
@@ -295,7 +293,7 @@ def test_a_memory_that_others_could_have_written_is_refused(web: Cgroups, link: 
         os.chmod(memory.DIRECTORY, 0o777)
     try:
         for check in (True, False):
-            with unsafe("unsafe_state_directory", memory.DIRECTORY, "is refused", "rm -r"):
+            with refused("unsafe_state_directory", memory.DIRECTORY, "is refused", "rm -r"):
                 rule(**NEW, check=check)
     finally:
         if link:
@@ -329,7 +327,9 @@ def test_a_program_that_shares_its_hook_with_none_is_named_with_the_ways_out(
     cgroups: Cgroups, attach: Callable[..., int]
 ) -> None:
     foreign = attach("/")
-    with unsafe("exclusive_program", f"id {foreign}", "for itself alone", "BPF_F_ALLOW_MULTI", "bpftool cgroup detach"):
+    with refused(
+        "exclusive_program", f"id {foreign}", "for itself alone", "BPF_F_ALLOW_MULTI", "bpftool cgroup detach"
+    ):
         rule(**NEW)
     found = snapshot()
     assert (found.cgroups, found.limits, found.program) == ((), {}, None)
@@ -339,5 +339,5 @@ def test_an_object_that_others_could_have_replaced_is_built_again(cgroups: Cgrou
     rule(**NEW)
     purge("all")
     os.chmod(build.OBJECT, 0o666)
-    assert any(action.startswith("built ") for action in rule(**NEW)["program"])
+    assert any(action.startswith("built ") for action in rule(**NEW)["program_actions"])
     assert os.stat(build.OBJECT).st_mode & 0o777 == 0o644

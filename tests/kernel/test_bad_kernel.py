@@ -101,7 +101,7 @@ def test_what_the_kernel_lacks_is_the_error_and_nothing_is_half_made(
 
 def test_an_object_that_was_built_elsewhere_needs_btf_too(alone: str) -> None:
     for check in (True, False):
-        text = elsewhere.refused(WITHOUT_BTF, f"program(object={alone!r}, check={check})")
+        text = elsewhere.error_of(WITHOUT_BTF, f"program(object={alone!r}, check={check})")
         assert text.startswith("no_btf: "), text
         for word in NO_BTF:
             assert word in text
@@ -154,5 +154,5 @@ def test_a_32_bit_interpreter_asks_the_kernel_how_many_bits_it_has(
     (tmp_path / "kallsyms").write_text(kallsyms)
     monkeypatch.setattr("sys.maxsize", 2**31 - 1)
     monkeypatch.setattr(kernel, "KALLSYMS", str(tmp_path / "kallsyms"))
-    monkeypatch.setattr(kernel.os, "uname", lambda: mock.Mock(machine=machine))
+    monkeypatch.setattr(os, "uname", lambda: mock.Mock(machine=machine))
     assert kernel._bits() == bits

@@ -15,7 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated import bpf_source
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
-from conftest import run_command
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import run_uncached
 
 if t.TYPE_CHECKING:
     from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
@@ -40,14 +40,14 @@ def build_once() -> str:
 
 
 def is_up_to_date() -> bool:
-    return build.up_to_date(build.inputs(run_command))
+    return build.up_to_date(build.inputs(run_uncached))
 
 
 def test_the_object_is_built_where_the_role_and_the_seed_have_it_and_always_the_same(attachments: Attachments) -> None:
     assert not is_up_to_date()
     old = os.umask(0o077)
     try:
-        assert build.build(run_command) == "/usr/lib/speed_limiter/limiter.bpf.o"
+        assert build.build(run_uncached) == "/usr/lib/speed_limiter/limiter.bpf.o"
     finally:
         os.umask(old)
     assert is_up_to_date()
@@ -58,11 +58,11 @@ def test_the_object_is_built_where_the_role_and_the_seed_have_it_and_always_the_
     for path in (sources, sources.parent, Path("/usr/lib/speed_limiter")):
         assert path.stat().st_mode & 0o7777 == 0o755, path
     assert sorted(os.listdir("/usr/lib/speed_limiter")) == ["limiter.bpf.o", "limiter.bpf.o.json"]
-    first, identity = build.inputs(run_command), build.identity_of_object(build.OBJECT)
+    first, identity = build.inputs(run_uncached), build.identity_of_object(build.OBJECT)
     attachments.load(build.OBJECT, first.identity, "/")
     assert attachments.current() is not None
-    assert build.identity_of_object(build.build(run_command)) == identity
-    assert build.inputs(run_command) == first
+    assert build.identity_of_object(build.build(run_uncached)) == identity
+    assert build.inputs(run_uncached) == first
     assert first.identity.startswith("source:")
     assert identity.startswith("object:")
     assert {len(first.identity), len(identity)} == {7 + 48}
@@ -99,7 +99,7 @@ def test_an_object_that_is_not_what_was_built_is_out_of_date_until_it_is_built_a
     damages: dict[str, t.Callable[[], object]] = {
         "object replaced": lambda: built.write_bytes(b"\x7fELF"),
         "object gone": built.unlink,
-        "object a symlink": lambda: (built.rename(f"{built}.kept"), built.symlink_to(f"{built}.kept")),
+        "object a symlink": lambda: built.symlink_to(built.rename(f"{built}.kept")),
         "object writable by others": lambda: built.chmod(0o666),
         "object not root's": lambda: os.chown(built, 1234, 0),
         "stamp gone": stamp.unlink,
@@ -128,7 +128,7 @@ def test_without_a_bpftool_that_runs_libbpf_writes_the_types(
     wrapper.write_text("#!/bin/sh\necho 'WARNING: bpftool not found for kernel 1.2.3' >&2\nexit 2\n")
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    attachments.load(build.build(run_command), "source:test", "/")
+    attachments.load(build.build(run_uncached), "source:test", "/")
     header = Path("/usr/share/speed_limiter/src/vmlinux.h").read_text()
     assert "struct __sk_buff {" in header
     assert "preserve_access_index" in header
@@ -137,7 +137,7 @@ def test_without_a_bpftool_that_runs_libbpf_writes_the_types(
 def test_without_clang_the_error_names_packages_and_the_way_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda command, path=None: None)
     with pytest.raises(LimiterError) as raised:
-        build.inputs(run_command)
+        build.inputs(run_uncached)
     assert raised.value.kind == "no_compiler"
     for words in ("clang is not installed", "libbpf-dev (Debian, Ubuntu)", "libbpf-devel (Fedora", "option object"):
         assert words in str(raised.value)
@@ -152,13 +152,13 @@ def test_a_clang_that_does_not_run_is_told() -> None:
 def test_without_btf_the_error_names_the_kernels_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "BTF", "/sys/kernel/btf/nothing")
     with pytest.raises(LimiterError, match="/sys/kernel/btf/nothing.*ENOENT.*CONFIG_DEBUG_INFO_BTF") as raised:
-        build.build(run_command)
+        build.build(run_uncached)
     assert raised.value.kind == "no_btf"
 
 
 def test_without_libbpfs_headers_the_error_names_their_package() -> None:
     def without_headers(arguments: list[str], check_rc: bool = False) -> tuple[int, str, str]:
-        return run_command([*arguments, "-nostdlibinc"] if "-c" in arguments else arguments)
+        return run_uncached([*arguments, "-nostdlibinc"] if "-c" in arguments else arguments)
 
     with pytest.raises(LimiterError, match="headers.*are not installed. Install libbpf-dev") as raised:
         build.build(without_headers)
@@ -171,7 +171,7 @@ def test_what_the_compiler_says_is_in_the_error_and_the_old_object_stays(monkeyp
     before = hashlib.sha256(built.read_bytes()).digest()
     monkeypatch.setitem(bpf_source.SOURCES, catalog.LIMITER.source, "int broken(void) { return nonsense; }\n")
     with pytest.raises(LimiterError, match="use of undeclared identifier 'nonsense'") as raised:
-        build.build(run_command)
+        build.build(run_uncached)
     assert raised.value.kind == "compile_failed"
     assert hashlib.sha256(built.read_bytes()).digest() == before
     monkeypatch.undo()
@@ -181,7 +181,7 @@ def test_what_the_compiler_says_is_in_the_error_and_the_old_object_stays(monkeyp
 def test_a_place_that_cannot_be_written_is_named() -> None:
     Path("/usr/lib/speed_limiter").write_text("a file where the directory should be")
     with pytest.raises(LimiterError, match="/usr/lib/speed_limiter cannot be written: EEXIST") as raised:
-        build.build(run_command)
+        build.build(run_uncached)
     assert raised.value.kind == "cannot_write"
 
 

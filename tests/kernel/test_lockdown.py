@@ -50,9 +50,9 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
             if mode == "integrity":
                 assert warnings == []
                 continue
-            consequences = ["what IPsec sends through a tunnel's device is charged twice"]
+            consequences = ["traffic that IPsec sends through a tunnel's device is charged twice"]
             if RELEASES:
-                consequences.append("connections that are open already are paced and released later than at once")
+                consequences.append("connections that are already open are paced and released later")
             assert len(warnings) == len(consequences)
             for warning, consequence in zip(warnings, consequences):
                 for words in (

@@ -99,21 +99,21 @@ def test_a_full_map_is_named_with_its_size_and_keeps_what_it_has(maps: Maps) -> 
 
 
 def test_a_socket_is_bound_and_released_by_its_descriptor(maps: Maps) -> None:
-    assert maps.control().bound_sockets == 0
+    assert maps.control().tagged_sockets == 0
     with socket.socket() as one, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
         assert maps.socket_rule(one.fileno()) is None
-        maps.bind_socket(one.fileno(), RULE)
-        maps.bind_socket(one.fileno(), RULE + 1)
+        maps.tag_socket(one.fileno(), RULE)
+        maps.tag_socket(one.fileno(), RULE + 1)
         assert maps.socket_rule(one.fileno()) == RULE + 1
         assert maps.socket_rule(other.fileno()) is None
-        assert maps.control().bound_sockets == 1
+        assert maps.control().tagged_sockets == 1
         maps.release_socket(one.fileno())
         assert maps.socket_rule(one.fileno()) == layout.RELEASED
 
 
 def test_binding_what_is_no_socket_is_an_error_with_its_errno(maps: Maps) -> None:
     with open("/dev/null", "rb") as file, pytest.raises(LimiterError, match="rate_limit_socket_map.*ENOTSOCK"):
-        maps.bind_socket(file.fileno(), RULE)
+        maps.tag_socket(file.fileno(), RULE)
 
 
 def test_the_generation_goes_up_by_one_and_round_at_32_bits_but_never_back_to_the_0_of_no_members(maps: Maps) -> None:

@@ -20,7 +20,7 @@ FULL = Memory(
     automatic={"pid-7": 123},
     homes={"pid-7": "/system.slice/a b"},
     last="backup",
-    unsettled=(7, 8),
+    in_transit=(7, 8),
 )
 HOLD = (
     "import sys\n"

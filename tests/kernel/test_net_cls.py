@@ -24,7 +24,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, r
 
 FLAWED = can_be_lost(kernel.version(), association.controllers())
 HIERARCHY = "/run/net_cls"
-WORDS = ("connections that are opened from now on are not limited", os.uname().release, "net_cls or net_prio", "5.15")
+WORDS = ("new connections are not limited", os.uname().release, "net_cls or net_prio", "5.15")
 
 
 @pytest.fixture
@@ -113,12 +113,12 @@ def test_net_cls_ends_all_limits_on_kernels_that_have_the_flaw_and_every_module_
             return
         for module, texts in said().items():
             assert len(texts) == 1, module
-            for words in (*WORDS, "a socket that was opened to try it has no cgroup", "reboot"):
+            for words in (*WORDS, "a socket that was opened as a test has no cgroup", "reboot"):
                 assert words in texts[0], (module, texts)
         assert info(gather=["host"])["host"]["sockets"] == "lost"
         mode, reason = mode_and_reason()
         assert mode == "none"
-        assert reason is not None and reason.startswith("connections that are opened from now on are not limited")
+        assert reason is not None and reason.startswith("new connections are not limited")
         assert rule(name="mirror", state="absent")["unenforced"] == []  # nothing is left that could be wrong
         assert info(gather=["rules"])["warnings"] != []
 
@@ -128,7 +128,7 @@ def test_net_cls_ends_all_limits_on_kernels_that_have_the_flaw_and_every_module_
 def _other_ways_to_know(hierarchy: Path) -> None:
     rule(name="mirror", rate="1m", cgroup_path="/mirror")
     for call in ("info(gather=['rules'])", "rule(name='mirror', rate='1m')"):
-        assert "a socket that was opened to try it has no cgroup" in elsewhere.said(in_the_root(), call)
+        assert "a socket that was opened as a test has no cgroup" in elsewhere.said(in_the_root(), call)
     call = "info(gather=['host'])"
     assert "the kernel's log says so" in elsewhere.said(WITHOUT_LOOPBACK, call)
     text = elsewhere.said([*WITHOUT_LOOPBACK, *WITHOUT_LOG], call)

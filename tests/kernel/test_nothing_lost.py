@@ -6,7 +6,7 @@ unlimited who was limited, and the next run completes it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Callable, NamedTuple
 from unittest import mock
 
@@ -61,7 +61,7 @@ class Job(NamedTuple):
     """``during`` says which rules a sender's packets may be charged to until the work is complete; others: to none."""
 
     work: Callable[[Team], dict[str, Any]]
-    during: dict[str, tuple[tuple[str, ...], ...]]
+    during: Mapping[str, tuple[tuple[str, ...], ...]]
     begin: Callable[[Team], object] = lambda team: limiter.program()
     ends: str = "rules"  # scope of the purge after it; "all" where it is about the program, whose loading takes long
     paces: bool = True  # afterwards

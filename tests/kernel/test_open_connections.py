@@ -17,8 +17,8 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.s
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import enforce
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.purge import carry_out, find
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import run_uncached
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import MPTCP, multipath
-from conftest import run_command
 
 # Sends one datagram for each line that it reads, through the socket of that name, which it opens at its first use.
 SENDER = """
@@ -51,17 +51,17 @@ def sender() -> Iterator[Sender]:
     yield it
     it.process.kill()
     it.process.wait()
-    host = Host.open(run_command)
+    host = Host.open(run_uncached)
     carry_out(host, *find(host, "all"), everything=True)
 
 
 def apply(**options: object) -> None:
-    enforce(run_command, [parse_request(options)], check=False)
+    enforce(run_uncached, [parse_request(options)], check=False)
 
 
 def packets(name: str) -> int:
     """What a rule has passed so far."""
-    host = Host.open(run_command)
+    host = Host.open(run_uncached)
     rule = host.cgroups.identifier(host.cgroups.rule_cgroup(name))
     counters = host.maps.counters(rule) if host.maps and rule else None
     assert counters is not None
@@ -98,7 +98,7 @@ def test_a_released_process_is_free_on_all_its_sockets(sender: Sender) -> None:
 
 
 def test_what_limits_the_cgroup_that_it_goes_back_to_holds_again(sender: Sender) -> None:
-    host = Host.open(run_command)
+    host = Host.open(run_uncached)
     home = Path(host.cgroups.absolute("/home_of_sender"))
     home.mkdir()
     try:
@@ -159,5 +159,5 @@ def test_a_socket_that_cannot_be_bound_leaves_no_other_unlimited() -> None:
         bound.append(descriptor)
 
     with socket.socket(), socket.socket(), socket.socket(), pytest.raises(LimiterError, match="no room"):
-        borrow.cover([os.getpid()], bind)
+        borrow.tag([os.getpid()], bind)
     assert len(bound) >= 3

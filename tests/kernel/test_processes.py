@@ -135,7 +135,7 @@ def test_ancestors_end_at_init_and_are_protected() -> None:
 @pytest.mark.parametrize("way", ["children files", "scan"])
 def test_descendants_of_all_generations_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "scan":  # a kernel without CONFIG_PROC_CHILDREN
-        monkeypatch.setattr(processes.os.path, "exists", lambda path: False)
+        monkeypatch.setattr(os.path, "exists", lambda path: False)
     with child(FAMILY) as process, child(FAMILY) as other:
         son, grandson = map(int, process.words)
         assert sorted(processes.descendants([process.pid])) == sorted([son, grandson])

@@ -70,7 +70,7 @@ def test_kernels_that_have_lost_the_cgroups_of_new_sockets_are_in_the_report(mem
     with mock.patch.object(association, "look", return_value=Association(LOST, "it was tried")):
         text = reported(WANTED)
     assert ", 2 not limited\n" in text
-    assert "    connections that are opened from now on are not limited: since a program has used net_cls" in text
+    assert "    new connections are not limited: after a program has used net_cls" in text
 
 
 @pytest.mark.parametrize(

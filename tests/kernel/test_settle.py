@@ -12,7 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
@@ -105,7 +105,7 @@ def connection(request: pytest.FixtureRequest, place: str) -> Iterator[Connectio
         yield it
 
 
-def in_place() -> object:
+def in_place() -> dict[str, Any]:
     return limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, cgroup_path="/paced")
 
 
@@ -299,11 +299,21 @@ def test_a_network_namespace_without_a_process_is_found_by_its_name(place: str) 
         subprocess.run(["ip", "netns", "delete", "somewhere"], check=True)
 
 
+def noting(looked_at: list[object]) -> Callable[..., list[object]]:
+    """Stands in for settle.settle: notes what was to be looked at, and says that nothing is wrong."""
+
+    def note(pids: object = None) -> list[object]:
+        looked_at.append(pids)
+        return []
+
+    return note
+
+
 def test_a_task_settles_once_and_one_that_changes_nothing_not_at_all(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at: list[object] = []
-    monkeypatch.setattr(settle, "settle", lambda pids=None: looked_at.append(pids) or [])
+    monkeypatch.setattr(settle, "settle", noting(looked_at))
     wanted = [{"name": f"rule-{number}", "rate": "1m"} for number in range(20)]
     limiter.program()
     looked_at.clear()
@@ -317,7 +327,7 @@ def test_so_many_rules_that_all_processes_are_looked_at(place: str, monkeypatch:
     looked_at: list[object] = []
     monkeypatch.setattr(pacing, "_MOST_RULES", 3)
     limiter.program()
-    monkeypatch.setattr(settle, "settle", lambda pids=None: looked_at.append(pids) or [])
+    monkeypatch.setattr(settle, "settle", noting(looked_at))
     limiter.rules(*({"name": f"rule-{number}", "rate": "1m"} for number in range(4)))
     assert looked_at == [None]
 

@@ -57,7 +57,7 @@ def test_every_internet_socket_is_bound_once_and_listeners_first() -> None:
     with child(SOCKETS) as process:
         inodes = [int(word) for word in process.words]
         during = open_files()
-        assert borrow.cover([process.pid], bound) == 4
+        assert borrow.tag([process.pid], bound) == 4
         assert open_files() == during
     assert sorted(bound.inodes) == sorted(inodes)
     assert bound.listening == [True, False, False, False]
@@ -69,7 +69,7 @@ def test_what_two_processes_share_is_bound_once() -> None:
     with child(SOCKETS, "fork") as process:
         family = [process.pid, *children_of(process.pid)]
         assert len(family) == 2
-        assert borrow.cover(family, bound) == 4
+        assert borrow.tag(family, bound) == 4
         assert len(set(bound.inodes)) == len(bound.inodes) == 4
 
 
@@ -93,7 +93,7 @@ def test_a_socket_option_set_through_the_copy_holds_for_the_process() -> None:
         borrowed.detach()
 
     with child(code) as process:
-        assert borrow.cover([process.pid], mark) == 1
+        assert borrow.tag([process.pid], mark) == 1
         answer, _errors = process.process.communicate("\n", timeout=20)
     assert answer == "ready 77\n"
 
@@ -117,7 +117,7 @@ def test_a_connection_that_comes_while_we_look_is_found() -> None:
                 process.process.stdin.flush()
                 assert process.process.stdout.readline() == "more\n"
 
-        assert borrow.cover([process.pid], bind) == 4
+        assert borrow.tag([process.pid], bind) == 4
 
 
 def test_a_process_that_never_stops_opening_does_not_hold_us() -> None:
@@ -137,15 +137,15 @@ def test_a_process_that_never_stops_opening_does_not_hold_us() -> None:
             process.process.stdin.flush()
             assert process.process.stdout.readline() == "more\n"
 
-        assert 2 < borrow.cover([process.pid], bind) < 100
+        assert 2 < borrow.tag([process.pid], bind) < 100
 
 
 def test_the_dead_and_those_without_sockets_are_left_out() -> None:
     with child() as gone:
         gone.end()
     with zombie() as dead, child(WAIT) as plain, child(SOCKETS) as process:
-        assert borrow.cover([gone.pid, dead, plain.pid, 2, process.pid], Bound()) == 4
-        assert borrow.cover([gone.pid, dead, plain.pid, 2], Bound()) == 0
+        assert borrow.tag([gone.pid, dead, plain.pid, 2, process.pid], Bound()) == 4
+        assert borrow.tag([gone.pid, dead, plain.pid, 2], Bound()) == 0
         assert list(borrow.open_sockets(gone.pid)) == []
 
 
@@ -153,7 +153,7 @@ def test_a_descriptor_that_became_a_file_is_left_out(monkeypatch: pytest.MonkeyP
     """Between the list and the loan the process closed a socket and opened something else, or nothing."""
     with child("import sys, os; os.close(2); print('ready', flush=True); sys.stdin.read()") as process:
         monkeypatch.setattr(borrow, "_socket_numbers", lambda pid: [0, 1, 2, 99])
-        assert borrow.cover([process.pid], Bound()) == 0
+        assert borrow.tag([process.pid], Bound()) == 0
 
 
 def test_an_error_of_the_caller_passes_through_and_nothing_stays_open() -> None:
@@ -163,7 +163,7 @@ def test_an_error_of_the_caller_passes_through_and_nothing_stays_open() -> None:
     with child(SOCKETS) as process:
         before = open_files()
         with pytest.raises(OSError, match="full"):
-            borrow.cover([process.pid], fail)
+            borrow.tag([process.pid], fail)
         assert open_files() == before
 
 
@@ -172,7 +172,7 @@ def test_where_the_kernel_lends_nothing_the_cause_is_told() -> None:
     code = (
         "import sys\n"
         "from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow\n"
-        "borrow.cover([int(sys.argv[1])], lambda fd: None)\n"
+        "borrow.tag([int(sys.argv[1])], lambda fd: None)\n"
     )
     with child(SOCKETS) as process:
         answer = subprocess.run(
@@ -201,6 +201,6 @@ def test_old_kernels_are_told(monkeypatch: pytest.MonkeyPatch, number: int) -> N
 
     monkeypatch.setattr(borrow, "_syscall", lambda: syscall)
     with refused("no_pidfd") as caught:
-        borrow.cover([os.getpid()], Bound())
+        borrow.tag([os.getpid()], Bound())
     assert errno.errorcode[number] in str(caught[0])
     assert "Linux 5.6" in str(caught[0])

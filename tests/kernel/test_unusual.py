@@ -97,8 +97,7 @@ def test_different_rules_at_once_are_all_made(cgroups: Cgroups) -> None:
     with contextlib.ExitStack() as stack:
         families = {f"rule-{number}": stack.enter_context(child()) for number in range(6)}
         tasks = [
-            lambda name=name, pid=family.pid: rule(name=name, pid=pid, rate="1m")  # type: ignore[misc]
-            for name, family in families.items()
+            lambda name=name, pid=family.pid: rule(name=name, pid=pid, rate="1m") for name, family in families.items()
         ]
         assert at_once(*tasks) == [True] * 6
         found = snapshot(*(family.pid for family in families.values()))

@@ -200,7 +200,8 @@ def nanoseconds(seconds: float) -> int:
 
 def flow_spec(flow: Flow) -> FlowSpec:
     spec = FlowSpec()
-    for name, *_ in FlowSpec._fields_[:-2]:
+    for part in FlowSpec._fields_[:-2]:
+        name = part[0]
         value = getattr(flow, name)
         setattr(spec, name, nanoseconds(value) if name in TIMES else value)
     spec.rules = len(flow.rules)

@@ -48,12 +48,14 @@ libc.pthread_exit(None)
 
 
 @contextlib.contextmanager
-def refused(kind: str) -> Iterator[list[LimiterError]]:
-    """What is inside must be refused with that kind of error, which is then in the list."""
+def refused(kind: str, *words: str) -> Iterator[list[LimiterError]]:
+    """What is inside must be refused with that kind of error, which says these words and is then in the list."""
     caught: list[LimiterError] = []
     with pytest.raises(LimiterError) as raised:
         yield caught
     assert raised.value.kind == kind, raised.value
+    for word in words:
+        assert word in str(raised.value), raised.value
     caught.append(raised.value)
 
 

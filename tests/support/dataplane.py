@@ -48,7 +48,7 @@ def _types() -> Path:
 
 def compile_object(source: Path, target: Path) -> Path:
     """Compiles one program, against the running kernel's types where it includes them."""
-    types = ["-I", _types()] if '"vmlinux.h"' in source.read_text(encoding="utf-8") else []
+    types: list[str | Path] = ["-I", _types()] if '"vmlinux.h"' in source.read_text(encoding="utf-8") else []
     subprocess.run(["clang", *FLAGS, *types, "-I", SOURCE, "-c", source, "-o", target], check=True)
     return target
 
@@ -104,7 +104,7 @@ class Dataplane:
             self.pacing = opened.map("rate_limit_pacing_map", layout.PACING.size)
             self.control = opened.map("rate_limit_control_map", layout.CONTROL.size)
         self.generation = 0
-        self.bound_sockets = 0
+        self.tagged_sockets = 0
         bpf.attach(str(self.cgroup), self.program)
         if self.pacer is not None:
             bpf.attach(str(self.cgroup), self.pacer, bpf.SOCK_OPS)
@@ -144,10 +144,10 @@ class Dataplane:
         del self.member[key_of(cgroup)]
         self.changed_members()
 
-    def bind_socket(self, descriptor: int, rule: Path) -> None:
+    def tag_socket(self, descriptor: int, rule: Path) -> None:
         """Charges an open socket to a rule, whatever cgroup it was made in."""
         self.socket[struct.pack("=i", descriptor)] = key_of(rule)
-        self.bound_sockets = 1
+        self.tagged_sockets = 1
         self._write_control()
 
     def changed_members(self) -> None:
@@ -158,7 +158,7 @@ class Dataplane:
         self.control[bytes(4)] = layout.pack_control(
             layout.Control(
                 generation=self.generation,
-                bound_sockets=self.bound_sockets,
+                tagged_sockets=self.tagged_sockets,
                 pacing=layout.PACING_OFF if self.pacer is None else layout.PACING_ON,
             )
         )
@@ -167,7 +167,7 @@ class Dataplane:
         fields = layout.STATE.unpack(self.state[key_of(rule)])
         fair, drops, notices = (layout.STATE_FIELDS.index(name) for name in ("fair.share", "drops[0]", "notices[0]"))
         learned = layout.FairShare._make(fields[fair:drops])
-        return State(*fields[:fair], learned, fields[drops:notices], fields[notices:])
+        return State._make((*fields[:fair], learned, fields[drops:notices], fields[notices:]))
 
 
 def key_of(cgroup: Path) -> bytes:

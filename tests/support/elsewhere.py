@@ -42,7 +42,7 @@ def said(prefix: list[str], call: str) -> str:
     return text
 
 
-def refused(prefix: list[str], call: str) -> str:
+def error_of(prefix: list[str], call: str) -> str:
     """The error of a module that fails, as ``kind: text``."""
     code, text = run(prefix, call)
     assert code != 0, text

@@ -19,7 +19,11 @@ from unittest import mock
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import (
+    KernelError,
+    Libbpf,
+    mount_bpffs,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 
 _SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "write")
@@ -116,7 +120,7 @@ class _Steps:
             for name in (*_SYSTEM_CALLS, *(_MERELY_REFUSED if self.fault is Fault.REFUSED else ())):
                 stack.enter_context(mock.patch.object(os, name, self._system_call(getattr(os, name))))
             stack.enter_context(mock.patch.object(os, "open", self._open(os.open)))
-            stack.enter_context(mock.patch.object(pins, "mount_bpffs", self._mount(pins.mount_bpffs)))
+            stack.enter_context(mock.patch.object(pins, "mount_bpffs", self._mount(mount_bpffs)))
             for name in ("_run", "_release"):  # what changes sockets
                 stack.enter_context(mock.patch.object(settle, name, self._system_call(getattr(settle, name))))
             for name in ("call", "try_call"):

@@ -17,14 +17,17 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import (
+    LimiterError as LimiterError,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
@@ -34,10 +37,10 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups as Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
-from .children import DEADLINE, until
+from .children import DEADLINE, refused, until
 from .running_kernel import OBJECT
 
 _NO_TYPES = "preserve_access_index\n#endif /* __VMLINUX_H__ */"  # nothing is compiled with them
@@ -46,7 +49,7 @@ _MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules"
 # ---- the modules
 
 
-def run_command(arguments: list[str], check_rc: bool = False) -> tuple[int, str, str]:
+def run_command(arguments: Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
     """AnsibleModule.run_command; what was compiled once is copied the next time, by any process of the sandbox."""
     if "-o" in arguments:
         place = arguments.index("-o") + 1
@@ -63,11 +66,11 @@ _stand_in: tuple[str, ...] = ()
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[None]:
-    """Meanwhile what is built is a program that a kernel verifies in a tenth of the time (no_shares.h); where an object
-    is given, that one as ever. Nothing of either stays.
+    """Meanwhile what is built is a program that a kernel verifies in a fifth of the time (passes_all.h), or the object
+    that was given for all tests. Nothing that was built stays.
     """
     global _stand_in
-    _stand_in = ("-include", str(Path(__file__).with_name("no_shares.h")))
+    _stand_in = ("-include", str(Path(__file__).with_name("passes_all.h")))
     _forget_built()
     try:
         yield
@@ -81,10 +84,13 @@ def _forget_built() -> None:
         Path(path).unlink(missing_ok=True)
 
 
-@functools.cache
-def _run(arguments: tuple[str, ...]) -> tuple[int, str, str]:
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+def run_uncached(arguments: Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
+    """AnsibleModule.run_command, as far as the ports use it."""
+    done = subprocess.run(arguments, capture_output=True, text=True, check=check_rc)
     return done.returncode, done.stdout, done.stderr
+
+
+_run = functools.cache(run_uncached)
 
 
 @functools.cache
@@ -172,7 +178,7 @@ class Snapshot(NamedTuple):
     members: dict[str, str]
     pins: tuple[str, ...]
     program: tuple[str, str] | None
-    remembered: memory.Memory
+    remembered: Memory
     files: tuple[str, ...]
     places: dict[int, str | None]
 
@@ -244,6 +250,15 @@ def clean_host() -> Iterator[Cgroups]:
     finally:
         purge("all")
         assert snapshot() == nothing()
+
+
+@contextlib.contextmanager
+def refused_unchanged(kind: str, *words: str, pids: tuple[int, ...] = ()) -> Iterator[None]:
+    """What is inside must be refused with that kind of error, which says these words, and change nothing."""
+    before = snapshot(*pids)
+    with refused(kind, *words):
+        yield
+    assert snapshot(*pids) == before
 
 
 # ---- processes that send

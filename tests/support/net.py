@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +168,20 @@ class Pair:
             if now - begin < 0.001:
                 received, packets = (int(field) for field in line.partition(":")[2].split()[:2])
                 return Arrived(now, received - ETHERNET_HEADER * packets, packets)
+
+
+@contextlib.contextmanager
+def setting(pair: Pair, name: str, value: str) -> Iterator[None]:
+    """One of net.ipv4's, in both namespaces."""
+    inside = [("nsenter", f"--net=/run/netns/{namespace}", "sysctl") for namespace in (pair.sender, pair.receiver)]
+    before = run(*inside[0], "-n", f"net.ipv4.{name}").strip()
+    for where in inside:
+        run(*where, "-w", f"net.ipv4.{name}={value}")
+    try:
+        yield
+    finally:
+        for where in inside:
+            run(*where, "-w", f"net.ipv4.{name}={before}")
 
 
 def run(*command: str) -> str:

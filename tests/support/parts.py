@@ -69,7 +69,7 @@ class Drops:
         now = counters(self._name)
         passed, dropped = (now[key] - self._before[key] for key in ("packets", "dropped_packets"))
         print(f"{passed} passed, {dropped} dropped")
-        return dropped / max(1, passed + dropped)
+        return float(dropped / max(1, passed + dropped))
 
 
 class Silence:

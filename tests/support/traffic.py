@@ -36,6 +36,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from . import asking
 
@@ -361,7 +362,7 @@ def syn(address: str, port: str, seconds: str, per_second: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    {
+    kinds: dict[str, Callable[..., object]] = {
         "receive": receive,
         "tcp": send_tcp,
         "serve": serve,
@@ -377,4 +378,5 @@ if __name__ == "__main__":
         "churn": churn,
         "tiny": tiny,
         "syn": syn,
-    }[sys.argv[1]](*sys.argv[2:])
+    }
+    kinds[sys.argv[1]](*sys.argv[2:])

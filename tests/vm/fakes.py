@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kernels for tests of the harness, in a cache as a fetch leaves it."""
+"""Kernels for tests of the harness, in a cache as a fetch leaves it; and the harness, run with such a cache."""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 RELEASE = "0.0.1-amd64"
+RUN = Path(__file__).resolve().with_name("run")
 
 
 def halting() -> bytes:
@@ -34,3 +38,13 @@ def keep(cache: Path, name: str, image: bytes) -> None:
     (place / "root/lib/modules" / RELEASE).mkdir(parents=True)
     (place / "root/boot" / f"vmlinuz-{RELEASE}").write_bytes(image)
     (place / "kernel.json").write_text(json.dumps({"release": RELEASE, "package": "0.0.1-1"}), encoding="ascii")
+
+
+def harness(cache: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+    """The exit status, and the lines that tell of a failure; no traceback may be among the others."""
+    command = [sys.executable, str(RUN), "--quick", "--cache", str(cache), *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.returncode, [line for line in done.stdout.splitlines() if "FAILED:" in line]

@@ -23,8 +23,16 @@ from typing import Any
 from . import fetch, image, machine
 
 # Seconds that each may take, several times what it does in a guest without KVM beside another one; quick, and in full.
-STEPS = {"object": (900, 1200), "playbook": (1200, 2400), "tests": (1200, 5 * 3600), "distance": (900, 2 * 3600)}
-MEASURING = ("distance",)
+STEPS = {
+    "object": (900, 1200),
+    "playbook": (1200, 2400),
+    "tests": (1200, 5 * 3600),
+    "distance": (900, 2 * 3600),
+    "world": (1200, 2 * 3600),
+}
+MEASURING = ("distance", "world")
+# A quick run has all others, unless it is told which: what these measure is tried by the step `tests` in fewer minutes.
+NOT_QUICK = ("world",)
 AT_ONCE = 2
 FULL_TESTS = ["tests/kernel"]
 
@@ -40,9 +48,14 @@ def say(name: str, line: str) -> None:
         print(f"{passed // 60:3}:{passed % 60:02} {name:14} {line}", flush=True)
 
 
+def usual_steps(quick: bool) -> list[str]:
+    """Those of a run that is not told which."""
+    return [step for step in STEPS if not (quick and step in NOT_QUICK)]
+
+
 def quick_tests() -> list[str]:
     """What is tried on every kernel when anything changes; no guest looks for it in the other files."""
-    files = sorted((machine.CHECKOUT / "tests/kernel").glob("test_*.py"))
+    files = sorted((machine.CHECKOUT / "tests/kernel").rglob("test_*.py"))
     marked = [path for path in files if re.search(r"every_kernel|\bcells\(", path.read_text("utf-8"))]
     return [*(str(path.relative_to(machine.CHECKOUT)) for path in marked), "-m", "every_kernel"]
 
@@ -71,8 +84,8 @@ def run(
     tests: list[str] | None = None,
     keep: Callable[[Results], None] = lambda results: None,
 ) -> Results:
-    """What came of each step on each kernel, by the kernel's name: see `Run.note`. ``cells``: which of the step
-    `distance`, as a regular expression. ``tests``: other arguments of pytest than the step `tests` has for it. ``keep``
+    """What came of each step on each kernel, by the kernel's name: see `Run.note`. ``cells``: which of the steps that
+    measure, as a regular expression. ``tests``: other arguments of pytest than the step `tests` has for it. ``keep``
     gets what came of a kernel when its guest ends, so that who interrupts hours of work loses little of it.
     """
     directory = cache / "run"
@@ -125,7 +138,7 @@ class Run:
         # Not in the guests, which would read all of a compiler through 9p to compile two files.
         self.programs = directory / "programs"
         self.programs.mkdir()
-        command = [sys.executable, machine.CHECKOUT / "bench/programs.py", self.programs]
+        command = [sys.executable, str(machine.CHECKOUT / "bench/programs.py"), str(self.programs)]
         subprocess.run(command, check=True, timeout=image.SECONDS)
 
     def all(self, names: list[str]) -> None:

@@ -10,10 +10,16 @@ import subprocess
 import time
 from typing import Any
 
+from .distance import aims
+from .distance import report as distance
 from .machine import CHECKOUT
+from .world import bounds
+from .world import report as world
 
 STORED = CHECKOUT / "docs/kernels"
 PAGE = CHECKOUT / "docs/kernels.md"
+# Of the steps that have cells: what none may do.
+VIOLATED = {"distance": aims.violated, "world": bounds.violated}
 
 Results = dict[str, dict[str, Any]]
 
@@ -74,7 +80,7 @@ def store(results: Results) -> None:
             # Also where the step left no result.
             now = [{**cell, **stamp} for cell in found.get("cells", [])]
             if cells := merged(earlier, now):
-                kept["steps"][step].update(cells=cells, wrong=_wrong(found.get("wrong"), cells, now))
+                kept["steps"][step].update(cells=cells, wrong=_wrong(step, found.get("wrong"), cells, now))
         path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -85,12 +91,10 @@ def merged(earlier: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[d
     return list({**before, **now}.values())
 
 
-def _wrong(said: str | None, cells: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+def _wrong(step: str, said: str | None, cells: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
     """Why the step failed; what an earlier run measured has not become right by not being measured again."""
-    from .distance import aims
-
     kept = [cell for cell in cells if cell not in now]
-    wrong = [f"{cell['place']} {cell['shaper']}: {why}" for cell in kept if (why := aims.violated(cell))]
+    wrong = [f"{cell['place']} {cell['shaper']}: {why}" for cell in kept if (why := VIOLATED[step](cell))]
     return "; ".join([*([said] if said else []), *wrong])
 
 
@@ -120,12 +124,9 @@ def page(kept: dict[str, Any]) -> str:
         parts += [f"The object {origin if origin != 'built here' else 'that each kernel built for itself'}:\n"]
         parts += [markdown(programs_table(kept, origin))]
     parts += ["## Tests that a kernel cannot run\n", *skipped(kept)]
-    distances = {name: one["steps"]["distance"] for name, one in kept.items() if "distance" in one["steps"]}
-    if distances:
-        # Only where there is something to show: it stands on modules of bench/.
-        from .distance import report
-
-        parts.append(report.section(distances))
+    for step, section in (("world", world.section), ("distance", distance.section)):
+        if measured := {name: one["steps"][step] for name, one in kept.items() if step in one["steps"]}:
+            parts.append(section(measured))
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -153,6 +154,7 @@ below was measured without KVM) on the userland of the machine that it runs on, 
 - *tests*: all of `tests/kernel`.
 - *distance*: TCP over netem, from 5 to 200 ms away. A cell is one limit, number of connections, round trip and
   congestion control, under one shaper.
+- *world*: requests, pages and connections that come and go, a cell of each kind.
 """
 
 PROGRAMS = """Instructions that the verifier walked (the kernel gives up at 1,000,000), bytes of the program as the
@@ -197,7 +199,7 @@ def said(step: str, found: dict[str, Any]) -> str:
         return "**failed**"
     if step == "tests":
         return f"{found['passed']} passed, {len(found['skipped'])} not for this kernel"
-    if step == "distance":
+    if "planned" in found:
         return f"{len(found['cells'])} of {found['planned']} cells"
     return "passed"
 

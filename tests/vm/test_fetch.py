@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.tests.vm import fetch, matrix
-from ansible_collections.speed_limiter.ebpf.tests.vm.fakes import RELEASE, keep
+from ansible_collections.speed_limiter.ebpf.tests.vm.fakes import RELEASE, harness, keep
 
-RUN = Path(__file__).resolve().with_name("run")
 SEARCH = """\
 linux-image-6.12.9+deb13-amd64 - Linux for 64-bit PCs
 linux-image-6.12.10+deb13-amd64 - Linux for 64-bit PCs
@@ -23,16 +20,6 @@ linux-image-6.1.0-50-amd64 - Linux for 64-bit PCs
 linux-image-amd64 - Linux for 64-bit PCs (meta-package)
 linux-image-6.12.13+deb13-amd64-dbg - Debug symbols
 """
-
-
-def harness(cache: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
-    """The exit status, and the lines that tell of a failure; no traceback may be among the others."""
-    command = [sys.executable, str(RUN), "--quick", "--cache", str(cache), *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.returncode, [line for line in done.stdout.splitlines() if "FAILED:" in line]
 
 
 def test_a_suite_that_cannot_be_reached(tmp_path: Path) -> None:

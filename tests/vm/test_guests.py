@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.tests.vm import fetch, machine, matrix, report
-from ansible_collections.speed_limiter.ebpf.tests.vm.fakes import halting, keep
-from test_fetch import RUN, harness
+from ansible_collections.speed_limiter.ebpf.tests.vm.fakes import RUN, halting, harness, keep
 
 NAME = "none-0.0"
 
@@ -161,7 +160,8 @@ def test_kvm_that_works(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_running(kernel: fetch.Kernel, tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, str(RUN), "--quick", "--cache", str(tmp_path), "none:0.0"]
+    # A shell that runs these tests in the background has SIGINT ignored, and so would be this.
+    command = ["env", "--default-signal=INT", sys.executable, str(RUN), "--quick", "--cache", str(tmp_path), "none:0.0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             # A trial of KVM or, after it, the guest itself.

@@ -30,7 +30,7 @@ def row(page: Path, word: str) -> str:
 
 
 def test_what_was_not_run_now_stays(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tests = {"wrong": None, "seconds": 9, "tests": 3, "passed": 2, "skipped": SKIPPED, "failed": []}
+    tests: dict[str, Any] = {"wrong": None, "seconds": 9, "tests": 3, "passed": 2, "skipped": SKIPPED, "failed": []}
     programs = {"limit_egress": PROGRAM, "settle_sockets": None}
     monkeypatch.setattr(report, "commit", lambda: "aaaaaaa")
     old = found("5.10.0-32-amd64", object={"wrong": None, "seconds": 9, "built here": programs}, tests=tests)
@@ -122,6 +122,38 @@ def test_misses_are_shown_with_what_the_others_came_to_and_why(page: Path) -> No
     measured(*cells, bbr)
     assert "| error | 1x1/5/cubic | 95.00 % (htb 94.00 %) | not found yet |" in page.read_text(encoding="utf-8")
     assert "| error | 10x1/20/bbr | 95.00 % (alone) | the 15 s end with" in page.read_text(encoding="utf-8")
+
+
+def request(shaper: str = "speed_limiter", **figures: Any) -> dict[str, Any]:
+    """A cell of the step world."""
+    fixed = {"place": "20 Mbit/s, 8 workers", "shaper": shaper, "goal": "requests_new", "limit": 2e7, "used": 2e7}
+    return {**fixed, "excess": 0, "busy": 0.5, "meets": True, "figure": "used 1.000", **figures}
+
+
+def world(*cells: dict[str, Any], wrong: str = "") -> None:
+    goals = {"requests_new": "a connection for each request: used at least 98 %"}
+    step = {"wrong": wrong, "planned": 26, "goals": goals, "cells": list(cells)}
+    report.store({"sid-7.2": found("7.2.13-amd64", world=step)})
+    report.write()
+
+
+def test_requests_that_miss_their_goal_are_marked_and_are_no_failure(page: Path) -> None:
+    missed = request(used=1.9e7, meets=False, figure="used 0.950")
+    world(missed, request("htb", figure="used 0.970", meets=False), request(place="100 Mbit/s, 9 workers", busy=0.99))
+    assert "3 of 26 cells" in row(page, "sid-7.2")
+    assert "**1 of 2**" in row(page, "a connection for each request")
+    assert row(page, "20 Mbit/s, 8 workers") == "| 20 Mbit/s, 8 workers | speed_limiter | **used 0.950** |"
+    assert "|  | htb | used 0.970 |" in page.read_text(encoding="utf-8")
+    assert "| used 1.000 (busy) |" in row(page, "100 Mbit/s, 9 workers")
+
+
+def test_requests_that_broke_a_bound_are_not_forgotten_by_measuring_others(page: Path) -> None:
+    world(request(used=9e6), wrong="20 Mbit/s, 8 workers speed_limiter: only 45.0 % of the limit")
+    world(request(place="100 Mbit/s, 9 workers"))
+    assert "**failed**" in row(page, "sid-7.2")
+    assert "- sid-7.2, world: 20 Mbit/s, 8 workers speed_limiter: only 45.0 %" in page.read_text(encoding="utf-8")
+    world(request())
+    assert "2 of 26 cells" in row(page, "sid-7.2")
 
 
 def test_a_step_that_was_never_run_is_shown(page: Path) -> None:

@@ -147,11 +147,11 @@ static void spoil(struct simulation *sim)
 		break;
 	case 6: /* nothing that could not be */
 		fair->share = fair->share / 4 + random_to(&sim->random, fair->share);
-		fair->paced_rate = limiter->rate - random_to(&sim->random, limiter->rate / FOREIGN_SHARE);
-		fair->period_ns = EPOCH_SHORTEST + random_to(&sim->random, 3 * fair->period_ns);
+		fair->paced_rate = limiter->rate - random_to(&sim->random, limiter->rate / FAIR_SHARE_FOREIGN_PART);
+		fair->period_ns = FAIR_SHARE_EPOCH_SHORTEST + random_to(&sim->random, 3 * fair->period_ns);
 		fair->epoch_start_ns = sim->now - random_to(&sim->random, fair->period_ns);
 		fair->clock_ns = sim->now + random_to(&sim->random, NANOSECONDS) - NANOSECONDS / 2;
-		fair->lag_ns = random_to(&sim->random, LAG_LONGEST);
+		fair->lag_ns = random_to(&sim->random, FAIR_SHARE_LAG_LONGEST);
 		fair->modest_bytes = random_to(&sim->random, limiter->rate);
 		fair->foreign_bytes = random_to(&sim->random, limiter->rate);
 		fair->active = random_to(&sim->random, 2 * fair->active + 1);
@@ -159,7 +159,7 @@ static void spoil(struct simulation *sim)
 		fair->holders = random_to(&sim->random, 2 * fair->holders + 1);
 		fair->holders_before = random_to(&sim->random, 2 * fair->holders_before + 1);
 		fair->newcomers = random_to(&sim->random, 2 * fair->newcomers + 1);
-		fair->burst = random_to(&sim->random, BURST_LARGEST);
+		fair->burst = random_to(&sim->random, FAIR_SHARE_BURST_LARGEST);
 		break;
 	}
 }

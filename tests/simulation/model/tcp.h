@@ -109,7 +109,8 @@ static void tcp_sent(struct simulation *sim, struct flow *flow, const struct pac
 		late = sim->now - flow->next_departure;
 		flow->next_departure = sim->now;
 	}
-	if (flow->pacing_rate != UNLIMITED && flow->segments_offered >= UNPACED_SEGMENTS && !flow->spec->unpaced) {
+	if (flow->pacing_rate != UNLIMITED && flow->segments_offered >= CONNECTION_UNPACED_SEGMENTS &&
+	    !flow->spec->unpaced) {
 		uint64_t lasts = bytes * NANOSECONDS / flow->pacing_rate;
 
 		flow->next_departure += lasts - (late < lasts / 2 ? late : lasts / 2);
@@ -166,7 +167,7 @@ static bool tcp_transmit(struct simulation *sim, struct flow *flow, struct packe
 
 	packet->tcp = pacing && packet->tcp;
 	packet->round_trip_ns = flow->smoothed_round_trip;
-	packet->starved = sim->now - flow->last_sent > EPOCH_LONGEST;
+	packet->starved = sim->now - flow->last_sent > FAIR_SHARE_EPOCH_LONGEST;
 	verdict = walk_rules(sim, flow->spec, pacing, packet);
 	if (verdict != VERDICT_PASS)
 		congestion_enter_reduction(flow);
@@ -278,8 +279,8 @@ static void tcp_start(struct simulation *sim, struct flow *flow)
 	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
 	flow->delivered_at = flow->last_sent = flow->used_since = sim->now;
 	if (!spec->unpaced && !spec->foreign) {
-		if (walk_join(sim, spec, &flow->pacing) && flow->pacing.share < SLOW_SHARE)
-			flow->window = SLOW_INITIAL_WINDOW;
+		if (walk_join(sim, spec, &flow->pacing) && flow->pacing.share < CONNECTION_SLOW_SHARE)
+			flow->window = CONNECTION_SLOW_INITIAL_WINDOW;
 		tcp_take_share(flow);
 	}
 	if (spec->kind == KIND_BBR)

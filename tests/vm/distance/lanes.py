@@ -103,7 +103,7 @@ def measure_round(lanes: Sequence[Lane], cells: list[Cell]) -> list[Stored]:
         ]
         last = max(one.sender.began for one in sending)
         time.sleep(max(0.0, last / SECOND + WARM_UP - time.monotonic()))
-        busy, begin = _busy(), time.monotonic_ns()
+        busy, begin = measure.busy(), time.monotonic_ns()
         before = [traffic.timeouts(one.sender) for one in sending]
         changes: list[Change] = []
         if cells[0].changes:
@@ -112,7 +112,7 @@ def measure_round(lanes: Sequence[Lane], cells: list[Cell]) -> list[Stored]:
             time.sleep(cells[0].window)
         end = time.monotonic_ns()
         timeouts = [traffic.timeouts(one.sender) - count for one, count in zip(sending, before)]
-        busy = _busy() - busy
+        busy = measure.busy() - busy
         share = busy / ((end - begin) / SECOND)
         return [
             {**_figures(one, begin, end, waited, changes), "busy": round(share, 2), "lanes": len(cells)}
@@ -129,13 +129,6 @@ def _change(lane: Lane, cell: Cell, rate: int) -> Change:
     given = time.monotonic_ns()
     time.sleep(AFTER_CHANGE)
     return Change(rate, asked, given, time.monotonic_ns())
-
-
-def _busy() -> float:
-    """Seconds of work of all CPUs, so far."""
-    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
-    user, nice, system, _idle, _waiting, irq, softirq, *_others = map(int, fields)
-    return (user + nice + system + irq + softirq) / 100
 
 
 def _figures(one: Sending, begin: int, end: int, timeouts: int, changes: list[Change]) -> Stored:
@@ -158,7 +151,7 @@ def _figures(one: Sending, begin: int, end: int, timeouts: int, changes: list[Ch
         "least": min(shares) / (sum(shares) / len(shares)) if any(shares) else 0.0,
         "steady": steady,
         "worst": worst(curve, began + int(STEADY * SECOND), end, cell.rate) if cell.rate and not changes else None,
-        "excess": excess(counts, began, max([cell.rate, *(change.rate for change in changes)])),
+        "excess": measure.excess(counts, began, max([cell.rate, *(change.rate for change in changes)])),
         "changes": [_followed(curve, change, end) for change in changes],
     }
 
@@ -203,14 +196,3 @@ def worst(curve: measure.Curve, begin: int, end: int, rate: int) -> float:
 def _starts(begin: int, end: int, window: int) -> range:
     """When windows begin that end in time."""
     return range(begin, end - window + 1, measure.BIN // 2)
-
-
-def excess(counts: Sequence[traffic.Count], begin: int, rate: int) -> float:
-    """Bytes by which more arrived in any stretch of time than `rate` bits per second; a full bucket is among them."""
-    most, least = 0.0, float("inf")
-    for count in counts if rate else ():
-        if count.at >= begin:
-            ahead = count.bytes - rate * (count.at - begin) / 8 / SECOND
-            least = min(least, ahead)
-            most = max(most, ahead - least)
-    return most

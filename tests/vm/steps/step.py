@@ -30,10 +30,16 @@ class Wrong(Exception):
 class Step:
     """One run of a step: its directory, the harness's options, and what is found meanwhile."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name, self.directory = name, directory
         self.options: dict[str, Any] = json.loads((directory / "options.json").read_text(encoding="utf-8"))
         self.found: dict[str, Any] = {}
+
+    def keep(self) -> None:
+        """Writes what was found so far, which is there whatever happens to the guest."""
+        unfinished = self.directory / f"{self.name}.json.new"
+        unfinished.write_text(json.dumps(self.found, indent=1), encoding="utf-8")
+        unfinished.rename(self.directory / f"{self.name}.json")
 
     def playbook(self, name: str, *arguments: str, **variables: object) -> dict[str, int]:
         """Runs one of the playbooks beside the steps; gives how much each play changed, by its name, and fails where a
@@ -89,7 +95,7 @@ def running(command: list[str], environment: dict[str, str]) -> subprocess.Popen
 
 def main(name: str, work: Callable[[Any], None], kind: type[Step] = Step) -> None:
     """Runs a step to its end and writes its result, whatever happens in it."""
-    step = kind(Path(sys.argv[1]))
+    step = kind(name, Path(sys.argv[1]))
     try:
         work(step)
         step.found["wrong"] = None
@@ -98,9 +104,7 @@ def main(name: str, work: Callable[[Any], None], kind: type[Step] = Step) -> Non
     except Exception as error:
         traceback.print_exc()
         step.found["wrong"] = f"{type(error).__name__}: {error}"
-    unfinished = step.directory / f"{name}.json.new"
-    unfinished.write_text(json.dumps(step.found, indent=1), encoding="utf-8")
-    unfinished.rename(step.directory / f"{name}.json")
+    step.keep()
     if step.found["wrong"]:
         print(f"FAILED: {step.found['wrong']}", flush=True)
     sys.exit(bool(step.found["wrong"]))

@@ -1,9 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The steps that a plan may consist of. Each can be done twice without harm: a killed run is completed by the next
-one's plan.
-"""
+"""The steps of a plan. Each can be done twice without harm, so the next run's plan completes a run that was killed."""
 
 from __future__ import annotations
 
@@ -14,15 +12,15 @@ from .policy import Limit
 
 
 class LoadProgram(t.NamedTuple):
-    """Load the program where none is attached, building it first if it must be."""
+    """Load the program where none is attached, and build it first if necessary."""
 
 
 class MakeRule(t.NamedTuple):
-    """Make a rule, or complete a half-made one."""
+    """Make a rule, or complete an unfinished one."""
 
     name: str
     limit: Limit
-    start_time: int | None  # of the process that a rule `pid-<pid>` is made for
+    start_time: int | None  # of the process, for an automatic rule
 
 
 class SetLimit(t.NamedTuple):
@@ -41,23 +39,23 @@ class RemoveMember(t.NamedTuple):
 
 
 class Take(t.NamedTuple):
-    """Move processes into a rule; with ``children``, also what they fork in the meantime."""
+    """Move processes into a rule; with ``children``, also those that they fork meanwhile."""
 
     name: str
     processes: tuple[Process, ...]
-    named: tuple[int, ...]  # pids that the user named: if one is gone, the whole task fails
+    named: tuple[int, ...]  # pids that the user named: the task fails if one of them is gone
     children: bool
 
 
 class Release(t.NamedTuple):
-    """Move processes out of a rule, back to where they came from."""
+    """Move processes out of a rule, back to their origins."""
 
     name: str
     pids: tuple[int, ...]
 
 
 class RemoveRule(t.NamedTuple):
-    """Remove a rule; whatever process is still in it goes back first."""
+    """Remove a rule, after releasing the processes that are still in it."""
 
     name: str
 

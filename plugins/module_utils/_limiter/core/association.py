@@ -1,10 +1,10 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a socket that is opened now belongs to the cgroup of its process, without which no rule sees what it sends.
+"""Whether a socket that is opened now gets the cgroup of its process. Without that, no rule sees what it sends.
 
 Until commit 8520e224f547 (Linux 5.15; Debian's 5.10 lacks it) the first use of net_cls or net_prio of cgroup v1 ends
-that for the whole host until its next boot. Sockets that were open before keep their cgroup.
+this for the whole host until its next boot. Sockets that were open before keep their cgroup.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ KEPT, LOST, SUSPECTED, UNKNOWN = "kept", "lost", "suspected", "unknown"
 CONTROLLERS = ("net_cls", "net_prio")
 ROOT_ID = 1  # of cgroup2's root, on 64-bit kernels since 5.5
 
-# Of a rule, in a few words.
+# The short text for a single rule.
 NOT_LIMITED = (
-    "connections that are opened from now on are not limited, since a program has used net_cls or net_prio of cgroup "
-    "v1 on this kernel: see the warning"
+    "new connections are not limited, because a program has used net_cls or net_prio of cgroup v1 on this kernel: see "
+    "the warning"
 )
 
 _REPAIRED = (5, 15)
 
 _REMEDY = (
-    "Find the program that uses them (grep -E 'net_cls|net_prio' /proc/mounts; older Docker, LXC and libvirt do), keep "
-    "it from that, for example with the kernel parameter cgroup_no_v1=net_cls,net_prio, and reboot; or boot a kernel "
-    "from 5.15 on, where it is harmless"
+    "Find the program that uses them (grep -E 'net_cls|net_prio' /proc/mounts; older Docker, LXC and libvirt do), stop "
+    "it from doing so, for example with the kernel parameter cgroup_no_v1=net_cls,net_prio, and reboot; or boot Linux "
+    "5.15 or newer, where this is harmless"
 )
 
 
 class Association(t.NamedTuple):
-    """``state``: KEPT; LOST for all sockets that are opened from now on; SUSPECTED, UNKNOWN where it cannot be tried.
+    """``state``: KEPT; LOST for all sockets opened from now on; SUSPECTED or UNKNOWN where a trial is impossible.
 
-    ``evidence``: what speaks for LOST or SUSPECTED.
+    ``evidence`` is what indicates LOST or SUSPECTED.
     """
 
     state: str
     evidence: str = ""
 
     def warning(self, release: str) -> str | None:
-        """What a user has to know, or None; ``release`` is the kernel's."""
+        """What a user has to know, or None. ``release`` is the kernel's."""
         if self.state not in (LOST, SUSPECTED):
             return None
         lost = self.state == LOST
         return (
-            f"connections that are opened from now on {'are not' if lost else 'may not be'} limited: "
-            f"{'since' if lost else 'once'} a program has used net_cls or net_prio of cgroup v1, this kernel "
-            f"({release}) gives new sockets no cgroup until it boots again ({self.evidence}). {_REMEDY}."
+            f"new connections {'are not' if lost else 'may not be'} limited: after a program has used net_cls or "
+            f"net_prio of cgroup v1, this kernel ({release}) gives new sockets no cgroup until the next boot "
+            f"({self.evidence}). {_REMEDY}."
         )
 
 
 def can_be_lost(version: tuple[int, int], controllers: t.Container[str]) -> bool:
-    """Whether a kernel has the flaw: its version, and the controllers of cgroup v1 that it was built with."""
+    """Whether a kernel of this version, built with these controllers of cgroup v1, has the flaw."""
     return version < _REPAIRED and any(name in controllers for name in CONTROLLERS)
 
 
 def judge(own: int | None, socket: int | None) -> str:
-    """From the ids of the cgroup that a process was in, and of the one that the kernel gives for its new socket.
+    """The state, from the id of a process's cgroup and the id that the kernel reports for its new socket.
 
-    What has lost its cgroup counts as the root's, so a process in the root learns nothing.
+    A socket without a cgroup counts as the root's, so a process in the root learns nothing.
     """
     if socket is None:
         return UNKNOWN
@@ -70,9 +70,8 @@ def judge(own: int | None, socket: int | None) -> str:
 
 
 def used(value: str) -> bool:
-    """Whether a file net_cls.classid or net_prio.ifpriomap, whose text this is, has ever been given a value, as far as
-    it shows.
+    """Whether the text of a file net_cls.classid or net_prio.ifpriomap shows that it was ever given a value.
 
-    They have one number, or a line of interface and number for each interface.
+    The files hold one number, or one line of interface and number for each interface.
     """
     return any(line.split()[-1] not in ("0", "0x0") for line in value.splitlines() if line.strip())

@@ -1,10 +1,10 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the collection has in a host's kernel: maps, programs and the object file that they come from, a row each.
+"""What the collection has in a host's kernel: a row for each map, each program and the object file they come from.
 
-Loading, attaching, pinning, listing, purging and docs/architecture.md follow these rows; CONTRIBUTING.md says how one
-is added. A map that is not pinned begins empty with every program, and has none.
+Loading, attaching, pinning, listing, purging and docs/architecture.md follow these rows. CONTRIBUTING.md says how to
+add one. A map that is not pinned begins empty with every program, and has no row.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ class Map(t.NamedTuple):
 
 
 class Hook(t.NamedTuple):
-    """Where programs of one kind are attached."""
+    """A kind of attachment."""
 
-    name: str  # as in their section
+    name: str  # the section of its programs in the object file
     program_type: int  # BPF_PROG_TYPE_*
     attach_type: int  # BPF_CGROUP_*, BPF_TRACE_ITER
     link_type: int
 
 
 class Program(t.NamedTuple):
-    """A program, and the pin of its link. One can do without those that have ``refused``."""
+    """A program and the pin of its link. A program with ``refused`` is optional."""
 
     name: str
     hook: Hook
     link: str
     moving: str = ""  # the pin of its next link, while the attach point is being moved
-    since: tuple[int, int] = (0, 0)  # the kernel that has what it needs: an older one is not asked, which takes seconds
-    refused: str = ""  # what follows where the kernel refuses it
-    paces: bool = False  # nothing but this: left out where sockets are not to be paced, and removed when that ends
+    since: tuple[int, int] = (0, 0)  # an older kernel lacks what it needs; trying to load it there would take seconds
+    refused: str = ""  # the consequence where the kernel refuses it
+    paces: bool = False  # only there for pacing: left out without pacing, and removed when pacing is switched off
 
 
 class Part(t.NamedTuple):
-    """What a program does only where the kernel lets it: a byte in a section, 0 if it is not to."""
+    """A part of a program that some kernels forbid: a byte in a section, 0 to leave the part out."""
 
     name: str
     section: str
@@ -57,10 +57,10 @@ class Part(t.NamedTuple):
 
 
 class Object(t.NamedTuple):
-    """An object file: its source in bpf/, and what must be in it."""
+    """An object file: its source in bpf/, and what it must contain."""
 
     source: str
-    programs: tuple[Program, ...]  # each is loaded only with all those before it
+    programs: tuple[Program, ...]  # each is loaded only together with all before it
     maps: tuple[Map, ...]
 
 
@@ -84,33 +84,33 @@ PACE = Program(
     SOCK_OPS,
     "pace_sockets_link",
     "pace_sockets_link_new",
-    refused="TCP is not paced here, the token bucket alone limits it",
+    refused="TCP is not paced here; only the token bucket limits it",
     paces=True,
 )
 SETTLE = Program(
     "settle_sockets",
     TCP_ITERATOR,
-    "settle_sockets_link",  # to read it is to run it, in the reader's network namespace
+    "settle_sockets_link",  # reading it runs it in the reader's network namespace
     since=(6, 1),  # bpf_setsockopt in iter/tcp
-    refused="connections that are open already are paced and released later than at once",
+    refused="connections that are already open are paced and released later",
     paces=True,
 )
-# In LIMIT: whether it looks into the kernel's memory, which lockdown may forbid.
+# In LIMIT: looking into the kernel's memory, which lockdown may forbid.
 LOOK = Part(
     "kernel_memory",
     ".rodata.memory",
-    "what IPsec sends through a tunnel's device is charged twice, and reaches half of its limit",
+    "traffic that IPsec sends through a tunnel's device is charged twice, and reaches only half of its limit",
 )
 
-# Control is the last to be pinned: where it is, the others are.
+# Control is pinned last: where it is, all the others are.
 MAPS = (CONFIG, STATE, MEMBER, STEP, PLACE, TARGET, SOCKET, PACING, CONTROL)
 PROGRAMS = (LIMIT, PACE, SETTLE)
 LIMITER = Object("limiter.bpf.c", PROGRAMS, MAPS)
 
 
 def links(programs: t.Iterable[Program]) -> dict[str, Hook]:
-    """Pins of their links, and to what each is one. Detached in this order: while packets are limited, sockets may be
-    paced.
+    """Pins of the programs' links, and the hook of each, in the order of detaching: pacing may last only as long as
+    packets are limited.
     """
     ordered = sorted(programs, key=lambda program: not program.paces)
     return {pin: program.hook for program in ordered for pin in (program.moving, program.link) if pin}

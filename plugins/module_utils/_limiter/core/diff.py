@@ -1,8 +1,8 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a user reads in a diff: one line a rule, the same in check mode and in a real run, never an id, a counter or a
-time.
+"""What a user reads in a diff: one line per rule, the same in check mode and in a real run. It never shows an id, a
+counter or a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rule_line(name: str, rule: Rule | None) -> str:
 def texts(
     names: t.Iterable[str], before: t.Mapping[str, Rule], after: t.Mapping[str, Rule], loads_program: bool
 ) -> tuple[str, str]:
-    """The two sides of a diff, over the rules in ``names``."""
+    """The two sides of a diff of the rules in ``names``."""
     old = ["program: not loaded"] if loads_program else []
     new = ["program: loaded"] if loads_program else []
     for name in sorted(set(names)):

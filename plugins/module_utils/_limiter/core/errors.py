@@ -9,9 +9,8 @@ from __future__ import annotations
 class LimiterError(Exception):
     """A failure that a user can act on.
 
-    ``kind`` is a short stable word that tests and callers may compare (``no_cgroup2``, ``dead_process`` ...);
-    ``what`` says what failed, ``why`` the cause (with the errno's name where the kernel
-    refused), ``remedy`` what to do.
+    ``kind`` is a short stable word that tests and callers may compare (``no_cgroup2``, ``dead_process``). ``what`` says
+    what failed, ``why`` gives the cause (with the name of the errno where the kernel refused), ``remedy`` what to do.
     """
 
     def __init__(self, kind: str, what: str, why: str = "", remedy: str = "") -> None:

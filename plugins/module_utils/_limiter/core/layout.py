@@ -25,12 +25,12 @@ MAX_STAR_TEXT = 127  # bytes of a name before its star, and behind it
 MAX_STEPS = 262144
 MAX_TARGETS = 65536
 MAX_PATTERN = 1008  # bytes, and one less in a pattern
-RELEASED = 0  # as the rule of a socket: its process was moved out of a rule again
-UNPACED = (1 << 64) - 1  # as a pacing rate: none
+RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
+UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
 
 ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; the value of member and socket
-FD = struct.Struct("=i")  # the key of the socket storage, as user space sees it
+FD = struct.Struct("=i")  # the key of socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
@@ -44,7 +44,7 @@ TARGET = struct.Struct(f"=QII{MAX_PATTERN}s")
 
 
 class FairShare(t.NamedTuple):
-    """What the controller knows of a rule; the fields are explained in bpf/layout.h."""
+    """What the controller knows of a rule; bpf/layout.h explains the fields."""
 
     share: int = 0
     paced_rate: int = 0
@@ -79,15 +79,15 @@ class FairShare(t.NamedTuple):
 
 
 class Use(t.NamedTuple):
-    """How much of a rule is used, as bpf/use.h measures it: in spans of a second, or more where packets are rare."""
+    """How much of a rule is used, as bpf/use.h measures it: in spans of a second, or longer where packets are rare."""
 
-    start_ns: int = 0  # CLOCK_MONOTONIC at the beginning of this span: the packet that ended the one before
-    bytes: int = 0  # Counters.bytes then
+    start_ns: int = 0  # CLOCK_MONOTONIC of the packet that ended the span before and began this one
+    bytes: int = 0  # Counters.bytes at that time
     rate: int = 0  # what passed in the span before, in bytes per second
 
 
 class State(t.NamedTuple):
-    """What a rule has and knows, as of its last packet."""
+    """A rule's state as of its last packet."""
 
     tokens: int = 0  # bytes; negative is debt
     refilled_ns: int = 0  # CLOCK_MONOTONIC
@@ -97,18 +97,18 @@ class State(t.NamedTuple):
 
 
 class Pacing(t.NamedTuple):
-    """Of one socket: the pacing rate that it was given (0: none) and the one that its process wants."""
+    """One socket's pacing rates: the one that we set (0: none) and the one that its process wants."""
 
     set: int
     own: int
 
 
 class Control(t.NamedTuple):
-    """The one entry of the control map; the fields are explained in bpf/layout.h."""
+    """The one entry of the control map; bpf/layout.h explains the fields."""
 
     schema: int = SCHEMA
     generation: int = 0
-    bound_sockets: int = 0
+    tagged_sockets: int = 0
     program_id: int = 0
     pacing: int = PACING_OFF
     places: int = 0
@@ -164,7 +164,7 @@ _USE = STATE_FIELDS.index("use_start_ns")
 _FAIR = STATE_FIELDS.index("fair.share")
 _DROPS = STATE_FIELDS.index("drops[0]")
 _NOTICES = STATE_FIELDS.index("notices[0]")
-# Of what sockets were told, where it is in the layouts of all versions.
+# The two fields of Pacing, which the layouts of all versions have at this place.
 _TOLD = struct.Struct("=QQ")
 _TOLD_AT = struct.calcsize("=5Q")
 
@@ -178,7 +178,7 @@ def unpack_limit(data: bytes) -> Limit:
 
 
 def pack_full_state(bucket: int, now: int) -> bytes:
-    """A state whose bucket is full at ``now`` (nanoseconds of CLOCK_MONOTONIC) and that has counted nothing."""
+    """A new state, with a full bucket at ``now`` (nanoseconds of CLOCK_MONOTONIC)."""
     return STATE.pack(bucket, now, *[0] * (len(STATE_FIELDS) - 2))
 
 

@@ -1,12 +1,11 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The values that observation, plan and application pass to each other. NamedTuples: a dataclass costs ten times as
-much to define.
+"""The values that observation, plan and application pass to each other. They are NamedTuples because a dataclass costs
+ten times as much to define.
 
-Cgroups are named by their path below the cgroup2 mount, as in /proc/PID/cgroup: ``/`` is the root,
-``/system.slice/a.service``.
-Start times are clock ticks since boot (field 22 of /proc/PID/stat).
+A cgroup is named by its path below the cgroup2 mount, as in /proc/PID/cgroup: ``/system.slice/a.service``; ``/`` is the
+root. Start times are clock ticks since boot (field 22 of /proc/PID/stat).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .policy import Given, Limit
 
 
 class Process(t.NamedTuple):
-    """A process as it was seen; pid and start time together are never used again by the kernel."""
+    """A process as it was seen. The kernel never reuses a pid together with its start time."""
 
     pid: int
     start_time: int
@@ -25,35 +24,35 @@ class Process(t.NamedTuple):
 
 
 class Origin(t.NamedTuple):
-    """Where a process was before it was first moved into a rule."""
+    """The cgroup where a process was before it was first moved into a rule."""
 
     start_time: int
     cgroup: str
 
 
 class Memory(t.NamedTuple):
-    """What has to be remembered beside the kernel's own state, until the next boot."""
+    """What has to be remembered until the next boot, because the kernel does not."""
 
     origins: t.Mapping[int, Origin]  # by pid
-    automatic: t.Mapping[str, int]  # rule `pid-<pid>` -> start time of the process that it was made for
-    homes: t.Mapping[str, str]  # rule -> where its processes came from; for children whose parents are gone
-    last: str | None  # the rule that was last really changed
-    unsettled: tuple[int, ...] = ()  # processes that a run was moving; left behind only by one that was killed
-    settling: bool = False  # a run was changing rules, and their sockets may not have followed; as above
+    automatic: t.Mapping[str, int]  # automatic rule -> start time of the process that it was made for
+    homes: t.Mapping[str, str]  # rule -> common origin of its processes, for children whose parents are gone
+    last: str | None  # the last rule that was really changed
+    in_transit: tuple[int, ...] = ()  # processes being moved; only a run that was killed leaves some behind
+    settling: bool = False  # such a run changed rules, and open sockets may not have followed
 
 
 class Program(t.NamedTuple):
     """The program that is attached now."""
 
-    identity: str  # what was loaded: "source:<hash>" or "object:<hash>"; "unknown" where nobody wrote it down
+    identity: str  # what was loaded: "source:<hash>" or "object:<hash>"; "unknown" if that was not recorded
     cgroup: str  # attach point
     program_id: int
     link_id: int
-    pacing: str = "on"  # of TCP sockets: "on"; "off": not wanted, or half way; "refused": by the kernel
+    pacing: str = "on"  # "off": switched off, or a task is switching it; "refused": by the kernel
 
 
 class Selector(t.NamedTuple):
-    """Which processes a rule takes; the keys that are given must all hold."""
+    """Which processes a rule takes: those that match all keys that are given."""
 
     name: str | None = None
     exe: str | None = None  # full path
@@ -62,32 +61,32 @@ class Selector(t.NamedTuple):
 
 
 class Rule(t.NamedTuple):
-    """A rule as it is, or as it will be."""
+    """A rule as it is, or as it will be after the plan."""
 
     name: str
     cgroup_id: int | None  # None: not made yet
-    limit: Limit | None  # None: half made, by a run that was killed
-    members: tuple[str, ...]  # cgroups limited in place, beside the rule's own
+    limit: Limit | None  # None: unfinished, left by a run that was killed
+    members: tuple[str, ...]  # without the rule's own cgroup
     pids: tuple[int, ...]
 
 
 class Skipped(t.NamedTuple):
-    """A process that a selector or `children` matched and that is never taken."""
+    """A process that a selector or `children` matches but that is never taken."""
 
     pid: int
     reason: str
 
 
 class Request(t.NamedTuple):
-    """One rule's options, validated; what they mean on this host is found by observation."""
+    """One rule's options, validated. What they mean on this host is found by observation."""
 
-    where: str  # begins the error texts: "" or "rules[3]: "
+    where: str  # begins each error text: "" or "rules[3]: "
     present: bool
     name: str | None
     cgroup_id: int | None
     last: bool
     given: Given  # fields of its limit
-    takes_processes: bool  # processes are spoken of, if only by an empty list
+    takes_processes: bool  # an option about processes is given, even an empty list
     pids: tuple[int, ...]
     selector: Selector | None
     children: bool
@@ -95,15 +94,15 @@ class Request(t.NamedTuple):
 
 
 class Target(t.NamedTuple):
-    """A request after the host was looked at."""
+    """A request together with what it means on this host."""
 
     request: Request
-    name: str | None  # the rule; None: absent, by processes or by something that is not there
+    name: str | None  # the rule; None if state=absent selects by processes, or by something that does not exist
     automatic: bool  # the rule is named after the request's one process
-    member: str | None  # cgroup to be limited in place
-    processes: tuple[Process, ...]  # living ones that are meant, children included
-    matched: tuple[int, ...]  # what pid, pids or the selector matched
-    dead: tuple[int, ...]  # pids that were named and do not live
+    member: str | None  # cgroup to limit in place
+    processes: tuple[Process, ...]  # the living processes that it selects, children included
+    matched: tuple[int, ...]  # pids that the options about processes matched
+    dead: tuple[int, ...]  # pids that were given but do not exist
     skipped: tuple[Skipped, ...]
 
 
@@ -113,4 +112,4 @@ class HostState(t.NamedTuple):
     rules: t.Mapping[str, Rule]
     memory: Memory
     program: Program | None
-    lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> limits that a process loses when it leaves
+    lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> the limits that a process loses by leaving it

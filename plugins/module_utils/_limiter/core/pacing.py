@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a rule limits now, and why so: in words and figures."""
+"""How a rule limits now, and why, in words and figures."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import typing as t
 from .layout import FairShare
 from .policy import Limit
 
-# From this on (34 Gbit/s) a rate does not fit into the 32 bits in which a program can set it.
+# From here on (34 Gbit/s) a rate does not fit into the 32 bits that a BPF program can set.
 FASTEST_PACED = 0xFFFFFFFF
 
-# Without a packet for so long an epoch's figures speak of the past.
+# After this time without a packet, an epoch's figures are out of date.
 _STALE_EPOCHS, _STALE_NS = 4, 1_000_000_000
 
-_ELSE = "why, says the warning of speed_limit_program with state=reloaded"
+_ELSE = "the warning of speed_limit_program with state=reloaded says why"
 
 
 _ONLY_NEWER = "only Linux 6.12 and newer can pace them"
 
 
 class Ability(t.NamedTuple):
-    """What this host does about pacing."""
+    """What this host can do about pacing."""
 
     state: str | None  # as Program.pacing; None: no program is loaded
     refusal: str | None  # why the kernel refuses it, where that can be seen
-    adopts: bool  # whether the kernel can pace connections that were open before their rule: Linux 6.12
-    settles: bool = True  # whether open connections are looked at after each change: settle_sockets is pinned
-    refuses_settling: bool = False  # the kernel is new enough for that, Linux 6.1, and does not do it
-    half_way: bool = False  # a run was killed, or is at it, that switches pacing on or off
+    adopts: bool  # the kernel can pace connections that were open before their rule (Linux 6.12)
+    settles: bool = True  # open connections are settled after each change: settle_sockets is pinned
+    refuses_settling: bool = False  # the kernel is new enough to settle (Linux 6.1), but refuses
+    half_way: bool = False  # a task is switching pacing on or off, or was killed at it
 
 
 def about(ability: Ability) -> dict[str, t.Any]:
@@ -44,11 +44,11 @@ def about(ability: Ability) -> dict[str, t.Any]:
 
 
 def _why_not_open_ones(ability: Ability) -> str | None:
-    """What does not follow a change at once, of connections that are open, where sockets are paced; or None."""
+    """Which open connections do not follow a change at once although sockets are paced, and why; or None."""
     if ability.state != "on" or (ability.settles and ability.adopts):
         return None
     if ability.settles:
-        return f"those that are older than their rule are released at once, but not paced: {_ONLY_NEWER}"
+        return f"connections that are older than their rule are released at once, but not paced: {_ONLY_NEWER}"
     if ability.refuses_settling:
         return f"the kernel refuses settle_sockets: {_ELSE}"
     return "only Linux 6.1 and newer can go through all sockets"
@@ -60,8 +60,8 @@ def why_not(ability: Ability) -> str | None:
         return "no program is loaded: nothing limits"
     if ability.half_way:
         return (
-            "a task is switching pacing on or off, or was killed at it: the next task for rules or the program puts it "
-            "in order, and connections may be too slow until then"
+            "a task is switching pacing on or off, or was killed while it did: the next task for rules or the program "
+            "completes that; until then connections may be too slow"
         )
     if ability.state == "off":
         return "pacing is switched off: speed_limit_program with pacing=true switches it on"
@@ -71,22 +71,22 @@ def why_not(ability: Ability) -> str | None:
 
 
 class Connections(t.NamedTuple):
-    """How many TCP connections of a rule have sent data lately, and how many of these ..."""
+    """Numbers of a rule's TCP connections."""
 
-    active: int
-    unpaced: int  # do not pace themselves
-    waiting: int  # would send more, and wait for this rule
-    waiting_elsewhere: int  # would send more, and wait for another rule
+    active: int  # have sent data lately
+    unpaced: int  # of these, do not pace themselves
+    waiting: int  # of these, would send more and are held by this rule
+    waiting_elsewhere: int  # of these, would send more and are held by another rule
 
 
 def current(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> FairShare:
-    """What a rule's controller knows, or nothing where that is of the past or sockets are not paced."""
+    """What a rule's controller knows; nothing if that is out of date or sockets are not paced."""
     fresh = now - seen.epoch_start_ns <= _STALE_EPOCHS * seen.period_ns + _STALE_NS
     return seen if fresh and ability.state == "on" and limit else FairShare()
 
 
 def connections(fair: FairShare) -> Connections:
-    """Those of this epoch; of one that has just begun and knows little, those of the last."""
+    """The numbers of this epoch; those of the last one if this one has just begun and knows less."""
     if fair.active >= fair.active_before:
         found = Connections(fair.active, fair.unpaced, fair.holders, fair.elsewhere)
     else:
@@ -95,7 +95,7 @@ def connections(fair: FairShare) -> Connections:
 
 
 def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> dict[str, t.Any]:
-    """A rule's mode with its reason, and its controller's figures; ``now`` is CLOCK_MONOTONIC in nanoseconds."""
+    """``pacing`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds."""
     fair = current(ability, limit, seen, now)
     found = connections(fair)
     mode, reason = _mode(ability, limit, fair.share, found.unpaced)
@@ -123,12 +123,12 @@ def _mode(ability: Ability, limit: Limit | None, share: int, unpaced: int) -> tu
     if not unpaced:
         return "paced", None
     if ability.adopts:
-        why = "they are new, or another program has taken the callbacks that they need"
+        why = "they are new, or another program has taken the callbacks that pacing needs"
     else:
         refused = f"and the kernel refuses settle_sockets, which could pace these: {_ELSE}"
         why = (
             "they are new, or were open before their rule was made, "
             f"{refused if ability.refuses_settling else f'and {_ONLY_NEWER}'}"
         )
-    # Without figures, which change all the time: a report tells hosts with the same reason together.
+    # Without figures, since they change all the time: a report groups hosts with the same reason.
     return "paced", f"some connections are not paced: {why}; the token bucket limits these"

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what is and what is wanted to the steps between them. Pure: check mode's answer is the plan itself."""
+"""The steps from what is to what is wanted. Pure: check mode's answer is the plan itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Plan(t.NamedTuple):
     targets: tuple[Target, ...]
     rules: t.Mapping[str, Rule]  # as they will be
     changed: tuple[str, ...]  # names of the rules that change
-    kept: tuple[str, ...]  # rules that a purge spared
+    kept: tuple[str, ...]  # names of the rules that a purge spared
     before: str
     after: str
     warnings: tuple[str, ...]
@@ -35,25 +35,25 @@ class Plan(t.NamedTuple):
 
 
 def is_automatic(name: str) -> bool:
-    """Whether a rule is named after a process, as ``pid-1234``."""
+    """Whether this is the name of an automatic rule, one for a single process: ``pid-1234``."""
     return _AUTOMATIC.fullmatch(name) is not None
 
 
 def rule_of(cgroup: str) -> str | None:
-    """The rule whose own cgroup this is, or is below."""
+    """The rule whose own cgroup is this one or above it."""
     parts = cgroup.split("/")
     return parts[2] if cgroup.startswith(f"{MANAGED}/") else None
 
 
 def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> Plan:
-    """The steps that make the host as the targets want it.
+    """The steps that bring the host to what the targets want.
 
     Raises LimiterError before anything is touched: ``dead_process``, ``stale_rule``, ``rate_needed``, ``member_taken``,
     ``nested_too_deep``.
     """
     draft = _Draft(state)
     others = sorted(set(state.rules) - _names(targets))
-    # What goes is planned first, so that what comes may have its cgroups; it is done last (see finish).
+    # Removals are planned first, so that their cgroups are free for new rules, but done last (see finish).
     for target in targets:
         if not target.request.present:
             draft.absent(target)
@@ -69,7 +69,7 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
 
 
 def _names(targets: t.Sequence[Target]) -> set[str]:
-    """The rules that the targets speak of, each once."""
+    """The names of the targets' rules. Raises LimiterError if one comes twice."""
     names: set[str] = set()
     for target in targets:
         if target.name in names:
@@ -93,7 +93,7 @@ def plan_removal(state: HostState, names: t.Sequence[str]) -> Plan:
 
 
 class _Draft:
-    """The rules as they will be, and the steps that led there."""
+    """The rules as they will be, and the steps that lead there."""
 
     def __init__(self, state: HostState) -> None:
         self.state = state
@@ -106,7 +106,7 @@ class _Draft:
 
     def _do(self, action: Action, rule: Rule) -> None:
         self.actions.append(action)
-        # At the end, also when it is there already: the last one is what `last` selects.
+        # Moved to the end if it is there already: `last` selects the last one.
         self.touched.pop(rule.name, None)
         self.touched[rule.name] = None
         self.rules[rule.name] = rule
@@ -117,7 +117,7 @@ class _Draft:
             raise LimiterError(
                 "no_rule",
                 f"{request.where}there is no such rule",
-                "nothing has that id, or no rule was set yet",
+                "no rule has that id, or no rule was set yet",
                 "Give name and rate",
             )
         if target.dead:
@@ -156,7 +156,7 @@ class _Draft:
         return Limit(**t.cast("dict[str, int]", values))
 
     def _make_room(self, target: Target) -> None:
-        """A rule ``pid-<pid>`` of an earlier process with that number is never inherited."""
+        """Removes the automatic rule of an earlier process with the same pid: it is never inherited."""
         rule = self.rules.get(target.name or "")
         if rule is None or not self._stale(rule, target):
             return
@@ -203,8 +203,8 @@ class _Draft:
             lost = self.state.lost_limits.get(cgroup, ())
             if lost:
                 self.warnings.append(
-                    f"processes leave {cgroup} and with it its {', '.join(lost)}; "
-                    f"to keep them, limit that cgroup in place: cgroup_path={cgroup}"
+                    f"processes leave {cgroup}, so its {', '.join(lost)} no longer hold for them; "
+                    f"to keep these, limit that cgroup in place: cgroup_path={cgroup}"
                 )
         pids = {process.pid for process in moved}
         for other in sorted({rule_of(process.cgroup) or "" for process in moved} - {""}):
@@ -213,7 +213,7 @@ class _Draft:
         self._do(action, rule._replace(pids=tuple(sorted({*rule.pids, *pids}))))
 
     def _claim(self, target: Target, rule: Rule) -> list[Process]:
-        """A process that several rules of one list want belongs to the first, or it would change hands on every run."""
+        """A process that several rules of one list want belongs to the first; otherwise it would move on every run."""
         mine = []
         taken: dict[str, list[str]] = {}
         for process in target.processes:
@@ -237,7 +237,7 @@ class _Draft:
         return mine
 
     def _forget(self, name: str, pids: set[int]) -> None:
-        """Processes leave a rule; one that is named after a process goes with its last one."""
+        """Processes leave a rule for another one. An automatic rule goes with its last process (see finish)."""
         rule = self.rules.get(name)
         if rule is None:
             return
@@ -247,7 +247,7 @@ class _Draft:
     def absent(self, target: Target) -> None:
         request, name = target.request, target.name
         if name is None:
-            # By cgid or last, and there is no such rule: nothing is meant, least of all other rules.
+            # By cgroup_id or last, but there is no such rule: that selects nothing, least of all other rules.
             if request.cgroup_id is None and not request.last:
                 self._release_anywhere(target)
             return
@@ -262,10 +262,10 @@ class _Draft:
             self._release(name, {process.pid for process in target.processes if rule_of(process.cgroup) == name})
 
     def _release_anywhere(self, target: Target) -> None:
-        """Absent by processes, without a rule: each goes back from wherever it is, with its children in that rule."""
+        """Absent by processes, without a rule: each goes back from whatever rule it is in, with its children there."""
         by_rule: dict[str, set[int]] = {}
-        # Also those that a killed run was about to let go: their parent may have left the rule already.
-        named = {*target.matched, *self.state.memory.unsettled}
+        # Also those that a killed run was about to release: their parent may have left the rule already.
+        named = {*target.matched, *self.state.memory.in_transit}
         meant = {rule_of(process.cgroup) for process in target.processes if process.pid in named}
         for process in target.processes:
             name = rule_of(process.cgroup)
@@ -276,7 +276,7 @@ class _Draft:
         living = {process.pid for process in target.processes}
         for pid in target.request.pids:
             rule = self.rules.get(f"pid-{pid}")
-            # What is left of a rule whose process is gone, or is another one now.
+            # A leftover rule whose process is gone, or whose pid is another process now.
             if rule is not None and (pid not in living or pid not in rule.pids):
                 self.remove(rule.name)
 
@@ -298,7 +298,7 @@ class _Draft:
         )
 
     def remove(self, name: str) -> None:
-        """A rule goes with its members, and its processes go back."""
+        """Removes a rule with its members; its processes go back."""
         rule = self.rules.pop(name)
         for member in rule.members:
             self.owners.pop(member, None)
@@ -306,7 +306,7 @@ class _Draft:
         self.touched[name] = None
 
     def check_nesting(self) -> None:
-        """No socket may be under more rules than the program looks for."""
+        """Raises LimiterError if a socket would be under more rules than the program looks for."""
         if not any(isinstance(action, AddMember) for action in self.actions):
             return
         for member in sorted(self.owners):
@@ -322,7 +322,7 @@ class _Draft:
                 )
 
     def finish(self, targets: t.Sequence[Target], spared: t.Iterable[str]) -> Plan:
-        """The plan; of ``spared``, the rules that a purge did not remove are told."""
+        """The plan. Its ``kept`` has the rules among ``spared`` that still exist."""
         for name in list(self.touched):
             rule = self.rules.get(name)
             if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
@@ -345,7 +345,7 @@ class _Draft:
         )
 
     def _goes(self, action: Action) -> bool:
-        """What goes, goes last: a failure before leaves it as it is. But a rule that is made anew has to go first."""
+        """Removals go last, so that a failure before leaves them undone. But a rule that is made anew must go first."""
         if isinstance(action, RemoveRule):
             return action.name not in self.rules
         return isinstance(action, (Release, RemoveMember))

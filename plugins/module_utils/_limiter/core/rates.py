@@ -1,9 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rates and sizes: what a user may write, and how they are shown. Everything inside is an integer: bytes per second,
-bytes.
-"""
+"""Rates and sizes: what a user may write, and how they are shown. Inside, all are integers: bytes per second, bytes."""
 
 from __future__ import annotations
 
@@ -33,10 +31,9 @@ _BITS = {"kbit": 1000 // 8, "mbit": 1000**2 // 8, "gbit": 1000**3 // 8}
 def parse_rate(option: str, value: object) -> int:
     """A rate in bytes per second.
 
-    ``k``, ``m``, ``g`` are powers of 1024 bytes, as in the tool that this collection replaces; ``kbit``, ``mbit``,
-    ``gbit`` powers of
-    1000 bits, as in tc(8). ``mb``, ``mbps`` and the like mean different things to different tools and are refused.
-    Raises LimiterError ``bad_rate`` that names the option, the value and the accepted forms.
+    ``k``, ``m``, ``g`` are powers of 1024 bytes, as in the tool that this collection replaces. ``kbit``, ``mbit``,
+    ``gbit`` are powers of 1000 bits, as in tc(8). ``mb``, ``mbps`` and the like mean different things to different
+    tools and are refused. Raises LimiterError ``bad_rate``, which names the option, the value and the accepted forms.
     """
     rate = _parse(option, value, {**_BYTES, **_BITS}, "bad_rate", RATE_FORMS)
     if not MIN_RATE <= rate <= MAX_RATE:
@@ -50,7 +47,7 @@ def parse_rate(option: str, value: object) -> int:
 
 
 def parse_bucket(option: str, value: object) -> int:
-    """A bucket in bytes; no ``*bit`` forms. Raises LimiterError ``bad_bucket`` as parse_rate does."""
+    """A bucket in bytes, without the ``*bit`` forms. Raises LimiterError ``bad_bucket`` as parse_rate does."""
     bucket = _parse(option, value, _BYTES, "bad_bucket", BUCKET_FORMS)
     if not MIN_BUCKET <= bucket <= MAX_BUCKET:
         raise LimiterError(

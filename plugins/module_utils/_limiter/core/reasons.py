@@ -1,15 +1,15 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Why packets are dropped, or pass with a congestion notice (enum limiter_reason of bpf/layout.h), and the counters."""
+"""Why packets are dropped or get a congestion notice (enum limiter_reason of bpf/layout.h), and a rule's counters."""
 
 from __future__ import annotations
 
 import typing as t
 
-# In the order of the enum. What each means stands in docs/troubleshooting.md.
+# In the order of the enum. docs/troubleshooting.md says what each means.
 REASONS = ("unknown", "empty", "tcp_reserve", "debt", "admission", "ahead", "lump", "low")
-# "low" never drops; and these never are notices.
+# Not every reason leads to both: "low" never drops.
 DROPS = REASONS[:-1]
 NOTICES = ("unknown", "ahead", "lump", "low")
 
@@ -17,7 +17,7 @@ NONE = (0,) * len(REASONS)
 
 
 class Counters(t.NamedTuple):
-    """What a rule has passed, dropped and marked since it was made, in IP packets and bytes on the wire."""
+    """What a rule has passed, dropped and marked since it was made, in IP packets and IP bytes on the wire."""
 
     packets: int = 0
     bytes: int = 0

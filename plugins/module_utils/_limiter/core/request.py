@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From options to Requests: everything about one rule that can be refused without looking at the host."""
+"""From options to Requests. What can be refused without looking at the host is refused here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .names import check_rule_name
 
 Options = t.Mapping[str, t.Any]
 
-_EXCLUSIVE = (("pid", "pids", "processes"), ("name", "cgid", "last"))
+_EXCLUSIVE = (("pids", "processes"), ("name", "cgroup_id", "last"))
 
 
 def parse_request(options: Options, where: str = "") -> Request:
-    """One rule's options as a Request. ``where`` begins every error, as ``rules[3]: ``.
+    """One rule's options as a Request. ``where`` begins every error, for example ``rules[3]: ``.
 
     Raises LimiterError: ``bad_options``, ``bad_name``, ``bad_rate``, ``bad_bucket``, ``bad_pid``, ``bad_selector``.
     """
@@ -31,28 +31,29 @@ def parse_request(options: Options, where: str = "") -> Request:
     name = given.get("name")
     if name is not None:
         check_rule_name(f"{where}name", name)
-    if "cgid" in given and not 0 < given["cgid"] < 1 << 64:
+    cgroup_id = given.get("cgroup_id")
+    if cgroup_id is not None and not 0 < cgroup_id < 1 << 64:
         raise _bad(
-            where, f"cgid {given['cgid']} is refused", "Give the id of a rule's cgroup, as speed_limit_info shows it"
+            where, f"cgroup_id {cgroup_id} is refused", "Give the id of a rule's cgroup, as speed_limit_info shows it"
         )
     pids = _pids(where, given)
     selector = _selector(where, given.get("processes"))
-    chosen = [key for key in ("name", "cgid", "last", "cgroup_path") if key in given]
+    chosen = [key for key in ("name", "cgroup_id", "last", "cgroup_path") if key in given]
     if not chosen and not pids and selector is None:
-        raise _bad(where, "no rule is named", "Give name, cgid, last, cgroup_path or pid")
+        raise _bad(where, "no rule is named", "Give name, cgroup_id, last, cgroup_path or pids")
     if not chosen and present and (selector is not None or len(pids) != 1):
         raise _bad(where, "a rule for several processes needs a name", "Add name")
-    if "cgroup_path" in given and ("cgid" in given or "last" in given):
-        raise _bad(where, "cgroup_path goes with name, not with cgid or last", "Give name and cgroup_path")
+    if "cgroup_path" in given and ("cgroup_id" in given or "last" in given):
+        raise _bad(where, "cgroup_path goes with name, not with cgroup_id or last", "Give name and cgroup_path")
     return Request(
         where=where,
         present=present,
         name=name,
-        cgroup_id=given.get("cgid"),
+        cgroup_id=cgroup_id,
         last="last" in given,
-        # With `absent`, they may come from module_defaults and say nothing.
+        # With `absent` they say nothing: they may come from module_defaults.
         given=policy.parse(where, options) if present else {},
-        takes_processes=any(key in given for key in ("pid", "pids", "processes")),
+        takes_processes="pids" in given or "processes" in given,
         pids=pids,
         selector=selector,
         children=options.get("children") is not False,
@@ -61,7 +62,7 @@ def parse_request(options: Options, where: str = "") -> Request:
 
 
 def parse_requests(rules: t.Sequence[Options]) -> tuple[Request, ...]:
-    """The requests of a list; errors name the index. A name that comes twice is ``bad_options``."""
+    """The requests of a list. Errors name the index; a name that comes twice is ``bad_options``."""
     requests = tuple(parse_request(options, f"rules[{index}]: ") for index, options in enumerate(rules))
     first: dict[str, str] = {}
     for request in requests:
@@ -79,7 +80,7 @@ def _bad(where: str, what: str, remedy: str) -> LimiterError:
 
 
 def _pids(where: str, given: Options) -> tuple[int, ...]:
-    pids = [given["pid"]] if "pid" in given else list(given.get("pids", ()))
+    pids = given.get("pids", ())
     for pid in pids:
         if pid < 1:
             raise LimiterError("bad_pid", f"{where}pid {pid} is refused", "a process id is a positive number")

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a kernel lacks, and which of its refusals that explains.
 
-A refusal comes first: a kernel whose number is too low may have all that is needed from its distributor, and a lockdown
-that allows what is needed is none of our business.
+Only a refusal counts. A kernel with a low version may have all that is needed, backported by its distributor; and a
+lockdown that allows what is needed is none of our business.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _REFUSALS = ("kernel", "load_failed", "no_btf", "no_cgroup_bpf")
 
 
 class Kernel(t.NamedTuple):
-    """What is to be known of the running kernel."""
+    """What matters about the running kernel."""
 
-    release: str  # as uname says it
+    release: str  # as uname prints it
     version: tuple[int, int]
-    btf: bool  # whether it describes its types
-    lockdown: str | None  # none, integrity or confidentiality; None where it has no such thing
-    bits: int  # of its words: 32 or 64
+    btf: bool  # it describes its types
+    lockdown: str | None  # none, integrity or confidentiality; None without lockdown
+    bits: int  # of a word: 32 or 64
 
 
 class Shortcoming(t.NamedTuple):
-    """One thing that a kernel lacks; ``kind`` as an error's."""
+    """One thing that a kernel lacks. ``kind`` is the kind of the error."""
 
     kind: str
     text: str
@@ -43,13 +43,13 @@ class Shortcoming(t.NamedTuple):
 
 
 def of(kernel: Kernel) -> list[Shortcoming]:
-    """All that the kernel lacks, what matters most first."""
+    """All that the kernel lacks, the most important first."""
     found = []
     if kernel.bits == 32:
         found.append(
             Shortcoming(
                 "kernel_32_bit",
-                f"the kernel ({kernel.release}) has 32 bits, and a cgroup's id is not its directory's number there",
+                f"the kernel ({kernel.release}) has 32 bits, so a cgroup's id is not the inode number of its directory",
                 "Run a 64-bit kernel; a 32-bit userland may stay",
             )
         )
@@ -73,7 +73,7 @@ def of(kernel: Kernel) -> list[Shortcoming]:
 
 
 def refused(why: str, kernel: Kernel) -> str:
-    """Why the kernel refuses a program without which the rules still limit, with its lockdown if that is the cause."""
+    """Why the kernel refuses an optional program; names the lockdown if that is the cause."""
     if _LOCKED_AWAY not in why or kernel.lockdown != "confidentiality":
         return why
     cause = _locked_down(kernel)
@@ -87,7 +87,7 @@ def forbids_looking(why: str) -> bool:
 
 def _locked_down(kernel: Kernel) -> Shortcoming:
     text = f"the kernel is in {_lockdown(kernel)}, which forbids BPF to read the kernel's memory"
-    return Shortcoming("locked_down", text, "Boot with lockdown=integrity or without it to have that")
+    return Shortcoming("locked_down", text, "To have that, boot with lockdown=integrity or without lockdown")
 
 
 def _lockdown(kernel: Kernel) -> str:
@@ -95,8 +95,8 @@ def _lockdown(kernel: Kernel) -> str:
 
 
 def explained(error: LimiterError, kernel: Kernel) -> LimiterError:
-    """The error of a failed load with the kernel's shortcoming as its cause, where one explains it; else as it is."""
-    # In integrity, as with Secure Boot, everything works: whoever may not do it there lacks something else.
+    """The error of a failed load, with the kernel's shortcoming as its cause where one explains it."""
+    # lockdown=integrity, which comes with Secure Boot, forbids nothing that is needed: there the cause is another.
     if error.kind == "not_permitted" and kernel.lockdown == "confidentiality":
         return LimiterError(error.kind, error.what, f"{error.why}; the kernel is in {_lockdown(kernel)}", error.remedy)
     locked = _LOCKED_AWAY in error.why and kernel.lockdown == "confidentiality"

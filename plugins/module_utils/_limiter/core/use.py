@@ -1,9 +1,9 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How much of a rule's limit is used, whether the rule is what holds its senders back, and why not all of it is used.
+"""How much of a rule's limit is used, whether the rule is a bottleneck, and why not all of the limit is used.
 
-One look has to do: the data plane keeps what a second look would be needed for (bpf/use.h).
+One look is enough, since the data plane keeps what would otherwise need a second look (bpf/use.h).
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from .policy import Limit
 
 _SECOND_NS = 1_000_000_000
 
-# A limit is used where this much of it passes; what is missing may be the packet that comes next: the largest lately,
-# two segments at least.
+# A limit counts as used where this much of it passes. The next packet is counted in: the largest recent one, and at
+# least two segments.
 _USED_PERCENT = 95
 _PACKET = 3000
-# As in bpf/verdict.h: a bucket that holds less than this part of a second, or half of itself, slows unpaced TCP down.
+# As in bpf/verdict.h: unpaced TCP gets notices where the bucket holds less than this part of a second of the rate, and
+# less than half of what it could hold.
 _NOTICE_SHARE = 16
-# TCP that is slowed down so comes and goes about that level: a bucket that stays below this one is what limits.
+# TCP that gets notices keeps the bucket about that level. A bucket below this higher one is what limits.
 _LOW_SHARE = 4
-# As in bpf/fair_share.h: TCP that is further ahead of its rate, and two round trips, is refused.
-_GUARD_DEBT_NS = 100_000_000
-# What has just begun must have been seen for so long before its rate says anything.
+# As in bpf/verdict.h: paced TCP whose lead exceeds this and two round trips is dropped.
+_GUARD_LEAD_NS = 100_000_000
+# A span must have lasted this long before its rate says anything.
 _BEGUN_NS = 50_000_000
-# From this round trip on a share is heard so late that it explains a second in which it was not used.
+# From this round trip time on, connections hear of a share so late that this explains a second of unused limit.
 _FAR_NS = 50_000_000
-# Of the packets that passed since the rule was made, so many in a hundred were dropped: TCP's timers are a part of it.
+# Percent of the packets since the rule was made: with more drops than this, waits for TCP's timers matter.
 _MANY_DROPPED = 1
 
 NOT_PACED = "TCP is not paced here, and finds the limit by losing packets: pacing.reason says why"
-ANOTHER_RULE = "another rule, which holds for the same connections, holds them back: it has use.binds true"
-BEGUN = "they have begun to wait within the last second, or the limit was raised: since then all of it is used"
-REFUSED = "more was sent than the limit gives, and packets are refused until that is paid back"
+ANOTHER_RULE = "another rule that holds for the same connections is tighter: its use.binds is true"
+BEGUN = "connections began to wait within the last second, or the limit was raised then: all of it has been used since"
+REFUSED = "more was sent than the limit allows, and packets are dropped until that is paid back"
 FOREIGN = (
-    "a part of the limit is kept for what cannot be told a rate (UDP, QUIC, TCP without socket storage), and less than "
-    "that of it passes"
+    "part of the limit is kept for traffic that cannot be paced (UDP, QUIC, TCP without socket storage), but less than "
+    "that part gets through"
 )
 SOME_NOT_PACED = "some connections are not paced, and find their share by losing packets: pacing.reason says why"
 SHARE = (
-    "the connections that wait send as fast as they are told (pacing.fair_share), which is less than the others leave "
-    "them: if that stays so for seconds, report it"
+    "the waiting connections send as fast as they are told (pacing.fair_share), but that is less than the others leave "
+    "them: if this lasts for seconds, report it"
 )
-FAR = "some connections are far away (pacing.longest_round_trip_us), and take up their share a few round trips later"
+FAR = "some connections have long round trips (pacing.longest_round_trip_us), and take a few of them to use a new share"
 DROPPED = (
-    "many packets were refused since the rule was made: if counters.dropped_packets still grow, connections wait until "
-    "TCP sends these again, a fifth of a second or longer"
+    "many packets were dropped since the rule was made: if counters.dropped_packets still grows, connections wait a "
+    "fifth of a second or longer until TCP sends these again"
 )
 UNKNOWN = (
-    "these figures do not tell: within the last second connections may have begun to wait, or the limit may have been "
-    "raised; or the host is too busy to send in time. Look again"
+    "these figures do not show why: within the last second connections may have begun to wait, or the limit may have "
+    "been raised; or the host is too busy to send in time. Look again"
 )
 
 
 def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int) -> dict[str, t.Any]:
-    """``use`` of a rule in a module's result; ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen``."""
+    """``use`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen``."""
     rate = measured_rate(seen, now)
     if limit is None:
         return {"rate": rate, "utilization": None, "binds": False, "waiting_elsewhere": 0, "reason": None}
@@ -86,13 +87,13 @@ def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int)
 
 
 def measured_rate(seen: State, now: int) -> int:
-    """What passed in the last second, in bytes: the window slides over two spans, each as if it were even.
+    """Bytes that passed in the last second: a window that slides over two spans, as if traffic in each were even.
 
-    A span goes on until a packet comes a second or more after its first one: all that it has counted passed in its
+    A span goes on until a packet comes a second or more after the first one. So all that it has counted passed in its
     first second.
     """
     elapsed = now - seen.use.start_ns
-    if elapsed < 0:  # another CPU's packet, later than our look; or another time namespace
+    if elapsed < 0:  # a packet on another CPU came after our look; or the time is from another time namespace
         return seen.use.rate
     passed = _passed(seen)
     if elapsed < _SECOND_NS:
@@ -101,21 +102,21 @@ def measured_rate(seen: State, now: int) -> int:
 
 
 def _passed(seen: State) -> int:
-    """Bytes in this span. What another rule refused is taken back, even if it was counted before."""
+    """Bytes in this span. Refunds of packets that were counted in the span before may exceed them."""
     return max(seen.counters.bytes - seen.use.bytes, 0)
 
 
 def _tokens(limit: Limit, seen: State, now: int) -> int:
-    """In the bucket now."""
+    """The tokens in the bucket now."""
     return min(seen.tokens + limit.rate * max(now - seen.refilled_ns, 0) // _SECOND_NS, limit.bucket)
 
 
 def _why_unused(limit: Limit, seen: State, fair: FairShare, found: pacing.Connections, rate: int, now: int) -> str:
-    """The first that these figures prove of what keeps waiting connections from using all of the limit."""
+    """Why waiting connections do not use all of the limit: the first cause that the figures prove."""
     elapsed = now - seen.use.start_ns
     if _BEGUN_NS <= elapsed <= _SECOND_NS and 100 * _passed(seen) * _SECOND_NS >= _USED_PERCENT * limit.rate * elapsed:
         return BEGUN
-    if fair.clock_ns - now > _GUARD_DEBT_NS + 2 * fair.lag_ns or _tokens(limit, seen, now) < 0:
+    if fair.clock_ns - now > _GUARD_LEAD_NS + 2 * fair.lag_ns or _tokens(limit, seen, now) < 0:
         return REFUSED
     if 100 * fair.foreign_rate > (100 - _USED_PERCENT) * limit.rate:
         return FOREIGN

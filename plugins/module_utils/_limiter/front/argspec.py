@@ -18,8 +18,7 @@ def rule_spec() -> Spec:
         "name": {"type": "str"},
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         **{field.name: dict(field.option) for field in FIELDS},
-        "pid": {"type": "int"},
-        "pids": {"type": "list", "elements": "int"},
+        "pids": {"type": "list", "elements": "int", "aliases": ["pid"]},
         "processes": {
             "type": "dict",
             "options": {
@@ -31,6 +30,6 @@ def rule_spec() -> Spec:
         },
         "children": {"type": "bool", "default": True},
         "cgroup_path": {"type": "str"},
-        "cgid": {"type": "int", "aliases": ["cgroup_id"]},
+        "cgroup_id": {"type": "int", "aliases": ["cgid"]},
         "last": {"type": "bool"},
     }

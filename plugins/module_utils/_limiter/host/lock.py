@@ -90,10 +90,8 @@ def _locked(holder: bytes, seconds: float, directory: str) -> LimiterError:
     pid = int(holder) if holder.strip().isdigit() else 0
     if pid:
         why = f"the process {pid} ({processes.command(pid)}) is changing it"
-        remedy = (
-            f"Wait for it, or look at what it hangs on and end it (kill {pid}): then run again, nothing is left locked"
-        )
+        remedy = f"Wait for it; or find out what blocks it, end it (kill {pid}) and run again: nothing stays locked"
     else:
         why = "another task is changing it"
         remedy = f"Run again; `fuser -v {directory}/lock` shows who holds the lock"
-    return LimiterError("locked", f"this host's limits are locked since {seconds:g} s", why, remedy)
+    return LimiterError("locked", f"this host's limits have been locked for {seconds:g} s", why, remedy)

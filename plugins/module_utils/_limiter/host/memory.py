@@ -89,7 +89,7 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
             "automatic": dict(memory.automatic),
             "homes": dict(memory.homes),
             "last": memory.last,
-            "unsettled": list(memory.unsettled),
+            "unsettled": list(memory.in_transit),
             "settling": memory.settling,
         }
     )
@@ -150,7 +150,7 @@ def _load(directory: int) -> Memory:
             automatic={name: _typed(start_time, int) for name, start_time in data["automatic"].items()},
             homes={name: _typed(cgroup, str) for name, cgroup in data["homes"].items()},
             last=None if data["last"] is None else _typed(data["last"], str),
-            unsettled=tuple(_typed(pid, int) for pid in data["unsettled"]),
+            in_transit=tuple(_typed(pid, int) for pid in data["unsettled"]),
             settling=_typed(data["settling"], bool),
         )
     except OSError as error:

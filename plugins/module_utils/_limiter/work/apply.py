@@ -72,11 +72,11 @@ class _Application:
         if self.host.maps:
             self.host.attachments.complete_move()
             self.warnings += pacing.complete_stop(self.host.attachments, self.host.maps)
-        self._settle(self.origins.written.unsettled)
+        self._tag_sockets(self.origins.written.in_transit)
         for target in plan.targets:
             if target.request.present:
                 # Connections that were accepted while an earlier run moved the process are found now.
-                self._settle(process.pid for process in target.processes if rule_of(process.cgroup) == target.name)
+                self._tag_sockets(process.pid for process in target.processes if rule_of(process.cgroup) == target.name)
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
         leaving = self._leaving(plan.actions)
@@ -178,7 +178,7 @@ class _Application:
         if action.children:
             self._take_forked(taken, action)
         else:
-            self._cover([process.pid for process in taken])
+            self._tag_sockets([process.pid for process in taken])
 
     def _take_forked(self, taken: list[Process], action: do.Take) -> None:
         """Children of a process that was moved are born in the rule; those forked before are found here."""
@@ -195,7 +195,7 @@ class _Application:
                 f"children of the processes in {action.name!r} are forked faster than they can be moved; "
                 "run the task again"
             )
-        self._cover([*pids, *(process.pid for process in found if process)])
+        self._tag_sockets([*pids, *(process.pid for process in found if process)])
 
     def _move(self, process: Process, action: do.Take) -> bool:
         """Whether the process was moved; one that is gone is an error only where the user named it."""
@@ -224,7 +224,7 @@ class _Application:
             self.cgroups.move(process.pid, process.cgroup)
         except LimiterError:
             self.cgroups.move_back(process.pid, self.origins.home(rule_of(process.cgroup) or "", process) or "/")
-        self._settle((process.pid,))
+        self._tag_sockets((process.pid,))
 
     def _release(self, action: do.Release) -> None:
         for pid in action.pids:
@@ -293,7 +293,7 @@ class _Application:
         home = self.origins.home(name, process)
         if home is None:
             home = "/"
-            self.warnings.append(f"where process {pid} came from is not known; it goes to the root cgroup")
+            self.warnings.append(f"the former cgroup of process {pid} is not known; it goes to the root cgroup")
         self.undos.append(lambda: self._put_back(process))
         try:
             went = self.cgroups.move_back(pid, home)
@@ -302,14 +302,11 @@ class _Application:
                 return
             raise
         if went != home:
-            self.warnings.append(f"{home}, where process {pid} came from, can't take it back; it went to {went}")
-        self._settle((pid,))
+            self.warnings.append(f"{home}, the former cgroup of process {pid}, cannot take it back; it went to {went}")
+        self._tag_sockets((pid,))
 
-    def _settle(self, pids: t.Iterable[int]) -> None:
-        """Make the open sockets of processes agree with the rule that they are in now, or with none."""
-        self._cover([pid for pid in pids if processes.read(pid)])
-
-    def _cover(self, pids: t.Sequence[int]) -> None:
+    def _tag_sockets(self, pids: t.Iterable[int]) -> None:
+        """Makes the tags of processes' open sockets agree with the rules that the processes are in now."""
         by_rule: dict[int | None, list[int]] = {}
         for pid in dict.fromkeys(pids):
             process = processes.read(pid)
@@ -320,12 +317,12 @@ class _Application:
             return
         for rule, members in by_rule.items():
             try:
-                borrow.cover(members, self._binder(rule))
+                borrow.tag(members, self._tagger(rule))
             except LimiterError as error:
                 self.warnings.append(f"connections that were open already are not limited: {error}")
 
     def _limited_by(self, cgroup: str) -> int | None:
-        """The innermost rule that holds for a cgroup. A socket is bound to one only: of rules in place that are nested,
+        """The innermost rule that holds for a cgroup. A socket has one tag only: of nested rules that limit in place,
         the outer ones do not see what a process opened in a rule that it left.
         """
         name = rule_of(cgroup)
@@ -340,16 +337,16 @@ class _Application:
                 return rule
             cgroup = cgroup.rpartition("/")[0] or "/"
 
-    def _binder(self, rule: int | None) -> t.Callable[[int], None]:
+    def _tagger(self, rule: int | None) -> t.Callable[[int], None]:
         maps = self.host.opened_maps
 
-        def bind(descriptor: int) -> None:
+        def tag(descriptor: int) -> None:
             if rule is not None:
-                maps.bind_socket(descriptor, rule)
+                maps.tag_socket(descriptor, rule)
             else:
                 maps.release_socket(descriptor)
 
-        return bind
+        return tag
 
 
 def forget_rule(maps: Maps, rule: int, members: t.Iterable[int]) -> None:

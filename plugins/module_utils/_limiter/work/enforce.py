@@ -99,7 +99,7 @@ def _why_unseen(host: Host, place: str) -> str | None:
     except LimiterError as error:
         # Not made yet, in check mode; or a service that is restarted meanwhile.
         gone = error.kind == "no_cgroup"
-        return None if gone else f"whether the program runs for {place} could not be found out: {error}"
+        return None if gone else f"it is not known whether the program runs for {place}: {error}"
     if runs:
         return None
     return (
@@ -118,7 +118,8 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
         **policy.facts(rule.limit),
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
-        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members)],
+        # Nothing is charged to a rule that a killed task has left unfinished.
+        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members) if rule.limit],
         "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
         "counters": (counters or Counters()).about(),
     }

@@ -12,7 +12,7 @@ import sys
 import time
 import typing as t
 
-from ..core import association, pacing, shortcomings, use
+from ..core import association, pacing, policy, shortcomings, use
 from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.layout import State
@@ -35,19 +35,41 @@ T = t.TypeVar("T")
 
 
 class Info:
-    """One look at the host, filtered by a rule's name, a process or a cgroup."""
+    """One look at the host, filtered by a rule's name, a process or a cgroup.
+
+    Parts that could not be looked at are None, and so is what is not known of a rule; `unseen` says why.
+    Raises LimiterError for what is asked for and is not there: ``no_rule``, ``dead_process``, ``no_cgroup``.
+    """
 
     def __init__(self, run_command: RunCommand, name: str | None, pid: int | None, cgroup_path: str | None) -> None:
         self.run_command = run_command
         self.name, self.pid, self.cgroup_path = name, pid, cgroup_path
         self.missing: list[str] = []
+        self.unseen: list[str] = []
         self.warnings: list[str] = []
         self.cgroups = self._try(Cgroups.find)
+        self.cgroup = self._asked_for()
         self.library = self._try(load)
         self.host = self._try(lambda: Host.open(run_command, True)) if self.cgroups and self.library else None
         if self.host and self.host.other_maps:
             self.missing.append(str(other_schema(self.host.other_maps.schema)))
+        if self.host is None or self.host.other_maps:
+            self.unseen += self.missing
         self.sockets = self._sockets()
+
+    def _asked_for(self) -> str | None:
+        """The cgroup that was asked for: by its path, or as the one of a process. What is not there is an error."""
+        if self.cgroups and self.name is not None and self.name not in self.cgroups.rule_names():
+            raise _absent("no_rule", f"name: the rule {self.name!r}", "the name of a rule")
+        process = None if self.pid is None else processes.read(self.pid)
+        if self.pid is not None and process is None:
+            raise _absent("dead_process", f"pid: process {self.pid}", "a living process")
+        if self.cgroup_path is not None and self.cgroups:
+            cgroup = self.cgroups.relative(self.cgroup_path)
+            if not self.cgroups.exists(cgroup):
+                raise _absent("no_cgroup", f"cgroup_path: {cgroup}", "an existing cgroup")
+            return cgroup
+        return process.cgroup if process else None
 
     def _sockets(self) -> Association:
         """Whether new sockets belong to a cgroup, which is warned of whatever is asked for."""
@@ -122,18 +144,14 @@ class Info:
             return None
         return {**current._asdict(), "pacing": pacing.about(ability(self.host, current))}
 
-    def rules(self) -> list[Facts]:
+    def rules(self) -> list[Facts] | None:
         """The rules, or those that limit the process or the cgroup that was asked for."""
         if self.host is None or self.host.other_maps:
-            return [
-                {"name": name}
-                for name in (self.cgroups.rule_names() if self.cgroups else [])
-                if self.name in (None, name)
-            ]
+            return self._outlines()
         state, _targets, warnings = observe(self.host, (), everything=True)
         self.warnings += warnings
-        cgroup = self._cgroup()
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
+        cgroup = self.cgroup
         if cgroup is not None:
             found = [
                 rule
@@ -142,6 +160,29 @@ class Info:
             ]
         can = ability(self.host, state.program)
         return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
+
+    def _outlines(self) -> list[Facts] | None:
+        """What is known of the rules without the maps. Only these tell which rules limit a process or a cgroup."""
+        if self.cgroups is None or self.cgroup is not None:
+            return None
+        known = []
+        for name in self.cgroups.rule_names():
+            if self.name in (None, name):
+                cgroup = self.cgroups.rule_cgroup(name)
+                known.append(
+                    {
+                        "name": name,
+                        **policy.facts(None),
+                        "cgroup_path": self.cgroups.absolute(cgroup),
+                        "cgroup_id": self.cgroups.identifier(cgroup),
+                        "members": None,
+                        "pids": sorted(self.cgroups.pids(cgroup)),
+                        "counters": None,
+                        "pacing": None,
+                        "use": None,
+                    }
+                )
+        return known
 
     def _state(self, can: pacing.Ability, rule: Rule) -> Facts:
         """How the rule limits, and how much of its limit is used."""
@@ -153,10 +194,10 @@ class Info:
             found.update(mode="none", reason=association.NOT_LIMITED)
         return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now)}
 
-    def processes(self) -> list[Facts]:
+    def processes(self) -> list[Facts] | None:
         """The processes that are in rules' own cgroups, or the one that was asked for."""
         if self.cgroups is None:
-            return []
+            return None
         pids = (
             [self.pid]
             if self.pid
@@ -164,12 +205,12 @@ class Info:
                 pid for name in self.cgroups.rule_names() for pid in self.cgroups.pids(self.cgroups.rule_cgroup(name))
             ]
         )
-        within = self._cgroup()
         living = [process for process in (processes.read(pid) for pid in pids) if process]
-        return [self._process(process) for process in living if self._meant(process, within)]
+        return [self._process(process) for process in living if self._meant(process)]
 
-    def _meant(self, process: Process, within: str | None) -> bool:
-        return self.name in (None, rule_of(process.cgroup)) and (within is None or _covers(within, process.cgroup))
+    def _meant(self, process: Process) -> bool:
+        within = self.cgroup is None or _covers(self.cgroup, process.cgroup)
+        return within and self.name in (None, rule_of(process.cgroup))
 
     @staticmethod
     def _process(process: Process) -> Facts:
@@ -180,41 +221,24 @@ class Info:
             "rule": rule_of(process.cgroup),
         }
 
-    def hook(self) -> list[Facts]:
+    def hook(self) -> list[Facts] | None:
         """Every BPF program that runs for a packet that leaves the cgroup, ours or not."""
         if self.host is None:
-            return []
-        cgroup = self._cgroup() or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
-        if not self.host.cgroups.exists(cgroup):
-            return []
+            return None
         try:
-            return self.host.attachments.on_hook(cgroup)
+            return self.host.attachments.on_hook(
+                self.cgroup or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
+            )
         except LimiterError as error:
             if error.kind != "no_cgroup_bpf":
                 raise
-            self.warnings.append(str(error))
-            return []
-
-    def reasons(self) -> list[str]:
-        """Why parts may be empty that are not; for a result in which the host does not tell it."""
-        return self.missing if self.host is None or self.host.other_maps else []
-
-    def _cgroup(self) -> str | None:
-        """The cgroup that was asked for: by its path, or as the one of a process."""
-        if self.cgroup_path is not None and self.cgroups:
-            cgroup = self.cgroups.relative(self.cgroup_path)
-            if not self.cgroups.exists(cgroup):
-                raise LimiterError("no_cgroup", f"cgroup_path: {cgroup} does not exist", "", "Give an existing cgroup")
-            return cgroup
-        if self.pid is not None:
-            process = processes.read(self.pid)
-            if process is None:
-                raise LimiterError(
-                    "dead_process", f"pid: process {self.pid} does not exist", "", "Give a living process"
-                )
-            return process.cgroup
-        return None
+            self.unseen.append(str(error))
+            return None
 
 
 def _covers(above: str, cgroup: str) -> bool:
     return above in ("/", cgroup) or cgroup.startswith(f"{above}/")
+
+
+def _absent(kind: str, what: str, remedy: str) -> LimiterError:
+    return LimiterError(kind, f"{what} does not exist", "", f"Give {remedy}, or leave the option out to see all")

@@ -74,9 +74,9 @@ class Origins:
         origin = self.origins.get(process.pid)
         return origin.cgroup if origin and origin.start_time == process.start_time else None
 
-    def _write(self, last: str | None, unsettled: tuple[int, ...], settling: bool) -> None:
+    def _write(self, last: str | None, in_transit: tuple[int, ...], settling: bool) -> None:
         alive = {pid: origin for pid, origin in self.origins.items() if processes.lives(pid, origin.start_time)}
-        fresh = Memory(alive, dict(self.automatic), dict(self.homes), last, unsettled, settling)
+        fresh = Memory(alive, dict(self.automatic), dict(self.homes), last, in_transit, settling)
         if fresh != self.written:
             memory.write(fresh)
             self.written = fresh

@@ -95,7 +95,7 @@ def _release(maps: Maps) -> list[str]:
 def follow(pids: t.Iterable[int] | None) -> list[str]:
     """After a change of rules, members or processes: their open connections follow at once. Returns warnings."""
     return [
-        f"open connections may follow this change only with their next packets, or stay with the token bucket: {text}"
+        f"open connections may follow this change only with their next packets, or not be paced at all: {text}"
         for text in settle.settle(pids)
     ]
 

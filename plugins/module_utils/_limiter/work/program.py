@@ -191,8 +191,8 @@ def _settling(remembered: Memory) -> t.Iterator[None]:
 
 
 def _settled(remembered: Memory) -> None:
-    """But for processes that a rule task was moving: the next one binds their sockets, and has to settle them again."""
-    memory.write(remembered._replace(settling=bool(remembered.unsettled)))
+    """But for processes that a rule task was moving: the next one tags their sockets, and has to settle them again."""
+    memory.write(remembered._replace(settling=bool(remembered.in_transit)))
 
 
 def detach(host: Host, check: bool) -> Change:
@@ -202,7 +202,7 @@ def detach(host: Host, check: bool) -> Change:
     done: list[str] = []
     warnings: list[str] = []
     if before or any(pins.exists(name) for name in catalog.LINKS):
-        where = before.cgroup if before else "a cgroup that is gone, or half way by a run that was killed"
+        where = before.cgroup if before else "a cgroup that is gone, or one that a killed task had not finished with"
         done.append(f"unloaded the program from {where}")
         if not check:
             warnings = unload(host)

@@ -67,7 +67,7 @@ def _paths(host: Host) -> tuple[list[str], list[str]]:
     elif host.cgroups.exists(host.cgroups.managed):
         paths.append(managed)
     foreign = pins.foreign()
-    left += [f"{pins.PIN_DIR}/{name} is not ours and stays" for name in foreign]
+    left += [f"{pins.PIN_DIR}/{name} was not made by this collection and stays" for name in foreign]
     if not foreign and os.path.isdir(pins.PIN_DIR):
         paths.append(pins.PIN_DIR)
     return paths, left

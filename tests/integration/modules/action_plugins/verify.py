@@ -97,7 +97,7 @@ def answer(result: Facts, real: Facts | None = None) -> Facts:
     if isinstance(known.get("skipped_processes"), list):  # every task has processes of its own
         known["skipped_processes"] = sorted(skipped["reason"] for skipped in known["skipped_processes"])
     for path, rule in rules_in(known):
-        rule["counters"] = sorted(rule["counters"])
+        rule["counters"] = sorted(rule["counters"] or ())
         if real is not None and rule["cgroup_id"] is None:
             rule["cgroup_id"] = dict(rules_in(real)).get(path, {}).get("cgroup_id")
     return known
@@ -105,26 +105,26 @@ def answer(result: Facts, real: Facts | None = None) -> Facts:
 
 def rules_in(result: Facts) -> Iterator[tuple[str, Facts]]:
     """Every rule that a module returned, and where."""
-    many = result.get("rules")
-    pairs = {"": result, **(many if isinstance(many, dict) else {})}
-    for name, pair in pairs.items():
-        for key in ("previous", "rule"):
-            if pair.get(key):
-                yield f"{name} {key}", pair[key]
+    found = {place: result.get(place) for place in ("rule", "rules", "previous")}
+    found["removed"] = result.get("removed", {}).get("rules")
+    for place, rules in found.items():
+        for rule in [rules] if isinstance(rules, dict) else rules or []:
+            yield f"{place} {rule['name']}", rule
 
 
 def untrue(result: Facts, before: Facts, after: Facts) -> Iterator[str]:
-    """Returned rules must be what the kernel has."""
+    """Returned rules must be what the kernel has; null is what could not be looked at."""
     for path, rule in rules_in(result):
-        kernel = (before if path.endswith("previous") else after)["rules"].get(rule["name"])
+        kernel = (before if path.startswith(("previous", "removed")) else after)["rules"].get(rule["name"], {})
         said = {
             "id": rule["cgroup_id"],
             "rate": rule["rate"],
             "bucket": rule["bucket"],
-            "members": sorted(rule["members"]),
+            "members": rule["members"] and sorted(rule["members"]),
             "pids": rule["pids"],
         }
-        if kernel != said:
-            yield f"returned {path.strip()}: {said}, but the kernel has {kernel}"
+        known = {key: value for key, value in said.items() if value is not None}
+        if known != {key: kernel.get(key) for key in known}:
+            yield f"returned {path}: {said}, but the kernel has {kernel}"
         if not rule["cgroup_path"].endswith(f"/speed_limiter/{rule['name']}"):
-            yield f"returned {path.strip()}: cgroup_path is {rule['cgroup_path']}"
+            yield f"returned {path}: cgroup_path is {rule['cgroup_path']}"

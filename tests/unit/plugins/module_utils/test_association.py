@@ -64,14 +64,14 @@ def test_a_value_is_seen_in_either_controllers_files(value: str, has: bool) -> N
 
 def test_what_is_lost_is_told_with_the_kernel_the_evidence_and_what_helps() -> None:
     text = Association(LOST, "the evidence").warning("5.10.0-32-amd64") or ""
-    assert text.startswith("connections that are opened from now on are not limited: since a program has used net_cls")
-    for words in ("kernel (5.10.0-32-amd64)", "until it boots again", "(the evidence)", "cgroup_no_v1=", "5.15"):
+    assert text.startswith("new connections are not limited: after a program has used net_cls")
+    for words in ("kernel (5.10.0-32-amd64)", "until the next boot", "(the evidence)", "cgroup_no_v1=", "5.15"):
         assert words in text
 
 
 def test_what_is_only_suspected_is_told_as_such() -> None:
     text = Association(SUSPECTED, "the evidence").warning("5.10.0-32-amd64") or ""
-    assert text.startswith("connections that are opened from now on may not be limited: once a program has used")
+    assert text.startswith("new connections may not be limited: after a program has used")
 
 
 @pytest.mark.parametrize("state", [KEPT, UNKNOWN])

@@ -116,7 +116,7 @@ def test_what_is_read_of_a_sockets_pacing_is_what_it_was_given_and_what_it_wants
 
 def test_control_survives_packing_and_its_identity_is_padded_with_nul() -> None:
     control = layout.Control(
-        generation=3, bound_sockets=1, program_id=77, pacing=layout.PACING_ON, identity="source:" + "a" * 48
+        generation=3, tagged_sockets=1, program_id=77, pacing=layout.PACING_ON, identity="source:" + "a" * 48
     )
     data = layout.pack_control(control)
     assert layout.unpack_control(data) == control

@@ -230,7 +230,7 @@ def test_an_empty_list_of_processes_is_no_process_not_the_whole_rule() -> None:
 
 def test_a_rule_that_is_not_there_by_its_id_takes_nothing_from_others() -> None:
     state = host(rule("web", pids=[5]))
-    unknown = target(None, [(5, 50, "/speed_limiter/web")], state="absent", cgid=999)
+    unknown = target(None, [(5, 50, "/speed_limiter/web")], state="absent", cgroup_id=999)
     assert plan(state, [unknown]).actions == ()
 
 

@@ -18,16 +18,15 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.r
     [
         ({}, "bad_options", "no rule is named"),
         ({"name": "web", "last": True}, "bad_options", "name and last exclude each other"),
-        ({"name": "web", "cgid": 5}, "bad_options", "name and cgid exclude each other"),
-        ({"pid": 5, "pids": [6]}, "bad_options", "pid and pids exclude each other"),
-        ({"name": "web", "pid": 5, "processes": {"name": "x"}}, "bad_options", "pid and processes exclude each other"),
+        ({"name": "web", "cgroup_id": 5}, "bad_options", "name and cgroup_id exclude each other"),
+        ({"name": "web", "pids": [5], "processes": {"name": "x"}}, "bad_options", "pids and processes exclude"),
         ({"last": True, "cgroup_path": "/a"}, "bad_options", "cgroup_path goes with name"),
         ({"pids": [5, 6], "rate": "1m"}, "bad_options", "needs a name"),
         ({"processes": {"name": "x"}, "rate": "1m"}, "bad_options", "needs a name"),
         ({"name": "web", "processes": {"name": None}}, "bad_selector", "nothing is selected"),
-        ({"pid": 1}, "bad_pid", "pid 1 is refused"),
-        ({"pid": 0}, "bad_pid", "pid 0 is refused"),
-        ({"pid": -3}, "bad_pid", "pid -3 is refused"),
+        ({"pids": [1]}, "bad_pid", "pid 1 is refused"),
+        ({"pids": [0]}, "bad_pid", "pid 0 is refused"),
+        ({"pids": [-3]}, "bad_pid", "pid -3 is refused"),
         ({"name": "a/b"}, "bad_name", "name"),
         ({"name": "x" * 300}, "bad_name", "name"),
         ({"name": ""}, "bad_name", "name"),
@@ -58,7 +57,7 @@ def test_a_name_given_twice_is_an_error_that_names_both() -> None:
 
 def test_a_rule_of_a_process_given_twice_too() -> None:
     with pytest.raises(LimiterError, match="'pid-5' was already given"):
-        parse_requests([{"pid": 5, "rate": "1m"}, {"pids": [5], "rate": "2m"}])
+        parse_requests([{"pids": [5], "rate": "1m"}, {"pids": [5], "rate": "2m"}])
 
 
 def test_a_request_has_the_fields_that_are_given_and_none_where_the_rule_is_to_go() -> None:

@@ -120,12 +120,12 @@ class Attachments:
         return Attached(paced, _refusals(refused))
 
     def _restore_control(self, before: layout.Control) -> None:
-        """All but what only ever goes forward: the generation, and whether sockets were bound."""
+        """All but what only ever goes forward: the generation, and whether sockets were tagged."""
         with self._maps() as maps:
             if maps is not None:
                 maps.set_pacing(before.pacing)  # with a new generation, if it is another one
                 now = maps.control()
-                maps.write_control(before._replace(generation=now.generation, bound_sockets=now.bound_sockets))
+                maps.write_control(before._replace(generation=now.generation, tagged_sockets=now.tagged_sockets))
 
     def check_object(self, path: str) -> None:
         """What can be known of an object without loading it. Raises LimiterError ``bad_object``."""
@@ -218,7 +218,7 @@ class Attachments:
             raise LimiterError(
                 "too_many_programs",
                 f"the program cannot be attached to the cgroup {cgroup}",
-                f"the kernel allows 64 programs on one hook of a cgroup, and they are there: {reason(errno.E2BIG)}",
+                f"the kernel allows 64 programs on one hook of a cgroup, and 64 are attached: {reason(errno.E2BIG)}",
                 "Detach some, or choose another cgroup_path",
             ) from error
 
@@ -242,4 +242,4 @@ class Attachments:
 
 
 def _refusals(refused: objects.Refusals) -> list[str]:
-    return [f"{row.refused}, since the kernel refuses {row.name}: {why}" for row, why in refused.items()]
+    return [f"{row.refused}, because the kernel refuses {row.name}: {why}" for row, why in refused.items()]

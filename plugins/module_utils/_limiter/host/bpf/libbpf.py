@@ -225,7 +225,7 @@ def load(name: str = "libbpf.so.1") -> Libbpf:
     packages = (
         "the package libbpf1 (Debian 12, Ubuntu 22.10 and newer; SUSE) or libbpf (Fedora, RHEL 9 and newer). Where the "
         "distribution has none (Debian 11, Ubuntu 22.04), the role setup compiles it: setup_libbpf_source. An object "
-        "that was built elsewhere is no way round it"
+        "that was built elsewhere does not help"
     )
     try:
         return Libbpf(ffi, ffi.dlopen(name))

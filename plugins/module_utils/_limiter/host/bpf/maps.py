@@ -134,7 +134,7 @@ class Maps:
         self._config, self._state, self._member = map(opened, (catalog.CONFIG, catalog.STATE, catalog.MEMBER))
         self._socket, self._pacing, self._control = map(opened, (catalog.SOCKET, catalog.PACING, catalog.CONTROL))
         self.steps, self.places = map(opened, (catalog.STEP, catalog.PLACE))  # see graph.py
-        self._sockets_looked_up = 0  # what control.bound_sockets is at least
+        self._sockets_looked_up = 0  # what control.tagged_sockets is at least
 
     @classmethod
     def open(cls, libbpf: Libbpf, any_version: bool = False) -> Maps | None:
@@ -237,8 +237,8 @@ class Maps:
         """
         self.write_control(_following(self.control()))
 
-    def bind_socket(self, fd: int, rule: int) -> None:
-        """Charges one open socket to a rule, whatever cgroup it belongs to.
+    def tag_socket(self, fd: int, rule: int) -> None:
+        """Tags one open socket with a rule, which charges it whatever cgroup it belongs to.
 
         The kernel never relabels an open socket, so that is how a process's connections follow it into a rule.
         """
@@ -246,13 +246,13 @@ class Maps:
         looked_up = 2 if _is_mptcp(fd) else 1
         if looked_up > self._sockets_looked_up:
             control = self.control()
-            if looked_up > control.bound_sockets:
-                self.write_control(control._replace(bound_sockets=looked_up))
+            if looked_up > control.tagged_sockets:
+                self.write_control(control._replace(tagged_sockets=looked_up))
             self._sockets_looked_up = looked_up
 
     def release_socket(self, fd: int) -> None:
-        """Frees one open socket of the rule that it was bound to, or made in, for its process left that rule."""
-        self.bind_socket(fd, layout.RELEASED)
+        """Tags one open socket as released: the rule that it was tagged with or made in no longer holds for it."""
+        self.tag_socket(fd, layout.RELEASED)
 
     def socket_rule(self, fd: int) -> int | None:
         data = self._socket.lookup(layout.FD.pack(fd))
@@ -298,7 +298,7 @@ def _following(control: Control) -> Control:
 
 
 def _is_mptcp(fd: int) -> bool:
-    """Whether a socket sends through subflows of its own, which nobody can bind from here."""
+    """Whether a socket sends through subflows of its own, which nobody can tag from here."""
     with socket.socket(fileno=os.dup(fd)) as copy:
         return copy.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == _IPPROTO_MPTCP
 

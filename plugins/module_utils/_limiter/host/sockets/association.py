@@ -60,7 +60,7 @@ def look(
             with contextlib.suppress(LimiterError, OSError), guard():
                 state = _try_inside(cgroups, there)
     if state == association.LOST:
-        return Association(state, "a socket that was opened to try it has no cgroup")
+        return Association(state, "a socket that was opened as a test has no cgroup")
     return Association(state) if state == association.KEPT else _traces()
 
 
@@ -162,7 +162,7 @@ def _traces() -> Association:
     for place in _hierarchies():
         trace = _trace(place)
         if trace:
-            return Association(association.SUSPECTED, f"{trace}, and what came of it could not be tried")
+            return Association(association.SUSPECTED, f"{trace}, and its effect could not be tested")
     return Association(association.UNKNOWN)
 
 

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sockets that were open before their process came under a rule: each keeps the cgroup that it was made in.
 
-They are borrowed with pidfd_getfd(2), one at a time (a server may have more than our own limit of open files), shown to
-``bind``, and closed. Not reached this way: connections that wait to be accepted, sockets that are on their way from one
-process to another, and those of a thread that does not share its process's files.
+They are borrowed with pidfd_getfd(2), one at a time (a server may have more than our own limit of open files), given to
+``tag_one``, and closed. This does not reach connections that wait to be accepted, sockets that are on their way from
+one process to another, and those of a thread that does not share its process's files.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ def open_sockets(pid: int) -> t.Iterator[int]:
         os.close(pidfd)
 
 
-def cover(pids: t.Iterable[int], bind: t.Callable[[int], None]) -> int:
-    """Calls ``bind`` once with a descriptor of every open internet socket of these processes; how many they were.
+def tag(pids: t.Iterable[int], tag_one: t.Callable[[int], None]) -> int:
+    """Calls ``tag_one`` once with a descriptor of every open internet socket of these processes; how many they were.
 
     Listeners come first, since what they accept inherits from them; then all are looked at again until nothing is new.
-    What vanishes meanwhile is left out, and so is a socket that can't be bound (its owner may have used up the memory
-    for its options): the others are bound, then its error is raised. LimiterError ``no_pidfd`` where the kernel lends
+    What vanishes meanwhile is left out, and so is a socket that can't be tagged (its owner may have used up the memory
+    for its options): the others are tagged, then its error is raised. LimiterError ``no_pidfd`` where the kernel lends
     no socket at all: then only new connections are limited.
     """
     pids = list(pids)
-    bound: set[int] = set()
+    tagged: set[int] = set()
     refusal: LimiterError | None = None
-    unbound: LimiterError | None = None
+    untagged: LimiterError | None = None
     for listeners_only in (True, *[False] * _PASSES):
-        before = len(bound)
+        before = len(tagged)
         for pid in pids:
             sockets = open_sockets(pid)
             while True:
@@ -82,20 +82,20 @@ def cover(pids: t.Iterable[int], bind: t.Callable[[int], None]) -> int:
                     refusal = error
                     break
                 inode = os.fstat(fd).st_ino
-                if inode in bound or (listeners_only and not _option(fd, socket.SO_ACCEPTCONN)):
+                if inode in tagged or (listeners_only and not _option(fd, socket.SO_ACCEPTCONN)):
                     continue
-                bound.add(inode)
+                tagged.add(inode)
                 try:
-                    bind(fd)
+                    tag_one(fd)
                 except LimiterError as error:
-                    unbound = error
-        if not listeners_only and len(bound) == before:
+                    untagged = error
+        if not listeners_only and len(tagged) == before:
             break
-    if refusal is not None and not bound:
+    if refusal is not None and not tagged:
         raise refusal
-    if unbound is not None:
-        raise unbound
-    return len(bound)
+    if untagged is not None:
+        raise untagged
+    return len(tagged)
 
 
 def _socket_numbers(pid: int) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import INCLUDES
-from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, Pair, Process, run
+from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, Pair, Process, run, setting
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import MPTCP, multipath
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     FIRST_WINDOW,
@@ -29,62 +28,12 @@ from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     wait_until,
 )
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import RATE as FAST
+from ansible_collections.speed_limiter.ebpf.tests.support.spoiled import SPOILED
 
 RATE = FAST // 5
-HOURS = 36_000 * 10**9  # ten, in nanoseconds
 MPTCP_PORT = 5003
 
 # ---- the controller's state
-
-
-def garbage(seed: int) -> Callable[[StateEntry], None]:
-    dice = random.Random(seed)
-
-    def spoil(entry: StateEntry) -> None:
-        entry.write(**{field: dice.getrandbits(8 * size) for field, size in StateEntry.CONTROLLER.items()})
-
-    return spoil
-
-
-def all_are(value: int) -> Callable[[StateEntry], None]:
-    return lambda entry: entry.write(
-        **{field: value & (1 << 8 * size) - 1 for field, size in StateEntry.CONTROLLER.items()}
-    )
-
-
-def shifted(field: str, by: int) -> Callable[[StateEntry], None]:
-    """As after the clock jumped: a virtual machine that was stopped, a process that was frozen with its container."""
-    return lambda entry: entry.write(**{field: entry.read()[field] + by})
-
-
-def set_to(field: str, value: int) -> Callable[[StateEntry], None]:
-    return lambda entry: entry.write(**{field: value})
-
-
-def made_again(entry: StateEntry) -> None:
-    entry.delete()
-    pause(0.05)
-    entry.make()
-
-
-SPOILED: dict[str, Callable[[StateEntry], None]] = {
-    **{f"random-{seed}": garbage(seed) for seed in range(4)},
-    "all-zero": all_are(0),
-    "all-ones": all_are(-1),
-    "clock-ahead": shifted("fair.clock_ns", HOURS),
-    "clock-behind": shifted("fair.clock_ns", -HOURS // 10**4),
-    "epoch-ahead": shifted("fair.epoch_start_ns", HOURS),
-    "epoch-behind": shifted("fair.epoch_start_ns", -HOURS // 10**4),
-    "refill-ahead": shifted("last_update_ns", HOURS),
-    "no-share": set_to("fair.share", 1),
-    "no-paced-rate": set_to("fair.paced_rate", 1),
-    "many-holders": set_to("fair.holders_before", 1 << 31),
-    "long-epoch": set_to("fair.period_ns", 4 * 10**9),
-    "long-lag": set_to("fair.lag_ns", 10**9),
-    "debt": set_to("tokens", -(1 << 40)),
-    "riches": set_to("tokens", 1 << 60),
-    "made-again": made_again,
-}
 
 
 def test_a_state_that_went_wrong_is_right_again_within_a_second(scene: Scene) -> None:
@@ -201,20 +150,6 @@ def test_a_program_that_takes_our_callbacks_takes_pacing_and_not_the_limit(
 
 
 # ---- other protocols
-
-
-@contextlib.contextmanager
-def setting(pair: Pair, name: str, value: str) -> Iterator[None]:
-    """One of net.ipv4's, in both namespaces."""
-    inside = [("nsenter", f"--net=/run/netns/{namespace}", "sysctl") for namespace in (pair.sender, pair.receiver)]
-    before = run(*inside[0], "-n", f"net.ipv4.{name}").strip()
-    for where in inside:
-        run(*where, "-w", f"net.ipv4.{name}={value}")
-    try:
-        yield
-    finally:
-        for where in inside:
-            run(*where, "-w", f"net.ipv4.{name}={before}")
 
 
 def assert_paced(pair: Pair, sender: Process, connections: int) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,7 +178,7 @@ def test_a_changed_rate_reaches_live_connections(scene: Scene) -> None:
     with borrowed(sender.pid) as connections:
         for rate in (RATE // 5, RATE):
             limiter.rule(name="paced", rate=str(rate))
-            elapsed = wait_until(lambda rate=rate: told(connections, rate), f"{rate} bytes/s are told to all")
+            elapsed = wait_until(partial(told, connections, rate), f"{rate} bytes/s are told to all")
             # 200 ms are promised; the rest is for a machine that is busy with something else.
             assert elapsed < 1.0 * PATIENCE
             pause(0.3)
@@ -327,7 +328,7 @@ def test_open_connections_are_paced_when_the_task_returns(scene: Scene, by: str)
         def nothing_dropped() -> bool:
             dropped = counters()["dropped_packets"]
             assert_held(pair, rate)
-            return counters()["dropped_packets"] == dropped
+            return bool(counters()["dropped_packets"] == dropped)
 
         # What was on its way when the rule was made may be dropped, which costs TCP a moment, and no retransmit. And
         # timers may be late in one window: what they make up for meets in a small bucket.

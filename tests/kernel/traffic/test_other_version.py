@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
@@ -98,12 +99,13 @@ def home_of(process: Child) -> str:
 @pytest.mark.parametrize("check", [True, False], ids=["check mode", "really"])
 def test_it_goes_on_limiting_and_every_task_says_what_to_do(network: Pair, sender: Process, check: bool) -> None:
     pinned = sorted(limiter._listed(pins.PIN_DIR))
-    for task, options in {
+    tasks: dict[str, dict[str, Any]] = {
         "speed_limit_rule": {"name": "service", "rate": "5m"},
         "speed_limit_rules": {"rules": [{"name": "new", "rate": "5m"}]},
         "speed_limit_program": {"state": "reloaded"},
         "speed_limit_purge": {"scope": "rules"},
-    }.items():
+    }
+    for task, options in tasks.items():
         with refused("other_schema") as errors:
             limiter.task(task, check=check, **options)
         for words in (
@@ -119,11 +121,15 @@ def test_it_goes_on_limiting_and_every_task_says_what_to_do(network: Pair, sende
 
 def test_information_names_the_program_and_the_rules_and_what_to_do(sender: Process, other_object: str) -> None:
     found = limiter.info()
-    assert found["rules"] == [{"name": "resident"}, {"name": "service"}]
+    assert [(rule["name"], rule["rate"], rule["use"]) for rule in found["rules"]] == [
+        ("resident", None, None),
+        ("service", None, None),
+    ]
+    assert limiter.info(cgroup_path="/service", gather=["rules"])["rules"] is None
     assert found["program"]["identity"].startswith("object:")
     assert [entry["cgroup"] for entry in found["hook"] if entry["ours"]] == ["/"]
     assert any("scope=all" in text for text in found["host"]["missing"])
-    assert any("scope=all" in text for text in limiter.info(gather=["rules"])["warnings"])
+    assert any("scope=all" in text for text in limiter.info(gather=["rules"])["unseen"])
 
 
 def test_a_purge_of_everything_ends_it_releases_its_connections_and_makes_room(
@@ -141,7 +147,7 @@ def test_a_purge_of_everything_ends_it_releases_its_connections_and_makes_room(
         foretold["warnings"],
     )
     removed = done["removed"]
-    assert (removed["rules"], removed["pids"], set(removed["pins"])) == (
+    assert ([found["name"] for found in removed["rules"]], removed["pids"], set(removed["pins"])) == (
         ["resident", "service"],
         [resident.pid],
         pinned,

@@ -270,6 +270,6 @@ def test_credit_of_a_tunnel_is_not_for_what_a_policy_encrypts(scene: Scene) -> N
             ends = ("src", source, "dst", target, "spi", "0x3000" if source < target else "0x4000")
             cipher = ("aead", "rfc4106(gcm(aes))", KEY, "128")
             host.ip("xfrm", "state", "add", *ends, "proto", "esp", "reqid", "2", "mode", "transport", *cipher)
-        ends = ("src", host.own, "dst", host.peer, "proto", "udp", "dir", "out")
-        host.ip("xfrm", "policy", "add", *ends, "tmpl", "proto", "esp", "reqid", "2", "mode", "transport")
+        packets = ("src", host.own, "dst", host.peer, "proto", "udp", "dir", "out")
+        host.ip("xfrm", "policy", "add", *packets, "tmpl", "proto", "esp", "reqid", "2", "mode", "transport")
     assert_limited(scene, "udp", "4000", INNER_PEER, Pair.address)

@@ -20,8 +20,8 @@ from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     pause,
 )
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE
+from ansible_collections.speed_limiter.ebpf.tests.support.spoiled import SPOILED
 from ansible_collections.speed_limiter.ebpf.tests.support.storage import stored
-from test_pacing_trouble import SPOILED
 
 SERVER_PORT = 5001
 SLOWER = RATE // 5  # at which some dozens of packets a second are not nothing
