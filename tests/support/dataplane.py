@@ -74,6 +74,7 @@ class State(NamedTuple):
     bucket: int
     generation: int
     reserved: int
+    limit: int
     use_start_ns: int
     use_bytes: int
     use_rate: int

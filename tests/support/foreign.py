@@ -26,9 +26,10 @@ def an_object(*programs: str, key: str = "") -> str:
         of_socket = kind == catalog.SOCKET_STORAGE
         text += (
             f"struct {name}_value {{ char bytes[{value.size}]; }};\n"
+            f"struct {name}_key {{ char bytes[{of_key.size}]; }};\n"
             f"struct {{ __uint(type, {kind}); __uint(max_entries, {0 if of_socket else 1}); "
             f"__uint(map_flags, {int(of_socket)}); __type(value, struct {name}_value); "
-            f'__type(key, {key or ("int" if of_key.size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
+            f'__type(key, {key or ("int" if of_key.size == 4 else f"struct {name}_key")}); }} {name} SEC(".maps");\n'
         )
     return text + "".join(programs)
 
