@@ -44,7 +44,7 @@ from .children import DEADLINE, refused, until
 from .running_kernel import OBJECT
 
 _NO_TYPES = "preserve_access_index\n#endif /* __VMLINUX_H__ */"  # nothing is compiled with them
-_MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules"
+_MODULES = "ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules"
 
 # ---- the modules
 
@@ -104,7 +104,7 @@ def _compiled(arguments: tuple[str, ...]) -> str:
 
 @functools.cache
 def _module(name: str) -> tuple[Any, ArgumentSpecValidator, bool]:
-    module = importlib.import_module(f"{_MODULES}.{name}")
+    module = importlib.import_module(f"{_MODULES}.{name.removeprefix('speed_limit_')}")
     with mock.patch.object(module, "run") as run:
         module.main()
     work, spec = run.call_args.args
