@@ -2,13 +2,17 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property simulation integration kernel traffic
 
-.PHONY: setup setup-test setup-kernels setup-bench demo test kernels test-kernels test-userlands bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-ansible setup-kernels setup-bench demo test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
 
 setup-test:
 	@tools/setup --test
+
+# And every ansible-core that is supported and that a Python here runs, each in a virtual environment.
+setup-ansible:
+	@tools/setup --ansible
 
 # And QEMU.
 setup-kernels:
@@ -37,6 +41,10 @@ KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
 test test-kernels kernels: export KERNELS := $(KERNELS)
 test-kernels: setup-kernels
 	@.venv/bin/python tests/vm/run
+
+# sanity and the modules with every ansible-core that is supported: 5 minutes for each on two processors that do nothing else.
+test-ansible: setup-ansible
+	@tools/test ansible
 
 # Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 15 minutes of CPU time, and the first time debootstrap's.
 test-userlands: setup-test

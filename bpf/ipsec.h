@@ -7,7 +7,7 @@
  *
  * An encrypted packet passes uncharged if three things hold, none of which its sender can forge:
  * - The kernel's IPsec made it (IPSKB_XFRM_TRANSFORMED). Neither a raw socket nor a datagram that looks like ESP, from
- *   any port, has that mark.
+ *   any port, has that flag.
  * - It has been through a device before, where the hook has seen it: the first device that sends a packet sets
  *   sender_cpu. So a socket that sends some packets unencrypted and others through a policy is charged for all of them.
  * - Its socket has credit: the bytes that it was charged for unencrypted, plus what encryption may add to them. One

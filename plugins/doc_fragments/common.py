@@ -26,7 +26,8 @@ attributes:
     description: Target OS/families that can be operated against.
 notes:
   - The task needs root. Use C(become).
-  - If the interpreter lacks a requirement, the module runs again on the distribution's interpreter, if that has it.
+  - If the interpreter is older or lacks a requirement, the module runs again on one of the distribution's that has it.
+    Under Mitogen it cannot, and the error names the interpreter to set as C(ansible_python_interpreter).
 """
 
     IDEMPOTENT = r"""

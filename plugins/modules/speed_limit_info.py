@@ -2,8 +2,6 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: speed_limit_info
 short_description: Show the limits of a host, and what they need
@@ -361,44 +359,15 @@ hook:
       returned: success
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.info import Info
-
-PARTS = ("host", "program", "rules", "processes", "hook")
-
-
-def work(module: AnsibleModule) -> Result:
-    """What was asked for."""
-    gather = [part for part in PARTS if part in module.params["gather"]]
-    if gather != ["host"]:
-        check_root()
-    info = Info(module.run_command, module.params["name"], module.params["pid"], module.params["cgroup_path"])
-    look = {
-        "host": info.describe_host,
-        "program": info.program,
-        "rules": info.rules,
-        "processes": info.processes,
-        "hook": info.hook,
-    }
-    found: Result = {part: look[part]() for part in gather}
-    unseen = info.unseen if gather != ["host"] else []
-    told = [] if "host" in found else unseen
-    return {"changed": False, "warnings": [*info.warnings, *told], "unseen": unseen, **found}
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.respawn import leave_old_python
 
 
 def main() -> None:
-    run(
-        work,
-        {
-            "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": list(PARTS)},
-            "name": {"type": "str"},
-            "pid": {"type": "int"},
-            "cgroup_path": {"type": "str"},
-        },
-        root=False,
-    )
+    """The rest is imported only now: an old Python can read this file, and not the rest."""
+    leave_old_python()
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules.info import main as go_on
+
+    go_on()
 
 
 if __name__ == "__main__":

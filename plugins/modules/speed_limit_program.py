@@ -2,8 +2,6 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: speed_limit_program
 short_description: Load, upgrade, move or unload the program that limits bandwidth
@@ -136,64 +134,15 @@ unenforced_rules:
   sample: [backup]
 """
 
-import contextlib
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import LOCK_SECONDS
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.program import (
-    ABSENT,
-    attach,
-    detach,
-    program_line,
-)
-
-
-def work(module: AnsibleModule) -> Result:
-    """The program, from options to result."""
-    state, check = module.params["state"], module.check_mode
-    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(module.run_command)
-        if state == "absent":
-            change = detach(host, check)
-        else:
-            cgroup = host.cgroups.relative(module.params["cgroup_path"])
-            paced = module.params["pacing"]
-            change = attach(host, module.params["object"], cgroup, paced, state == "reloaded", check)
-    before = change.before
-    # An object that got lost is built and loaded again, though the program that runs is the same.
-    built = any(action.startswith("built ") for action in change.done)
-    warnings = list(change.warnings)
-    if change.unenforced:
-        warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
-    program = {"identity": change.identity, "cgroup": change.cgroup, "pacing": change.pacing}
-    return {
-        "changed": bool(change.done),
-        "diff": diff_of(
-            (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
-            + ("object: missing or out of date\n" if built else ""),
-            (program_line(change.identity, change.cgroup, module.params["pacing"]) if change.identity else ABSENT)
-            + ("object: built\n" if built else ""),
-        ),
-        "program": program if change.identity else None,
-        "actions": list(change.done),
-        "unenforced_rules": list(change.unenforced),
-        "warnings": warnings,
-    }
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.respawn import leave_old_python
 
 
 def main() -> None:
-    run(
-        work,
-        {
-            "state": {"type": "str", "choices": ["present", "absent", "reloaded"], "default": "present"},
-            "object": {"type": "path"},
-            "cgroup_path": {"type": "str", "default": "/"},
-            "pacing": {"type": "bool", "default": True},
-        },
-    )
+    """The rest is imported only now: an old Python can read this file, and not the rest."""
+    leave_old_python()
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules.program import main as go_on
+
+    go_on()
 
 
 if __name__ == "__main__":

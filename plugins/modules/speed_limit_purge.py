@@ -2,8 +2,6 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: speed_limit_purge
 short_description: Remove what this collection has made on a host
@@ -100,45 +98,15 @@ removed:
       returned: success
 """
 
-import contextlib
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import LOCK_SECONDS, facts
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.host import Host
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.program import ABSENT, program_line
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.purge import carry_out, find
-
-
-def work(module: AnsibleModule) -> Result:
-    """A purge, from its scope to what it removed."""
-    scope, check = module.params["scope"], module.check_mode
-    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(module.run_command, any_version=scope == "all")
-        purge, state = find(host, scope)
-        rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
-        warnings = list(purge.warnings)
-        if not check:
-            warnings += carry_out(host, purge, state, everything=scope == "all")
-    removed = {
-        "rules": rules,
-        "pids": list(purge.pids),
-        "stale_rules": list(purge.remains.rules),
-        "stale_members": list(purge.remains.members),
-        "program": purge.program,
-        "pins": list(purge.pins),
-        "paths": list(purge.paths),
-    }
-    before, after = purge.plan.before, purge.plan.after
-    if purge.program and state.program:
-        before += program_line(purge.program, state.program.cgroup, state.program.pacing != "off")
-        after += ABSENT
-    return {"changed": any(removed.values()), "removed": removed, "diff": diff_of(before, after), "warnings": warnings}
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.respawn import leave_old_python
 
 
 def main() -> None:
-    run(work, {"scope": {"type": "str", "choices": ["stale", "rules", "all"], "default": "rules"}})
+    """The rest is imported only now: an old Python can read this file, and not the rest."""
+    leave_old_python()
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules.purge import main as go_on
+
+    go_on()
 
 
 if __name__ == "__main__":

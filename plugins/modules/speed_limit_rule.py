@@ -2,8 +2,6 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: speed_limit_rule
 short_description: Limit the bandwidth of a group of processes
@@ -244,34 +242,15 @@ unenforced:
   sample: []
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import rule_spec
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import enforce, selection
-
-
-def work(module: AnsibleModule) -> Result:
-    """One rule, from options to result."""
-    request = parse_request(module.params)
-    done = enforce(module.run_command, [request], module.check_mode)
-    target = done.plan.targets[0]
-    name = target.name or next(iter(done.plan.changed), "")
-    return {
-        "changed": bool(done.plan.actions),
-        "diff": diff_of(done.plan.before, done.plan.after),
-        "rule": done.after.get(name),
-        "previous": done.before.get(name),
-        "program_actions": list(done.program),
-        "unenforced": list(done.unenforced),
-        "warnings": done.warnings,
-        **selection(target),
-    }
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.respawn import leave_old_python
 
 
 def main() -> None:
-    # What excludes what is checked with the rest of the options, as in a list of rules.
-    run(work, rule_spec())
+    """The rest is imported only now: an old Python can read this file, and not the rest."""
+    leave_old_python()
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules.rule import main as go_on
+
+    go_on()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-from __future__ import annotations
-
 DOCUMENTATION = r"""
 module: speed_limit_rules
 short_description: Limit the bandwidth of many groups of processes in one task
@@ -187,60 +185,15 @@ unenforced:
   sample: []
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_requests
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.ansible import Result, diff_of, run
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import rule_spec
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.enforce import Done, enforce, selection
-
-
-def summary(done: Done) -> dict[str, int]:
-    """Rules by what happens to them."""
-    created = sum(name not in done.before for name in done.after)
-    removed = sum(name not in done.after for name in done.before)
-    stay = {target.name for target in done.plan.targets} & set(done.plan.rules) - set(done.plan.changed)
-    return {
-        "created": created,
-        "changed": len(done.plan.changed) - created - removed,
-        "removed": removed,
-        "unchanged": len(stay),
-    }
-
-
-def work(module: AnsibleModule) -> Result:
-    """All rules, from options to result."""
-    requests = parse_requests(module.params["rules"])
-    done = enforce(module.run_command, requests, module.check_mode, everything=True, purge=module.params["purge"])
-    selections = {
-        target.name or target.request.where.rstrip(": "): selection(target)
-        for target in done.plan.targets
-        if target.request.takes_processes
-    }
-    return {
-        "changed": bool(done.plan.actions),
-        "diff": diff_of(done.plan.before, done.plan.after),
-        "summary": summary(done),
-        "rules": [done.after[name] for name in done.plan.changed if name in done.after],
-        "previous": [done.before[name] for name in done.plan.changed if name in done.before],
-        "kept": list(done.plan.kept),
-        "matched": {name: found["matched"] for name, found in selections.items()},
-        "skipped_processes": {
-            name: found["skipped_processes"] for name, found in selections.items() if found["skipped_processes"]
-        },
-        "program_actions": list(done.program),
-        "unenforced": list(done.unenforced),
-        "warnings": done.warnings,
-    }
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.respawn import leave_old_python
 
 
 def main() -> None:
-    run(
-        work,
-        {
-            "rules": {"type": "list", "elements": "dict", "required": True, "options": rule_spec()},
-            "purge": {"type": "bool", "default": False},
-        },
-    )
+    """The rest is imported only now: an old Python can read this file, and not the rest."""
+    leave_old_python()
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules.rules import main as go_on
+
+    go_on()
 
 
 if __name__ == "__main__":

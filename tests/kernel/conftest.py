@@ -13,6 +13,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
@@ -109,7 +110,7 @@ def maps(attachments: Attachments, limiter_object: str, libbpf: Libbpf) -> t.Ite
 
 
 @pytest.fixture(scope="module")
-def clean_host() -> t.Iterator[limiter.Cgroups]:
+def clean_host() -> t.Iterator[Cgroups]:
     """For tests that share a loaded program, which is slow to load."""
     with limiter.clean_host() as found:
         yield found
@@ -123,7 +124,7 @@ def network() -> t.Iterator[Pair]:
 
 
 @pytest.fixture
-def scene(network: Pair, clean_host: limiter.Cgroups) -> t.Iterator[Scene]:
+def scene(network: Pair, clean_host: Cgroups) -> t.Iterator[Scene]:
     """Nothing is limited yet, and nobody sends."""
     with staged(network, clean_host) as it:
         yield it

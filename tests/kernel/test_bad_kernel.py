@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import nothing, rule, snapshot
 from ansible_collections.speed_limiter.ebpf.tests.support.refusing import BPF_PROG_LOAD, BPF_PROG_QUERY, refusing
@@ -38,7 +39,7 @@ def in_lockdown(mode: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def cgroups() -> Iterator[limiter.Cgroups]:
+def cgroups() -> Iterator[Cgroups]:
     """A host without a program."""
     with limiter.clean_host() as found:
         yield found

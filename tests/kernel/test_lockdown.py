@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, rule
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES
@@ -27,7 +28,7 @@ def lockdown() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cgroups() -> Iterator[limiter.Cgroups]:
+def cgroups() -> Iterator[Cgroups]:
     with limiter.clean_host() as found:
         yield found
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import (
@@ -114,7 +116,7 @@ def test_what_was_refused_is_tried_again_when_the_program_is_reloaded(attach: t.
     assert mode()[0] == "token_bucket"
     assert "others_sockops" in mode()[1]
     assert_still_limits()
-    bpf.detach(limiter.Cgroups.find().mount, bpf.program_by_id(foreign), bpf.SOCK_OPS)
+    bpf.detach(Cgroups.find().mount, bpf.program_by_id(foreign), bpf.SOCK_OPS)
     assert limiter.program()["changed"] is False
     assert mode() == (
         "token_bucket",
@@ -245,7 +247,7 @@ def test_a_foreign_link_with_a_name_of_ours_is_named(tmp_path: Path) -> None:
     if RELEASES:
         os.rename(pins.path(catalog.SETTLE.link), pins.path("aside"))
     os.rename(pins.path(catalog.PACE.link), pins.path(catalog.SETTLE.link))
-    with pytest.raises(limiter.LimiterError, match="settle_sockets_link is not the limiter's.*not to an iterator"):
+    with pytest.raises(LimiterError, match="settle_sockets_link is not the limiter's.*not to an iterator"):
         limiter.program()
     os.rename(pins.path(catalog.SETTLE.link), pins.path(catalog.PACE.link))
     if RELEASES:

@@ -18,6 +18,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import enter_network_namespace
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import pacing
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
@@ -99,7 +100,7 @@ def place() -> Iterator[str]:
 def connection(request: pytest.FixtureRequest, place: str) -> Iterator[Connection]:
     with child(CONNECTION) as process:
         it = Connection(process)
-        Path(f"{limiter.Cgroups.find().absolute(place)}/cgroup.procs").write_text(str(it.pid))
+        Path(f"{Cgroups.find().absolute(place)}/cgroup.procs").write_text(str(it.pid))
         if request.param == "one of its own":
             assert it.ask("namespace") == "ready"
         yield it

@@ -12,10 +12,11 @@ MAY_BE_SPOILED = "virtme" in Path("/proc/cmdline").read_text()
 
 _CALL = """
 import sys
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 try:
     print(limiter.{call})
-except limiter.LimiterError as error:
+except LimiterError as error:
     sys.exit(f"{{error.kind}}: {{error}}")
 """
 

@@ -28,7 +28,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.s
 
 _SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "write")
 # These can be refused, but make no difference to whoever comes later: a file that is not in its place yet, the lock.
-_MERELY_REFUSED = ("pwrite", "ftruncate", "fsync", "chmod", "chown")
+_MERELY_REFUSED = ("pwrite", "ftruncate", "fsync", "fchmod", "fchown", "chmod", "chown")
 _CALLS_OF_LIBBPF = (
     "object__load",
     "obj_pin",

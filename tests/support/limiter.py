@@ -24,9 +24,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import (
-    LimiterError as LimiterError,
-)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
@@ -37,14 +35,14 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups as Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
 from .children import DEADLINE, refused, until
 from .running_kernel import OBJECT
 
 _NO_TYPES = "preserve_access_index\n#endif /* __VMLINUX_H__ */"  # nothing is compiled with them
-_MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules"
+_MODULES = "ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules"
 
 # ---- the modules
 
@@ -104,7 +102,7 @@ def _compiled(arguments: tuple[str, ...]) -> str:
 
 @functools.cache
 def _module(name: str) -> tuple[Any, ArgumentSpecValidator, bool]:
-    module = importlib.import_module(f"{_MODULES}.{name}")
+    module = importlib.import_module(f"{_MODULES}.{name.removeprefix('speed_limit_')}")
     with mock.patch.object(module, "run") as run:
         module.main()
     work, spec = run.call_args.args

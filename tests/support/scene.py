@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 
 from . import bpf, limiter
 from .children import until
@@ -37,7 +38,7 @@ _LONG_FIELDS = layout.FAIR_SHARE.size // 4 - len(layout.FairShare._fields)
 class Scene:
     """A host on which nothing is limited yet, and two namespaces whose receiver counts what arrives."""
 
-    def __init__(self, pair: Pair, cgroups: limiter.Cgroups) -> None:
+    def __init__(self, pair: Pair, cgroups: Cgroups) -> None:
         self.pair, self._cgroups = pair, cgroups
         self._made: list[Path] = []
 
@@ -62,7 +63,7 @@ class Scene:
 
 
 @contextlib.contextmanager
-def staged(pair: Pair, cgroups: limiter.Cgroups) -> Iterator[Scene]:
+def staged(pair: Pair, cgroups: Cgroups) -> Iterator[Scene]:
     """The program is loaded, and there is no rule. Of processes, cgroups and rules nothing stays; the program does."""
     scene = Scene(pair, cgroups)
     limiter.program()

@@ -334,7 +334,7 @@ def churn(address: str, port: str, seconds: str, per_second: str, size: str, wan
 
 def tiny(address: str, port: str, seconds: str, connections: str) -> None:
     """Segments of a byte, each as soon as it can be sent: nothing asks for more acknowledgements."""
-    them = [connect(address, port, "cubic", "") for _ in range(int(connections))]
+    them = [connect(address, port, "cubic", "") for number in range(int(connections))]
     for made in them:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setblocking(False)

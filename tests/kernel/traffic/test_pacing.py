@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import Connection, borrowed, jain
 from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process
@@ -115,7 +116,7 @@ def test_connections_get_the_same(scene: Scene, connections: int) -> None:
         assert_unharmed(each)
 
 
-def test_large_packets_are_paced_alike(clean_host: limiter.Cgroups) -> None:
+def test_large_packets_are_paced_alike(clean_host: Cgroups) -> None:
     with Pair(offloads=True, mtu=9000) as pair, staged(pair, clean_host) as scene:
         cgroup = scene.limited(RATE)
         sender = pair.send_tcp(connections=4, cgroup=cgroup)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import UNPACED, Connection, borrowed
 from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process
@@ -242,7 +243,7 @@ def test_processes_that_are_moved_out_of_a_rule_are_free_at_once(scene: Scene) -
         limiter.rule(name="moved", rate=str(RATE // 5), bucket=str(RATE // 5 // SMALL), pids=busy.pids)
     else:  # what is older than its rule is not paced
         limiter.rule(name="moved", rate=str(RATE // 5), bucket=str(RATE // 5 // SMALL))
-        busy = Busy.begin(scene, Path(limiter.Cgroups.find().absolute("/speed_limiter/moved")))
+        busy = Busy.begin(scene, Path(Cgroups.find().absolute("/speed_limiter/moved")))
     _assert_paced_and_then_free(scene.pair, busy, lambda: limiter.rule(state="absent", pids=busy.pids), RELEASES)
 
 

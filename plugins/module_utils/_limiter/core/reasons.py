@@ -17,7 +17,7 @@ NONE = (0,) * len(REASONS)
 
 
 class Counters(t.NamedTuple):
-    """What a rule has passed, dropped and marked since it was made, in IP packets and IP bytes on the wire."""
+    """What a rule has passed, dropped and given notices since it was made, in IP packets and IP bytes on the wire."""
 
     packets: int = 0
     bytes: int = 0

@@ -1182,7 +1182,7 @@ SOURCES = {
         " * An encrypted packet passes uncharged if three things hold, none of which its sender can forge:\n"
         " * - The kernel's IPsec made it (IPSKB_XFRM_TRANSFORMED). Neither a raw socket nor a datagram that l"
         "ooks like ESP, from\n"
-        " *   any port, has that mark.\n"
+        " *   any port, has that flag.\n"
         " * - It has been through a device before, where the hook has seen it: the first device that sends a "
         "packet sets\n"
         " *   sender_cpu. So a socket that sends some packets unencrypted and others through a policy is char"

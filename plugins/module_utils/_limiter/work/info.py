@@ -41,8 +41,15 @@ class Info:
     Raises LimiterError for what is asked for and is not there: ``no_rule``, ``dead_process``, ``no_cgroup``.
     """
 
-    def __init__(self, run_command: RunCommand, name: str | None, pid: int | None, cgroup_path: str | None) -> None:
-        self.run_command = run_command
+    def __init__(
+        self,
+        run_command: RunCommand,
+        interpreter_with: t.Callable[[t.Sequence[str]], str | None],
+        name: str | None,
+        pid: int | None,
+        cgroup_path: str | None,
+    ) -> None:
+        self.run_command, self.interpreter_with = run_command, interpreter_with
         self.name, self.pid, self.cgroup_path = name, pid, cgroup_path
         self.missing: list[str] = []
         self.unseen: list[str] = []
@@ -104,7 +111,8 @@ class Info:
             self.missing.append(
                 f"bpffs is not mounted at {pins.BPFFS}: the first rule task, or the role setup, mounts it."
             )
-        if not importable("psutil"):
+        # A task that needs it goes on in another interpreter, where one has it.
+        if not importable("psutil") and self.interpreter_with(["_cffi_backend", "psutil"]) is None:
             self.missing.append(f"psutil is not installed for {sys.executable}: only processes (a selector) needs it.")
         compiler = self._compiler()
         if compiler is None:

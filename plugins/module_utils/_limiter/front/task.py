@@ -9,17 +9,15 @@ import errno
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned, probe_interpreters_for_module, respawn_module
+from ansible.module_utils.common.respawn import has_respawned
 
 from ..core.errors import LimiterError
 from ..host.interpreter import importable
 from ..host.root import check_root
 from .argspec import Spec
+from .respawn import elsewhere, respawn
 
 Result = dict[str, t.Any]
-
-# Where distributions put the interpreter that their python3-cffi-backend and python3-psutil belong to.
-_INTERPRETERS = ["/usr/bin/python3", "/usr/libexec/platform-python", "/usr/bin/python3.11", "/usr/bin/python3.12"]
 
 
 def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, root: bool = True) -> None:
@@ -28,18 +26,20 @@ def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, root: bool = True
     ``root``: it fails at once as another user.
     """
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    hint = ""
     try:
         if root:
             check_root()
-        _respawn(_needs(module.params))
+        hint = _find_interpreter(_needs(module.params))
         result = work(module)
     except LimiterError as error:
-        module.fail_json(msg=str(error), kind=error.kind)
+        hint = f" {hint}" if hint and error.kind == "missing_dependency" else ""
+        module.fail_json(msg=f"{error}{hint}", kind=error.kind)
     except OSError as error:
         what = error.filename or "a file of the host"
         why = f"{errno.errorcode.get(error.errno or 0, 'OSError')} ({error.strerror})"
         module.fail_json(msg=f"{what} could not be used: {why}. What was done is undone.", kind="os_error")
-    for warning in result.pop("warnings", ()):
+    for warning in [*result.pop("warnings", ()), *([hint] if hint else [])]:
         module.warn(warning)
     module.exit_json(**result)
 
@@ -54,15 +54,22 @@ def _needs(options: t.Mapping[str, t.Any]) -> list[str]:
     return ["_cffi_backend", "psutil"] if selects else ["_cffi_backend"]
 
 
-def _respawn(needs: t.Sequence[str]) -> None:
+def _find_interpreter(needs: t.Sequence[str]) -> str:
     """Go on in an interpreter that has all that is needed; else in one that has at least the first, without which
     nothing works, so that the error names what is really missing.
+
+    Returns what belongs to such an error where there is one, and the module cannot go on in it.
     """
     if has_respawned():
-        return
+        return ""
     for wanted in dict.fromkeys((tuple(needs), tuple(needs[:1]))):
         if all(importable(name) for name in wanted):
-            return
-        for interpreter in _INTERPRETERS:
-            if all(probe_interpreters_for_module([interpreter], name) for name in wanted):
-                respawn_module(interpreter)
+            return ""
+        interpreter = elsewhere(wanted)
+        if interpreter is not None:
+            respawn(interpreter)
+            return (
+                f"{interpreter} has what is missing here: set ansible_python_interpreter to it, since this task could "
+                "not go on in it by itself."
+            )
+    return ""

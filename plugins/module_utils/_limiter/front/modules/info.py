@@ -1,0 +1,48 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""speed_limit_info: from its options to its result."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ...host.root import check_root
+from ...work.info import Info
+from ..respawn import elsewhere
+from ..task import Result, run
+
+PARTS = ("host", "program", "rules", "processes", "hook")
+
+
+def work(module: AnsibleModule) -> Result:
+    """What was asked for."""
+    gather = [part for part in PARTS if part in module.params["gather"]]
+    if gather != ["host"]:
+        check_root()
+    asked_for = (module.params[option] for option in ("name", "pid", "cgroup_path"))
+    info = Info(module.run_command, elsewhere, *asked_for)
+    look = {
+        "host": info.describe_host,
+        "program": info.program,
+        "rules": info.rules,
+        "processes": info.processes,
+        "hook": info.hook,
+    }
+    found: Result = {part: look[part]() for part in gather}
+    unseen = info.unseen if gather != ["host"] else []
+    told = [] if "host" in found else unseen
+    return {"changed": False, "warnings": [*info.warnings, *told], "unseen": unseen, **found}
+
+
+def main() -> None:
+    run(
+        work,
+        {
+            "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": list(PARTS)},
+            "name": {"type": "str"},
+            "pid": {"type": "int"},
+            "cgroup_path": {"type": "str"},
+        },
+        root=False,
+    )

@@ -1,0 +1,36 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""speed_limit_rule: from its options to its result."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ...core.request import parse_request
+from ...work.enforce import enforce, selection
+from ..argspec import rule_spec
+from ..task import Result, diff_of, run
+
+
+def work(module: AnsibleModule) -> Result:
+    """One rule, from options to result."""
+    request = parse_request(module.params)
+    done = enforce(module.run_command, [request], module.check_mode)
+    target = done.plan.targets[0]
+    name = target.name or next(iter(done.plan.changed), "")
+    return {
+        "changed": bool(done.plan.actions),
+        "diff": diff_of(done.plan.before, done.plan.after),
+        "rule": done.after.get(name),
+        "previous": done.before.get(name),
+        "program_actions": list(done.program),
+        "unenforced": list(done.unenforced),
+        "warnings": done.warnings,
+        **selection(target),
+    }
+
+
+def main() -> None:
+    # What excludes what is checked with the rest of the options, as in a list of rules.
+    run(work, rule_spec())

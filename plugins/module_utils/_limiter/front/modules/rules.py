@@ -1,0 +1,62 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""speed_limit_rules: from its options to its result."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ...core.request import parse_requests
+from ...work.enforce import Done, enforce, selection
+from ..argspec import rule_spec
+from ..task import Result, diff_of, run
+
+
+def summary(done: Done) -> dict[str, int]:
+    """Rules by what happens to them."""
+    created = sum(name not in done.before for name in done.after)
+    removed = sum(name not in done.after for name in done.before)
+    stay = {target.name for target in done.plan.targets} & set(done.plan.rules) - set(done.plan.changed)
+    return {
+        "created": created,
+        "changed": len(done.plan.changed) - created - removed,
+        "removed": removed,
+        "unchanged": len(stay),
+    }
+
+
+def work(module: AnsibleModule) -> Result:
+    """All rules, from options to result."""
+    requests = parse_requests(module.params["rules"])
+    done = enforce(module.run_command, requests, module.check_mode, everything=True, purge=module.params["purge"])
+    selections = {
+        target.name or target.request.where.rstrip(": "): selection(target)
+        for target in done.plan.targets
+        if target.request.takes_processes
+    }
+    return {
+        "changed": bool(done.plan.actions),
+        "diff": diff_of(done.plan.before, done.plan.after),
+        "summary": summary(done),
+        "rules": [done.after[name] for name in done.plan.changed if name in done.after],
+        "previous": [done.before[name] for name in done.plan.changed if name in done.before],
+        "kept": list(done.plan.kept),
+        "matched": {name: found["matched"] for name, found in selections.items()},
+        "skipped_processes": {
+            name: found["skipped_processes"] for name, found in selections.items() if found["skipped_processes"]
+        },
+        "program_actions": list(done.program),
+        "unenforced": list(done.unenforced),
+        "warnings": done.warnings,
+    }
+
+
+def main() -> None:
+    run(
+        work,
+        {
+            "rules": {"type": "list", "elements": "dict", "required": True, "options": rule_spec()},
+            "purge": {"type": "bool", "default": False},
+        },
+    )
