@@ -133,16 +133,17 @@ static __always_inline struct rate_limit_socket *attribution_tag_mptcp(struct bp
  * created no longer holds for it; rules that limit its cgroups in place still do. Returns false where the way up
  * decides.
  */
-static __always_inline bool attribution_tagged(struct __sk_buff *skb, const struct rate_limit_control *control,
-					       bool *released, struct attribution *found)
+static __always_inline bool attribution_tagged(struct __sk_buff *skb, bool mptcp, bool *released,
+					       struct attribution *found)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct rate_limit_socket *tag;
+	struct rate_limit_graph graph;
 	__u64 rule, top;
 
 	if (!sk)
 		return false;
-	tag = control->tagged_sockets > 1 ? attribution_tag_mptcp(sk) : NULL;
+	tag = mptcp ? attribution_tag_mptcp(sk) : NULL;
 	if (!tag)
 		tag = bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0);
 	if (!tag)
@@ -152,15 +153,16 @@ static __always_inline bool attribution_tagged(struct __sk_buff *skb, const stru
 	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
 		return false;
 	top = bpf_skb_ancestor_cgroup_id(skb, 0);
-	attribution_add_cgroup(top, top == control->root ? control->places : 0, false, found);
+	graph = places_graph();
+	attribution_add_cgroup(top, places_follow(&graph, top, 0, 0, 0), false, found);
 	attribution_add(found, rule);
 	return true;
 }
 
-static __always_inline void attribution_walk(struct __sk_buff *skb, const struct rate_limit_control *control,
-					     bool released, struct attribution *found)
+static __always_inline void attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
 {
-	__u64 way = kernel_memory && control->places ? places_cgroup(skb) : 0, cgroup;
+	struct rate_limit_graph graph = places_graph();
+	__u64 way = graph.place ? places_cgroup(skb) : 0, cgroup;
 	__u32 place = 0;
 
 	*found = (struct attribution){};
@@ -170,7 +172,7 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, const struct
 		if (!cgroup)
 			break;
 		if (way)
-			place = places_follow(control, cgroup, way, level, place);
+			place = places_follow(&graph, cgroup, way, level, place);
 		attribution_add_cgroup(cgroup, place, released, found);
 	}
 }
@@ -212,22 +214,22 @@ static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *
  * Finds the rules of a packet; false when there are none, as for a packet without a socket of this host. `generation`
  * was read before: if members change during the walk, the answer is stale at once instead of wrong for good.
  */
-static __always_inline bool attribution_find(struct __sk_buff *skb, const struct rate_limit_control *control,
-					     __u32 generation, struct attribution *found)
+static __always_inline bool attribution_find(struct __sk_buff *skb, __u32 tagged_sockets, __u32 generation,
+					     struct attribution *found)
 {
 	bool released = false;
 	__u64 cgroup;
 
-	if (control->tagged_sockets && attribution_tagged(skb, control, &released, found))
+	if (tagged_sockets && attribution_tagged(skb, tagged_sockets > 1, &released, found))
 		return true;
 	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
 	if (released) {
 		/* The cached answer is for sockets that are not released. */
-		attribution_walk(skb, control, released, found);
+		attribution_walk(skb, released, found);
 	} else if (!attribution_cached(cgroup, generation, found)) {
-		attribution_walk(skb, control, released, found);
+		attribution_walk(skb, released, found);
 		attribution_remember(cgroup, generation, found);
 	}
 	return found->rules[0];

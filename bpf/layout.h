@@ -103,6 +103,19 @@ struct rate_limit_state {
 	__u64 notices[LIMITER_REASONS]; /* packets passed with a congestion notice, by reason */
 };
 
+/* Counters of a state: packets, bytes, dropped_bytes, drops and notices, in this order. */
+#define LIMITER_COUNTERS (3 + 2 * LIMITER_REASONS)
+
+/*
+ * rate_limit_carried_map: rule -> what its state has of its state in an earlier layout. It exists only while one layout
+ * takes the place of another, see carry.h.
+ */
+struct rate_limit_carried {
+	__s64 tokens;       /* as of `reference_ns` */
+	__u64 reference_ns; /* CLOCK_MONOTONIC when the states were copied */
+	__u64 counters[LIMITER_COUNTERS];
+};
+
 /* rate_limit_member_map: id of a member, a cgroup whose sockets are charged -> rule (__u64) */
 
 /*
@@ -127,14 +140,11 @@ struct rate_limit_place {
 	__u32 reserved;
 };
 
-/* rate_limit_target_map: number (__u32) -> a pattern of cgroup paths; the graph of places is made of all of them */
-#define LIMITER_MAX_TARGETS 65536
-#define LIMITER_MAX_PATTERN 1008
-struct rate_limit_target {
-	__u64 rule;
-	__u32 each;
+/* rate_limit_graph_map: one entry, key 0: the graph of places in use, which is made of all patterns */
+struct rate_limit_graph {
+	__u64 root;  /* id of the cgroup at which paths begin: / of the cgroup2 mount */
+	__u32 place; /* its place; 0: no rule is named by a pattern */
 	__u32 reserved;
-	char pattern[LIMITER_MAX_PATTERN]; /* padded with NUL */
 };
 
 /* rate_limit_socket_map: socket storage, the tag of a socket that was open when its process was moved into a rule */
@@ -185,9 +195,7 @@ struct rate_limit_control {
 	__u32 tagged_sockets; /* 1: sockets were tagged, so tags are looked up; 2: also MPTCP sockets; 0: none ever */
 	__u32 program_id;     /* the kernel's id of the program that `identity` names */
 	__u32 pacing;         /* enum limiter_pacing */
-	__u32 places;         /* the place of `root`; 0: no rule is named by a pattern */
-	__u64 root;           /* id of the cgroup at which paths begin: / of the cgroup2 mount */
-	__u64 targets;        /* a hash of all targets that the graph was made of; see core/places.py */
-	char identity[64];    /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
+	__u32 reserved;
+	char identity[64]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
 };
 #endif

@@ -6,7 +6,7 @@
  * packet was charged before it was encrypted (ipsec.h), and measures it (wire.h, pacing.h). Each rule then decides
  * (charge.h, verdict.h, token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets
  * tells each TCP socket its share once a round trip. settle_sockets brings all sockets of a network namespace in line
- * with the rules at once (pacing.h, settle.h).
+ * with the rules at once (pacing.h, settle.h). carry_over takes counters over from an earlier layout (carry.h).
  *
  * One object fits every kernel from 5.10 on. Where the kernel refuses one of the last two programs, the first still
  * limits.
@@ -17,6 +17,7 @@
 #include <bpf/bpf_tracing.h>
 
 #include "attribution.h"
+#include "carry.h"
 #include "charge.h"
 #include "ipsec.h"
 #include "pacing.h"
@@ -44,7 +45,7 @@ int limit_egress(struct __sk_buff *skb)
 	/* No rule was ever made. */
 	if (!generation)
 		return VERDICT_PASS;
-	if (!attribution_find(skb, ctl, generation, &found))
+	if (!attribution_find(skb, ctl->tagged_sockets, generation, &found))
 		return VERDICT_PASS;
 	if (ipsec_suspected(skb) && ipsec_charged(skb))
 		return VERDICT_PASS;
@@ -52,6 +53,13 @@ int limit_egress(struct __sk_buff *skb)
 	if (ipsec_seen && verdict != VERDICT_DROP)
 		ipsec_give(skb);
 	return verdict;
+}
+
+/* Run by user space, never attached, while an earlier layout is left. */
+SEC("tc")
+int carry_over(struct __sk_buff *skb)
+{
+	return carry_run(skb);
 }
 
 /*
@@ -133,6 +141,6 @@ int settle_sockets(struct bpf_iter__tcp *context)
 		return 0;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (tcp)
-		settle(tcp, ctl, generation_of(ctl));
+		settle(tcp, generation_of(ctl), ctl->pacing == LIMITER_PACING_ON);
 	return 0;
 }

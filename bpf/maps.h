@@ -46,12 +46,11 @@ struct {
 } rate_limit_place_map SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_TARGETS);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct rate_limit_target);
-} rate_limit_target_map SEC(".maps");
+	__type(value, struct rate_limit_graph);
+} rate_limit_graph_map SEC(".maps");
 
 /* Accepted sockets get a copy, since they belong to the rule too. */
 struct {

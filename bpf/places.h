@@ -4,7 +4,7 @@
  * graph of places that user space makes of all patterns (core/places.py); a place may have a rule. Nothing is keyed by an
  * id that goes stale: a cgroup that is removed and made again, as for a service that restarts, comes to the same place.
  *
- * A graph is never changed: the next one has other numbers, and control.places switches to it.
+ * A graph is never changed: the next one has other numbers, and rate_limit_graph_map switches to it.
  */
 #ifndef LIMITER_PLACES_H
 #define LIMITER_PLACES_H
@@ -175,11 +175,20 @@ __noinline __u64 places_rule(__u32 number, __u64 cgroup)
 }
 
 /* The place of a cgroup at a level of the way to `way`, whose parent is at `above`. */
-static __always_inline __u32 places_follow(const struct rate_limit_control *control, __u64 cgroup, __u64 way,
-					   __u32 level, __u32 above)
+static __always_inline __u32 places_follow(const struct rate_limit_graph *graph, __u64 cgroup, __u64 way, __u32 level,
+					   __u32 above)
 {
-	if (cgroup == control->root)
-		return control->places;
+	if (cgroup == graph->root)
+		return graph->place;
 	return above ? places_step(way, level, above) : 0;
+}
+
+/* The graph in use, as it is at one moment; without a place where there is none, or the kernel forbids to look. */
+static __always_inline struct rate_limit_graph places_graph(void)
+{
+	__u32 index = 0;
+	struct rate_limit_graph *graph = bpf_map_lookup_elem(&rate_limit_graph_map, &index);
+
+	return graph && kernel_memory ? *graph : (struct rate_limit_graph){};
 }
 #endif

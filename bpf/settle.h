@@ -17,10 +17,10 @@
  * Finds the rules of a socket, in any order. attribution.h does the same for a packet, with helpers that exist only for
  * packets.
  */
-static __always_inline void settle_find(struct tcp_sock *tcp, const struct rate_limit_control *control,
-					struct attribution *found)
+static __always_inline void settle_find(struct tcp_sock *tcp, struct attribution *found)
 {
 	struct rate_limit_socket *tag = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
+	struct rate_limit_graph graph = places_graph();
 	__u64 way = places_cgroup_of(&tcp->inet_conn.icsk_inet.sk);
 	bool released = tag && tag->rule == LIMITER_RELEASED;
 	struct cgroup *here;
@@ -37,23 +37,23 @@ static __always_inline void settle_find(struct tcp_sock *tcp, const struct rate_
 	for (int level = 0; level < LIMITER_MAX_DEPTH && level < levels; level++) {
 		here = places_ancestor((struct cgroup *)way, level);
 		id = BPF_CORE_READ(here, kn, id);
-		if (control->places)
-			place = places_follow(control, id, way, level, place);
+		if (graph.place)
+			place = places_follow(&graph, id, way, level, place);
 		attribution_add_cgroup(id, place, released, found);
 	}
 	if (tag && !released)
 		attribution_add(found, tag->rule);
 }
 
-static __always_inline void settle(struct tcp_sock *tcp, const struct rate_limit_control *control, __u32 generation)
+static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool on)
 {
 	struct rate_limit_pacing *pacing;
 	struct attribution found = {};
 	__u32 flags = tcp->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG;
 	bool called_back = tcp->bpf_sock_ops_cb_flags == flags;
 
-	if (control->pacing == LIMITER_PACING_ON)
-		settle_find(tcp, control, &found);
+	if (on)
+		settle_find(tcp, &found);
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, tcp, NULL, 0);
 	if (!found.rules[0]) {
 		if (!pacing)

@@ -278,7 +278,7 @@ def test_a_hook_that_is_full_is_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param(SOMEONE_ELSES, "no program pace_sockets", id="no other programs"),
+        pytest.param(SOMEONE_ELSES, "no program carry_over", id="no other programs"),
         pytest.param(SOMEONE_ELSES + PACE_SOCKETS + SETTLE_SOCKETS, "no map rate_limit_config_map", id="no maps"),
         pytest.param(an_object(PACE_SOCKETS, SETTLE_SOCKETS), "no program limit_egress", id="no program"),
         pytest.param(

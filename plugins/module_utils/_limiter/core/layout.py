@@ -23,8 +23,6 @@ MAX_NAME = 255  # bytes of a cgroup's name, the kernel's NAME_MAX
 MAX_SHAPES = 4  # of names with a star, at one place
 MAX_STAR_TEXT = 127  # bytes of a name before its star, and behind it
 MAX_STEPS = 262144
-MAX_TARGETS = 65536
-MAX_PATTERN = 1008  # bytes, and one less in a pattern
 RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
@@ -37,10 +35,10 @@ CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
 STATE = struct.Struct("=qQIIQQQQQIIQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
-CONTROL = struct.Struct("=IIIIIIQQ64s")
+CONTROL = struct.Struct("=IIIIII64s")
 STEP = struct.Struct(f"=II{MAX_NAME + 1}s")
 PLACE = struct.Struct(f"=QI{MAX_SHAPES}II")
-TARGET = struct.Struct(f"=QII{MAX_PATTERN}s")
+GRAPH = struct.Struct("=QII")
 
 
 class FairShare(t.NamedTuple):
@@ -111,10 +109,16 @@ class Control(t.NamedTuple):
     tagged_sockets: int = 0
     program_id: int = 0
     pacing: int = PACING_OFF
-    places: int = 0
-    root: int = 0
-    targets: int = 0
+    reserved: int = 0
     identity: str = ""
+
+
+class Graph(t.NamedTuple):
+    """The one entry of the graph map; the fields are explained in bpf/layout.h."""
+
+    root: int = 0
+    place: int = 0
+    reserved: int = 0
 
 
 CONFIG_FIELDS = tuple(field.stored for field in FIELDS)
@@ -157,7 +161,14 @@ PACING_FIELDS = (
 CONTROL_FIELDS = Control._fields
 STEP_FIELDS = ("above", "shape", "name")
 PLACE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
-TARGET_FIELDS = ("rule", "each", "reserved", "pattern")
+# Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
+COUNTER_FIELDS = (
+    *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
+    *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
+)
+KEPT_FIELDS = (*COUNTER_FIELDS, *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
+CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
+CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 
 _COUNTERS = STATE_FIELDS.index("packets")
 _USE = STATE_FIELDS.index("use_start_ns")

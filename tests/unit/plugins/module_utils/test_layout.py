@@ -24,7 +24,8 @@ STRUCTS = {
     "rate_limit_socket": (layout.ID, ("rule",)),
     "rate_limit_step": (layout.STEP, layout.STEP_FIELDS),
     "rate_limit_place": (layout.PLACE, layout.PLACE_FIELDS),
-    "rate_limit_target": (layout.TARGET, layout.TARGET_FIELDS),
+    "rate_limit_graph": (layout.GRAPH, layout.Graph._fields),
+    "rate_limit_carried": (layout.CARRIED, layout.CARRIED_FIELDS),
 }
 CONSTANTS: tuple[str, ...] = (
     "SCHEMA",
@@ -36,8 +37,6 @@ CONSTANTS: tuple[str, ...] = (
     "MAX_SHAPES",
     "MAX_STAR_TEXT",
     "MAX_STEPS",
-    "MAX_TARGETS",
-    "MAX_PATTERN",
     "RELEASED",
     "UNPACED",
 )

@@ -22,8 +22,7 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str
     that give every cgroup a budget of its own. A run that is killed leaves the graph that there was or the whole new
     one; whatever else it left, the next one removes. Raises KernelError, LimiterError ``map_full``.
     """
-    control = maps.control()
-    new = _HALVES[0] if control.places in _HALVES[1] else _HALVES[1]
+    new = _HALVES[0] if maps.graph().place in _HALVES[1] else _HALVES[1]
     _remove(maps, new)
     for number, place in enumerate(graph, new.start):
         rule = 0 if place.rule is None else rules[place.rule]
@@ -36,7 +35,7 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str
             key = layout.STEP.pack(number, shape, _encoded(name))
             maps.steps.update(key, layout.INDEX.pack(new.start + after))
     # Before the generation: no program may keep an answer of the old graph for longer than that.
-    maps.write_control(control._replace(places=new.start if graph else 0, root=root))
+    maps.write_graph(layout.Graph(root, new.start if graph else 0))
     maps.bump_generation()
     _remove(maps, *(half for half in _HALVES if half != new))
 
