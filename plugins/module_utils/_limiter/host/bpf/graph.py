@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ...core import layout
+from ...core import catalog, layout
 from ...core.places import Place, Shape
-from .maps import Map, Maps
+from .maps import Maps
 
 # A graph has the numbers of one half, the next one those of the other.
 _HALVES = (range(1, 1 << 31), range(1 << 31, 1 << 32))
@@ -28,12 +28,14 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str
         rule = 0 if place.rule is None else rules[place.rule]
         shapes = [_packed(shape) for shape, _after in place.shapes]
         shapes += [0] * (layout.MAX_SHAPES - len(shapes))
-        maps.places.update(layout.INDEX.pack(number), layout.PLACE.pack(rule, place.rule in each, *shapes, 0))
+        maps.of(catalog.PLACE).update(
+            layout.INDEX.pack(number), layout.PLACE.pack(rule, place.rule in each, *shapes, 0)
+        )
         steps = [(0, name, after) for name, after in place.names.items()]
         steps += [(_packed(shape), "".join(shape), after) for shape, after in place.shapes]
         for shape, name, after in steps:
             key = layout.STEP.pack(number, shape, _encoded(name))
-            maps.steps.update(key, layout.INDEX.pack(new.start + after))
+            maps.of(catalog.STEP).update(key, layout.INDEX.pack(new.start + after))
     # Before the generation: no program may keep an answer of the old graph for longer than that.
     maps.write_graph(layout.Graph(root, new.start if graph else 0))
     maps.bump_generation()
@@ -41,17 +43,12 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str
 
 
 def _remove(maps: Maps, *halves: range) -> None:
-    for one in (maps.steps, maps.places):
-        for key in _keys(one):
-            # The place is what both keys begin with.
+    for row in (catalog.STEP, catalog.PLACE):
+        one = maps.of(row)
+        for key, _value in one.entries():
+            # Both keys begin with the place.
             if any(layout.INDEX.unpack_from(key)[0] in half for half in halves):
                 one.delete(key)
-
-
-def _keys(one: Map) -> t.Iterator[bytes]:
-    keys, _values = one.items()
-    size = one.key_size
-    return (keys[at : at + size] for at in range(0, len(keys), size))
 
 
 def _packed(shape: Shape) -> int:

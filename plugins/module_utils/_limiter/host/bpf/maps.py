@@ -34,7 +34,7 @@ class Map:
         self.name, self.fd = name, fd
         self._libbpf, self._ffi = libbpf, libbpf.ffi
         info = libbpf.info(fd, "bpf_map_info")
-        self.key_size, self._value_size = info.key_size, info.value_size
+        self._key_size, self._value_size = info.key_size, info.value_size
         self._value = self._ffi.new("char[]", self._value_size)
 
     def lookup(self, key: bytes, flags: int = _ANY) -> bytes | None:
@@ -93,7 +93,7 @@ class Map:
         size, keys, values = _BATCH, b"", b""
         count, here, following = new("uint32_t *"), self._ffi.NULL, new("char[]", 8)
         while True:
-            key_buffer, value_buffer = new("char[]", size * self.key_size), new("char[]", size * self._value_size)
+            key_buffer, value_buffer = new("char[]", size * self._key_size), new("char[]", size * self._value_size)
             while True:
                 count[0] = size
                 result = self._libbpf.try_call(
@@ -101,7 +101,7 @@ class Map:
                 )
                 if result < 0 and result != -errno.ENOENT:
                     break
-                keys += self._ffi.buffer(key_buffer, count[0] * self.key_size)[:]
+                keys += self._ffi.buffer(key_buffer, count[0] * self._key_size)[:]
                 values += self._ffi.buffer(value_buffer, count[0] * self._value_size)[:]
                 if result == -errno.ENOENT:  # the end
                     return keys, values
@@ -113,7 +113,7 @@ class Map:
     def _items_one_by_one(self) -> tuple[bytes, bytes]:
         keys: list[bytes] = []
         values: list[bytes] = []
-        key, following = self._ffi.NULL, self._ffi.new("char[]", self.key_size)
+        key, following = self._ffi.NULL, self._ffi.new("char[]", self._key_size)
         while True:
             result = self._libbpf.try_call("bpf_map_get_next_key", self.fd, key, following)
             if result == -errno.ENOENT:
@@ -137,8 +137,8 @@ class Maps:
     def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int], schema: int) -> None:
         self._fds, self.schema = list(fds.values()), schema
         self._maps = {name: Map(libbpf, name, fd) for name, fd in fds.items()}
-        self._config, self._state, self._member = map(self._of, (catalog.CONFIG, catalog.STATE, catalog.MEMBER))
-        self._socket, self._pacing, self._control = map(self._of, (catalog.SOCKET, catalog.PACING, catalog.CONTROL))
+        self._config, self._state, self._member = map(self.of, (catalog.CONFIG, catalog.STATE, catalog.MEMBER))
+        self._socket, self._pacing, self._control = map(self.of, (catalog.SOCKET, catalog.PACING, catalog.CONTROL))
         self._sockets_looked_up = 0  # what control.tagged_sockets is at least
 
     @classmethod
@@ -211,12 +211,12 @@ class Maps:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _of(self, row: catalog.Map) -> Map:
+    def of(self, row: catalog.Map) -> Map:
         return self._maps[row.name]
 
     def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:
         """Keys and values as they are."""
-        return self._of(row).entries()
+        return self.of(row).entries()
 
     def limits(self) -> dict[int, Limit]:
         if self.is_earlier:
@@ -322,11 +322,11 @@ class Maps:
 
     def graph(self) -> layout.Graph:
         """The graph of places in use."""
-        data = self._of(catalog.GRAPH).lookup(layout.INDEX.pack(0))
+        data = self.of(catalog.GRAPH).lookup(layout.INDEX.pack(0))
         return layout.Graph() if data is None else layout.Graph._make(layout.GRAPH.unpack(data))
 
     def write_graph(self, graph: layout.Graph) -> None:
-        self._of(catalog.GRAPH).update(layout.INDEX.pack(0), layout.GRAPH.pack(*graph))
+        self.of(catalog.GRAPH).update(layout.INDEX.pack(0), layout.GRAPH.pack(*graph))
 
     def write_control(self, control: Control) -> None:
         self._control.update(layout.INDEX.pack(0), layout.pack_control(control))
