@@ -12,7 +12,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "maps.h"
-#include "places.h"
+#include "graph.h"
 
 #define ATTRIBUTION_SLOT_BITS 16
 #define ATTRIBUTION_SLOTS (1 << ATTRIBUTION_SLOT_BITS)
@@ -87,17 +87,17 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * Adds the rule that a cgroup is a member of, or otherwise that of its place. `released` leaves out a rule whose own
+ * Adds the rule that a cgroup is a member of, or otherwise that of its node. `released` leaves out a rule whose own
  * cgroup it is.
  */
-static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 place, bool released, struct attribution *found)
+static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 node, bool released, struct attribution *found)
 {
 	__u64 *member = bpf_map_lookup_elem(&rate_limit_member_map, &cgroup), rule = 0;
 
 	if (member)
 		rule = released && *member == cgroup ? 0 : *member;
-	else if (place)
-		rule = places_rule(place, cgroup);
+	else if (node)
+		rule = graph_rule(node, cgroup);
 	if (rule)
 		attribution_add(found, rule);
 }
@@ -153,17 +153,17 @@ static __always_inline bool attribution_tagged(struct __sk_buff *skb, bool mptcp
 	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
 		return false;
 	top = bpf_skb_ancestor_cgroup_id(skb, 0);
-	graph = places_graph();
-	attribution_add_cgroup(top, places_follow(&graph, top, 0, 0, 0), false, found);
+	graph = graph_in_use();
+	attribution_add_cgroup(top, graph_follow(&graph, top, 0, 0, 0), false, found);
 	attribution_add(found, rule);
 	return true;
 }
 
 static __always_inline void attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
 {
-	struct rate_limit_graph graph = places_graph();
-	__u64 way = graph.place ? places_cgroup(skb) : 0, cgroup;
-	__u32 place = 0;
+	struct rate_limit_graph graph = graph_in_use();
+	__u64 way = graph.node ? graph_cgroup(skb) : 0, cgroup;
+	__u32 node = 0;
 
 	*found = (struct attribution){};
 	for (int level = 0; level < LIMITER_MAX_DEPTH; level++) {
@@ -172,8 +172,8 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, bool release
 		if (!cgroup)
 			break;
 		if (way)
-			place = places_follow(&graph, cgroup, way, level, place);
-		attribution_add_cgroup(cgroup, place, released, found);
+			node = graph_follow(&graph, cgroup, way, level, node);
+		attribution_add_cgroup(cgroup, node, released, found);
 	}
 }
 

@@ -119,31 +119,31 @@ struct rate_limit_carried {
 /* rate_limit_member_map: id of a member, a cgroup whose sockets are charged -> rule (__u64) */
 
 /*
- * rate_limit_step_map: the place of a cgroup by the place of its parent and its name -> place (__u32). With a shape the
- * name is what a name begins with and then what it ends with, as many bytes of each as the shape says.
+ * rate_limit_edge_map: a node and the name of a cgroup below it -> the node of that cgroup (__u32). With a shape `name`
+ * stands for all names that begin and end alike: it holds the text before the star, then the text behind it.
  */
-#define LIMITER_MAX_STEPS 262144
+#define LIMITER_MAX_EDGES 262144
 #define LIMITER_MAX_NAME 255
 #define LIMITER_MAX_STAR_TEXT 127
-struct rate_limit_step {
+struct rate_limit_edge {
 	__u32 above;
 	__u32 shape; /* 0: the whole name; else 1 << 16 | bytes before the star << 8 | bytes behind it, 127 of each at most */
 	char name[LIMITER_MAX_NAME + 1]; /* padded with NUL */
 };
 
-/* rate_limit_place_map: place (__u32; never 0) -> */
+/* rate_limit_node_map: node (__u32; never 0) -> */
 #define LIMITER_MAX_SHAPES 4
-struct rate_limit_place {
-	__u64 rule;                       /* 0: none, but some below */
-	__u32 each;                       /* 1: every cgroup that is here has a budget of its own */
-	__u32 shapes[LIMITER_MAX_SHAPES]; /* that names below may have, the most specific first; 0: no more */
+struct rate_limit_node {
+	__u64 rule;                       /* 0: none here, but further down */
+	__u32 each;                       /* 1: every cgroup at this node has a budget of its own */
+	__u32 shapes[LIMITER_MAX_SHAPES]; /* of names below, the most specific first; 0: no more */
 	__u32 reserved;
 };
 
-/* rate_limit_graph_map: one entry, key 0: the graph of places in use, which is made of all patterns */
+/* rate_limit_graph_map: one entry, key 0: the graph in use */
 struct rate_limit_graph {
-	__u64 root;  /* id of the cgroup at which paths begin: / of the cgroup2 mount */
-	__u32 place; /* its place; 0: no rule is named by a pattern */
+	__u64 root; /* id of the cgroup at which paths begin: / of the cgroup2 mount */
+	__u32 node; /* of the root; 0: no rule is named by a pattern */
 	__u32 reserved;
 };
 

@@ -32,18 +32,18 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_STEPS);
-	__type(key, struct rate_limit_step);
+	__uint(max_entries, LIMITER_MAX_EDGES);
+	__type(key, struct rate_limit_edge);
 	__type(value, __u32);
-} rate_limit_step_map SEC(".maps");
+} rate_limit_edge_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_STEPS);
+	__uint(max_entries, LIMITER_MAX_EDGES);
 	__type(key, __u32);
-	__type(value, struct rate_limit_place);
-} rate_limit_place_map SEC(".maps");
+	__type(value, struct rate_limit_node);
+} rate_limit_node_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -20,11 +20,11 @@
 static __always_inline void settle_find(struct tcp_sock *tcp, struct attribution *found)
 {
 	struct rate_limit_socket *tag = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
-	struct rate_limit_graph graph = places_graph();
-	__u64 way = places_cgroup_of(&tcp->inet_conn.icsk_inet.sk);
+	struct rate_limit_graph graph = graph_in_use();
+	__u64 way = graph_cgroup_of(&tcp->inet_conn.icsk_inet.sk);
 	bool released = tag && tag->rule == LIMITER_RELEASED;
 	struct cgroup *here;
-	__u32 place = 0;
+	__u32 node = 0;
 	int levels;
 	__u64 id;
 
@@ -35,11 +35,11 @@ static __always_inline void settle_find(struct tcp_sock *tcp, struct attribution
 	if (tag && !released && levels)
 		levels = 1;
 	for (int level = 0; level < LIMITER_MAX_DEPTH && level < levels; level++) {
-		here = places_ancestor((struct cgroup *)way, level);
+		here = graph_ancestor((struct cgroup *)way, level);
 		id = BPF_CORE_READ(here, kn, id);
-		if (graph.place)
-			place = places_follow(&graph, id, way, level, place);
-		attribution_add_cgroup(id, place, released, found);
+		if (graph.node)
+			node = graph_follow(&graph, id, way, level, node);
+		attribution_add_cgroup(id, node, released, found);
 	}
 	if (tag && !released)
 		attribution_add(found, tag->rule);

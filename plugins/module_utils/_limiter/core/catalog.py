@@ -101,8 +101,8 @@ PACING = Map(
     next="rate_limit_pacing_map_new",
     fields=layout.PACING_FIELDS,
 )
-STEP = Map("rate_limit_step_map", HASH, layout.STEP, layout.INDEX, since=4)
-PLACE = Map("rate_limit_place_map", HASH, layout.INDEX, layout.PLACE, since=4)
+EDGE = Map("rate_limit_edge_map", HASH, layout.EDGE, layout.INDEX, since=4)
+NODE = Map("rate_limit_node_map", HASH, layout.INDEX, layout.NODE, since=4)
 GRAPH = Map("rate_limit_graph_map", ARRAY, layout.INDEX, layout.GRAPH, since=4)
 CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)  # every version has to read the schema
 # Only there while the layout of the state changes.
@@ -139,7 +139,7 @@ LOOK = Part(
 )
 
 # Control is pinned last: where it is, all the others are.
-MAPS = (CONFIG, STATE, MEMBER, STEP, PLACE, GRAPH, SOCKET, PACING, CONTROL)
+MAPS = (CONFIG, STATE, MEMBER, EDGE, NODE, GRAPH, SOCKET, PACING, CONTROL)
 PROGRAMS = (LIMIT, CARRY, PACE, SETTLE)
 LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED))
 

@@ -20,9 +20,9 @@ MAX_MEMBERS = 131072
 MAX_NESTED = 4
 MAX_DEPTH = 16
 MAX_NAME = 255  # bytes of a cgroup's name, the kernel's NAME_MAX
-MAX_SHAPES = 4  # of names with a star, at one place
+MAX_SHAPES = 4  # of names with a star, below one node
 MAX_STAR_TEXT = 127  # bytes of a name before its star, and behind it
-MAX_STEPS = 262144
+MAX_EDGES = 262144
 RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
@@ -36,8 +36,8 @@ FAIR_SHARE = struct.Struct("=18Q12I")
 STATE = struct.Struct("=qQIIQQQQQIIQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
-STEP = struct.Struct(f"=II{MAX_NAME + 1}s")
-PLACE = struct.Struct(f"=QI{MAX_SHAPES}II")
+EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
+NODE = struct.Struct(f"=QI{MAX_SHAPES}II")
 GRAPH = struct.Struct("=QII")
 
 
@@ -117,7 +117,7 @@ class Graph(t.NamedTuple):
     """The one entry of the graph map; the fields are explained in bpf/layout.h."""
 
     root: int = 0
-    place: int = 0
+    node: int = 0
     reserved: int = 0
 
 
@@ -159,8 +159,8 @@ PACING_FIELDS = (
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields
-STEP_FIELDS = ("above", "shape", "name")
-PLACE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
+EDGE_FIELDS = ("above", "shape", "name")
+NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
 # Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
 COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],

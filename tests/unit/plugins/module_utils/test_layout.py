@@ -22,8 +22,8 @@ STRUCTS = {
     "rate_limit_pacing": (layout.PACING, layout.PACING_FIELDS),
     "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
     "rate_limit_socket": (layout.ID, ("rule",)),
-    "rate_limit_step": (layout.STEP, layout.STEP_FIELDS),
-    "rate_limit_place": (layout.PLACE, layout.PLACE_FIELDS),
+    "rate_limit_edge": (layout.EDGE, layout.EDGE_FIELDS),
+    "rate_limit_node": (layout.NODE, layout.NODE_FIELDS),
     "rate_limit_graph": (layout.GRAPH, layout.Graph._fields),
     "rate_limit_carried": (layout.CARRIED, layout.CARRIED_FIELDS),
 }
@@ -36,7 +36,7 @@ CONSTANTS: tuple[str, ...] = (
     "MAX_NAME",
     "MAX_SHAPES",
     "MAX_STAR_TEXT",
-    "MAX_STEPS",
+    "MAX_EDGES",
     "RELEASED",
     "UNPACED",
 )

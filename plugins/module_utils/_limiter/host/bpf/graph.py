@@ -1,41 +1,39 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The graph of places in the kernel, by which the program finds cgroups that are named by patterns (bpf/places.h)."""
+"""The graph in the kernel by which the program finds cgroups that patterns name (bpf/graph.h)."""
 
 from __future__ import annotations
 
 import typing as t
 
 from ...core import catalog, layout
-from ...core.places import Place, Shape
+from ...core.patterns import Node, Shape
 from .maps import Maps
 
 # A graph has the numbers of one half, the next one those of the other.
 _HALVES = (range(1, 1 << 31), range(1 << 31, 1 << 32))
 
 
-def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str, int], each: t.Container[str]) -> None:
+def switch(maps: Maps, root: int, graph: t.Sequence[Node], rules: t.Mapping[str, int], each: t.Container[str]) -> None:
     """Has cgroups found by a graph from now on, and by no earlier one. An empty one finds nothing.
 
-    ``root``: id of the cgroup at which paths begin. ``rules``: the ids of the rules that places name. ``each``: those
+    ``root``: id of the cgroup at which paths begin. ``rules``: the ids of the rules that nodes name. ``each``: those
     that give every cgroup a budget of its own. A run that is killed leaves the graph that there was or the whole new
     one; whatever else it left, the next one removes. Raises KernelError, LimiterError ``map_full``.
     """
-    new = _HALVES[0] if maps.graph().place in _HALVES[1] else _HALVES[1]
+    new = _HALVES[0] if maps.graph().node in _HALVES[1] else _HALVES[1]
     _remove(maps, new)
-    for number, place in enumerate(graph, new.start):
-        rule = 0 if place.rule is None else rules[place.rule]
-        shapes = [_packed(shape) for shape, _after in place.shapes]
+    for number, node in enumerate(graph, new.start):
+        rule = 0 if node.rule is None else rules[node.rule]
+        shapes = [_packed(shape) for shape, _after in node.shapes]
         shapes += [0] * (layout.MAX_SHAPES - len(shapes))
-        maps.of(catalog.PLACE).update(
-            layout.INDEX.pack(number), layout.PLACE.pack(rule, place.rule in each, *shapes, 0)
-        )
-        steps = [(0, name, after) for name, after in place.names.items()]
-        steps += [(_packed(shape), "".join(shape), after) for shape, after in place.shapes]
-        for shape, name, after in steps:
-            key = layout.STEP.pack(number, shape, _encoded(name))
-            maps.of(catalog.STEP).update(key, layout.INDEX.pack(new.start + after))
+        maps.of(catalog.NODE).update(layout.INDEX.pack(number), layout.NODE.pack(rule, node.rule in each, *shapes, 0))
+        edges = [(0, name, after) for name, after in node.names.items()]
+        edges += [(_packed(shape), "".join(shape), after) for shape, after in node.shapes]
+        for shape, name, after in edges:
+            key = layout.EDGE.pack(number, shape, _encoded(name))
+            maps.of(catalog.EDGE).update(key, layout.INDEX.pack(new.start + after))
     # Before the generation: no program may keep an answer of the old graph for longer than that.
     maps.write_graph(layout.Graph(root, new.start if graph else 0))
     maps.bump_generation()
@@ -43,10 +41,10 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Place], rules: t.Mapping[str
 
 
 def _remove(maps: Maps, *halves: range) -> None:
-    for row in (catalog.STEP, catalog.PLACE):
+    for row in (catalog.EDGE, catalog.NODE):
         one = maps.of(row)
         for key, _value in one.entries():
-            # Both keys begin with the place.
+            # Both keys begin with a node.
             if any(layout.INDEX.unpack_from(key)[0] in half for half in halves):
                 one.delete(key)
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, places
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import compile_graph, parse
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import graph
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
@@ -43,7 +45,7 @@ class Named:
         for name in dict.fromkeys(patterns.values()):
             made = limiter.rule(name=name, rate=str(rate), bucket=str(rate // 10))
             ids[name] = made["rule"]["cgroup_id"]
-        found = places.compile({places.parse("cgroup_path", pattern): name for pattern, name in patterns.items()})
+        found = compile_graph({parse("cgroup_path", pattern): name for pattern, name in patterns.items()})
         with opened() as maps:
             graph.switch(maps, self._cgroups.identifier("/"), found, ids, each)
 
@@ -141,7 +143,7 @@ def test_the_program_finds_what_the_graph_says(named: Named) -> None:
             patterns["/drawn/" + "/".join(names)] = f"rule{number}"
         try:
             named.rules(patterns)
-        except places.LimiterError:
+        except LimiterError:
             continue
         for _path in range(3 if SLOW else 8):
             path = "/drawn/" + "/".join(word(4) or "b" for _ in range(lot.randint(1, 3)))
@@ -151,7 +153,7 @@ def test_the_program_finds_what_the_graph_says(named: Named) -> None:
 def expected(patterns: Mapping[str, str], path: str) -> set[str]:
     """By looking at every pattern."""
     names, found = path.strip("/").split("/"), set()
-    parsed = {places.parse("", pattern): rule for pattern, rule in patterns.items()}
+    parsed = {parse("", pattern): rule for pattern, rule in patterns.items()}
     for depth in range(1, len(names) + 1):
         fit = [one for one in parsed if len(one.names) == depth and all(map(_fits, one.names, names))]
         if fit:
@@ -214,7 +216,7 @@ def test_an_empty_graph_finds_nothing_and_leaves_nothing(named: Named) -> None:
     assert rules_of(cgroup) == ["shop"]
     with opened() as maps:
         graph.switch(maps, 0, [], {}, ())
-        assert not [*maps.entries(catalog.PLACE), *maps.entries(catalog.STEP)]
+        assert not [*maps.entries(catalog.NODE), *maps.entries(catalog.EDGE)]
     assert rules_of(cgroup) == []
 
 
@@ -225,4 +227,4 @@ def test_ten_thousand_patterns_are_written_and_replaced(named: Named) -> None:
     assert rules_of(named.cgroup("/many/s7.service")) == ["many"]
     assert rules_of(named.cgroup("/many/x")) == ["rest"]
     with opened() as maps:
-        assert len([*maps.entries(catalog.PLACE)]) == len(patterns) + 3
+        assert len([*maps.entries(catalog.NODE)]) == len(patterns) + 3

@@ -1,15 +1,15 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Cgroups that are named by a pattern, and the graph of places by which the program finds them (bpf/places.h). Pure.
+"""Patterns of cgroup paths, and the graph by which the program finds their rules (bpf/graph.h). Pure.
 
-A pattern is a path below the cgroup2 mount whose names may have one star each, which stands for any text, also none. At
-one cgroup the most specific pattern that matches it holds: from the top, a name goes before a star, and a longer text
-before a shorter one. Patterns of the cgroups above hold, too.
+A pattern is a path below the cgroup2 mount. Each of its names may have one star, which stands for any text, also none.
+The most specific pattern that matches a cgroup holds there. From the top down, a name is more specific than a star, and
+a longer text than a shorter one. The patterns of the cgroups above hold too.
 
-A place stands for the set of all patterns that a path fits so far, as a deterministic automaton has its states by the
-subset construction (Rabin and Scott, 1959). So the program takes one step for each name: to the place of that very
-name, or else of the first shape, a text before and a text after a star, that the name has.
+A node stands for the set of all patterns that the path fits so far. This is the subset construction of a deterministic
+automaton (Rabin and Scott, 1959). So the program takes one edge per name: the edge of that very name, or else the edge
+of the first shape that the name has, a text before and a text behind a star.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Pattern(t.NamedTuple):
         return "/" + "/".join(name if isinstance(name, str) else "*".join(name) for name in self.names)
 
 
-class Place(t.NamedTuple):
-    """Where a path has led: the rule of the cgroups that are there, and the places of those below them, by number."""
+class Node(t.NamedTuple):
+    """The rule of the cgroups at this node, and the numbers of the nodes below it."""
 
     rule: str | None
     names: dict[str, int]
@@ -66,13 +66,13 @@ def parse(option: str, text: str) -> Pattern:
     return Pattern(tuple(names))
 
 
-def compile(targets: t.Mapping[Pattern, str]) -> list[Place]:
-    """The graph; its first place is the root's.
+def compile_graph(targets: t.Mapping[Pattern, str]) -> list[Node]:
+    """The graph; its first node is the root's.
 
     Raises LimiterError: ``ambiguous_patterns`` where two of equal rank and different rules match one cgroup,
-    ``too_many_patterns`` where more stars meet at one place than the program looks through.
+    ``too_many_patterns`` where more stars meet at one node than the program looks through.
     """
-    return _Compiler(targets).places
+    return _Compiler(targets).nodes
 
 
 # A pattern's number, and how many of its names the path has passed.
@@ -84,15 +84,15 @@ class _Compiler:
         self._patterns = list(targets)
         self._rules = list(targets.values())
         self._numbers: dict[_Items, int] = {}
-        self.places: list[Place] = []
-        self._place(frozenset((number, 0) for number in range(len(self._patterns))))
+        self.nodes: list[Node] = []
+        self._node(frozenset((number, 0) for number in range(len(self._patterns))))
 
-    def _place(self, items: _Items) -> int:
+    def _node(self, items: _Items) -> int:
         if items in self._numbers:
             return self._numbers[items]
-        number = self._numbers[items] = len(self.places)
-        place = Place(self._rule(items), {}, [])
-        self.places.append(place)
+        number = self._numbers[items] = len(self.nodes)
+        node = Node(self._rule(items), {}, [])
+        self.nodes.append(node)
         whole: dict[str, set[tuple[int, int]]] = {}
         stars: dict[Shape, set[tuple[int, int]]] = {}
         for index, passed in items:
@@ -106,10 +106,10 @@ class _Compiler:
         shapes = self._closed(stars)
         for name in {*whole, *(name for shape in shapes for name in _overlapping(shape))}:
             after = whole.get(name, set()).union(*(then for shape, then in stars.items() if _fits(name, shape)))
-            place.names[name] = self._place(frozenset(after))
+            node.names[name] = self._node(frozenset(after))
         for shape in sorted(shapes, key=lambda one: (-len(one[0]) - len(one[1]), one)):
             after = set().union(*(then for other, then in stars.items() if _covers(other, shape)))
-            place.shapes.append((shape, self._place(frozenset(after))))
+            node.shapes.append((shape, self._node(frozenset(after))))
         return number
 
     def _rule(self, items: _Items) -> str | None:
@@ -142,8 +142,8 @@ class _Compiler:
             names = ", ".join(sorted("*".join(shape) for shape in stars))
             raise LimiterError(
                 "too_many_patterns",
-                f"too many patterns with a star meet at one place: {names}",
-                f"the program looks through {MAX_SHAPES}, and for those that both of two match it needs another",
+                f"too many patterns with a star meet at one level: {names}",
+                f"the program tries at most {MAX_SHAPES} there, and it needs one more for names that two of them match",
                 "Replace some by the names of the cgroups",
             )
         return shapes

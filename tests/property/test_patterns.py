@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The graph of places finds what a look at every pattern finds."""
+"""The graph finds what a look at every pattern finds."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import places
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import patterns
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.places import Pattern, Place
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import Node, Pattern
 
 CASES = 100_000
 
@@ -17,7 +17,7 @@ def names_of(path: str) -> list[str]:
     return path.strip("/").split("/") if path.strip("/") else []
 
 
-def walk(graph: list[Place], path: str) -> list[str]:
+def walk(graph: list[Node], path: str) -> list[str]:
     """As the program does it: the rules on the way down."""
     here, found = graph[0], [graph[0].rule]
     for name in names_of(path):
@@ -61,8 +61,8 @@ def drawn(lot: random.Random, letters: str, most: int, star: bool) -> str:
     return word + ("*" + "".join(lot.choice(letters) for _ in range(lot.randint(0, most))) if star else "")
 
 
-def compiled(rules: dict[str, str]) -> list[Place]:
-    return places.compile({places.parse("cgroup_path", pattern): rule for pattern, rule in rules.items()})
+def compiled(rules: dict[str, str]) -> list[Node]:
+    return patterns.compile_graph({patterns.parse("cgroup_path", pattern): rule for pattern, rule in rules.items()})
 
 
 def test_the_graph_finds_what_a_naive_matcher_finds() -> None:
@@ -94,7 +94,7 @@ def test_two_of_equal_rank_are_named_only_where_they_meet() -> None:
     assert walk(compiled({"/a*": "one", "/*b": "two", "/a*b": "three"}), "/a b") == ["three"]
 
 
-def test_more_stars_at_one_place_than_the_program_looks_through_are_refused() -> None:
+def test_more_stars_at_one_level_than_the_program_looks_through_are_refused() -> None:
     rules = {f"/{letter}*": letter for letter in "abcde"}
     with pytest.raises(LimiterError, match=r"a\*, b\*, c\*, d\*, e\*") as caught:
         compiled(rules)
@@ -118,17 +118,17 @@ def test_more_stars_at_one_place_than_the_program_looks_through_are_refused() ->
 )
 def test_what_no_cgroup_can_be_named_is_refused(text: str, words: str) -> None:
     with pytest.raises(LimiterError, match=words) as caught:
-        places.parse("cgroup_path", text)
+        patterns.parse("cgroup_path", text)
     assert caught.value.kind == "bad_cgroup_path"
 
 
 def test_a_pattern_reads_as_it_was_written() -> None:
     for text in ("/", "/a", "/user.slice/user-*.slice/*", "/a/" + "n" * 255):
-        assert str(places.parse("cgroup_path", text)) == text
-    assert places.parse("cgroup_path", "/a/") == Pattern(("a",))
+        assert str(patterns.parse("cgroup_path", text)) == text
+    assert patterns.parse("cgroup_path", "/a/") == Pattern(("a",))
 
 
-def test_ten_thousand_patterns_need_about_as_many_places() -> None:
+def test_ten_thousand_patterns_need_about_as_many_nodes() -> None:
     rules = {f"/system.slice/s{number}.service": f"rule {number}" for number in range(10_000)}
     rules["/user.slice/user-*.slice"] = "each user"
     graph = compiled(rules)

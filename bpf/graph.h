@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Rules that are named by a pattern of cgroup paths. The names of a packet's cgroups, from the root down, lead through a
- * graph of places that user space makes of all patterns (core/places.py); a place may have a rule. Nothing is keyed by an
- * id that goes stale: a cgroup that is removed and made again, as for a service that restarts, comes to the same place.
+ * Finds rules by the names of cgroups. User space compiles all patterns of cgroup paths into a graph (core/patterns.py).
+ * The names of a socket's cgroups, from the root down, lead from node to node, and a node may have a rule. No id can go
+ * stale: when a service restarts, its new cgroup leads to the same node.
  *
- * A graph is never changed: the next one has other numbers, and rate_limit_graph_map switches to it.
+ * A graph never changes. The next one has other node numbers, and rate_limit_graph_map switches to it.
  */
-#ifndef LIMITER_PLACES_H
-#define LIMITER_PLACES_H
+#ifndef LIMITER_GRAPH_H
+#define LIMITER_GRAPH_H
 
 #include "kernel_memory.h"
 #include "maps.h"
 
 /* include/net/tcp_states.h: of a request_sock, which has its listener's cgroup. */
-#define PLACES_NEW_SYN_RECV 12
+#define GRAPH_NEW_SYN_RECV 12
 
 /* Before 5.15: a pointer, or, marked by its low bits, the numbers of net_cls and net_prio. */
 struct sock_cgroup_data___tagged {
@@ -30,7 +30,7 @@ struct cgroup___ancestors {
 } __attribute__((preserve_access_index));
 
 /* What a new budget begins as: a value with a lock can't be the source of another. */
-struct places_blank {
+struct graph_blank {
 	__u8 zeros[sizeof(struct rate_limit_state)];
 };
 
@@ -39,11 +39,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct places_blank);
-} places_blank_map SEC(".maps");
+	__type(value, struct graph_blank);
+} graph_blank_map SEC(".maps");
 
 /* A socket's cgroup, an address; 0 where there is none. */
-static __always_inline __u64 places_cgroup_of(const struct sock *sk)
+static __always_inline __u64 graph_cgroup_of(const struct sock *sk)
 {
 	const struct sock_cgroup_data___tagged *tagged;
 	const struct sock_cgroup_data___named *named;
@@ -58,20 +58,20 @@ static __always_inline __u64 places_cgroup_of(const struct sock *sk)
 }
 
 /* The cgroup of a packet's socket, as bpf_skb_cgroup_id() finds it. The context is the packet itself. */
-static __always_inline __u64 places_cgroup(struct __sk_buff *context)
+static __always_inline __u64 graph_cgroup(struct __sk_buff *context)
 {
 	const struct sk_buff *skb = (const void *)context;
 	const struct sock *sk = BPF_CORE_READ(skb, sk);
 
 	if (!sk)
 		return 0;
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == PLACES_NEW_SYN_RECV)
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == GRAPH_NEW_SYN_RECV)
 		sk = BPF_CORE_READ((const struct request_sock *)sk, __req_common.skc_listener);
-	return sk ? places_cgroup_of(sk) : 0;
+	return sk ? graph_cgroup_of(sk) : 0;
 }
 
 /* The cgroup at a level of the way to another one. */
-static __always_inline struct cgroup *places_ancestor(struct cgroup *cgroup, __u32 level)
+static __always_inline struct cgroup *graph_ancestor(struct cgroup *cgroup, __u32 level)
 {
 	const struct cgroup___ancestors *known = (const void *)cgroup;
 	struct cgroup *above = NULL;
@@ -92,40 +92,40 @@ static __always_inline struct cgroup *places_ancestor(struct cgroup *cgroup, __u
 }
 
 /*
- * One level down: the place of the cgroup at a level, on the way to `cgroup`, whose parent is at the place `above`; 0
- * where no pattern leads on. Not inlined: charge.h.
+ * One level down: the node of the cgroup at a level of the way to `cgroup`. Its parent is at the node `above`. 0: no
+ * pattern leads on. Not inlined: charge.h.
  */
-__noinline __u32 places_step(__u64 cgroup, __u32 level, __u32 above)
+__noinline __u32 graph_step(__u64 cgroup, __u32 level, __u32 above)
 {
-	struct cgroup *here = places_ancestor((void *)cgroup, level);
-	struct rate_limit_step step = { .above = above };
-	struct rate_limit_place *place;
+	struct cgroup *here = graph_ancestor((void *)cgroup, level);
+	struct rate_limit_edge edge = { .above = above };
+	struct rate_limit_node *node;
 	const char *name;
 	__u32 *found;
 	long length;
 
 	name = BPF_CORE_READ(here, kn, name);
-	length = bpf_probe_read_kernel_str(step.name, sizeof(step.name), name) - 1;
+	length = bpf_probe_read_kernel_str(edge.name, sizeof(edge.name), name) - 1;
 	if (length <= 0)
 		return 0;
-	found = bpf_map_lookup_elem(&rate_limit_step_map, &step);
+	found = bpf_map_lookup_elem(&rate_limit_edge_map, &edge);
 	if (found)
 		return *found;
-	place = bpf_map_lookup_elem(&rate_limit_place_map, &above);
-	if (!place)
+	node = bpf_map_lookup_elem(&rate_limit_node_map, &above);
+	if (!node)
 		return 0;
 	for (int i = 0; i < LIMITER_MAX_SHAPES; i++) {
-		__u32 shape = place->shapes[i], before = shape >> 8 & 0x7f, behind = shape & 0x7f;
+		__u32 shape = node->shapes[i], before = shape >> 8 & 0x7f, behind = shape & 0x7f;
 
 		if (!shape)
 			break;
 		if (length < before + behind)
 			continue;
-		__builtin_memset(step.name, 0, sizeof(step.name));
-		step.shape = shape;
-		bpf_probe_read_kernel(step.name, before, name);
-		bpf_probe_read_kernel(step.name + before, behind, name + length - behind);
-		found = bpf_map_lookup_elem(&rate_limit_step_map, &step);
+		__builtin_memset(edge.name, 0, sizeof(edge.name));
+		edge.shape = shape;
+		bpf_probe_read_kernel(edge.name, before, name);
+		bpf_probe_read_kernel(edge.name + before, behind, name + length - behind);
+		found = bpf_map_lookup_elem(&rate_limit_edge_map, &edge);
 		if (found)
 			return *found;
 	}
@@ -133,17 +133,17 @@ __noinline __u32 places_step(__u64 cgroup, __u32 level, __u32 above)
 }
 
 /* Makes a cgroup's own budget of a rule, with a full bucket, where it has none yet. */
-static __always_inline bool places_budget(__u64 rule, __u64 cgroup)
+static __always_inline bool graph_budget(__u64 rule, __u64 cgroup)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
 	struct rate_limit_config *config;
-	struct places_blank *blank;
+	struct graph_blank *blank;
 	__u32 index = 0;
 	__u64 bucket;
 
 	if (state)
 		return state->limit == rule;
-	blank = bpf_map_lookup_elem(&places_blank_map, &index);
+	blank = bpf_map_lookup_elem(&graph_blank_map, &index);
 	config = bpf_map_lookup_elem(&rate_limit_config_map, &rule);
 	if (!blank || !config)
 		return false;
@@ -161,30 +161,30 @@ static __always_inline bool places_budget(__u64 rule, __u64 cgroup)
 	return state->limit == rule;
 }
 
-/* The rule of a cgroup that is at a place, 0: none; its own budget where each has one. Not inlined: charge.h. */
-__noinline __u64 places_rule(__u32 number, __u64 cgroup)
+/* The rule of a cgroup at a node, or the cgroup's own budget of that rule; 0: none. Not inlined: charge.h. */
+__noinline __u64 graph_rule(__u32 number, __u64 cgroup)
 {
-	struct rate_limit_place *place = bpf_map_lookup_elem(&rate_limit_place_map, &number);
+	struct rate_limit_node *node = bpf_map_lookup_elem(&rate_limit_node_map, &number);
 	__u64 rule;
 
-	if (!place)
+	if (!node)
 		return 0;
-	rule = place->rule;
+	rule = node->rule;
 	/* Where there is no room for another budget they share the rule's. */
-	return rule && place->each && places_budget(rule, cgroup) ? cgroup : rule;
+	return rule && node->each && graph_budget(rule, cgroup) ? cgroup : rule;
 }
 
-/* The place of a cgroup at a level of the way to `way`, whose parent is at `above`. */
-static __always_inline __u32 places_follow(const struct rate_limit_graph *graph, __u64 cgroup, __u64 way, __u32 level,
-					   __u32 above)
+/* The node of a cgroup at a level of the way to `way`. Its parent is at the node `above`. */
+static __always_inline __u32 graph_follow(const struct rate_limit_graph *graph, __u64 cgroup, __u64 way, __u32 level,
+					  __u32 above)
 {
 	if (cgroup == graph->root)
-		return graph->place;
-	return above ? places_step(way, level, above) : 0;
+		return graph->node;
+	return above ? graph_step(way, level, above) : 0;
 }
 
-/* The graph in use, as it is at one moment; without a place where there is none, or the kernel forbids to look. */
-static __always_inline struct rate_limit_graph places_graph(void)
+/* One look at the graph in use. It has no node where there is none, or where the kernel forbids BPF to read memory. */
+static __always_inline struct rate_limit_graph graph_in_use(void)
 {
 	__u32 index = 0;
 	struct rate_limit_graph *graph = bpf_map_lookup_elem(&rate_limit_graph_map, &index);
