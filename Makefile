@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property simulation integration kernel traffic
 
-.PHONY: setup setup-test setup-ansible setup-kernels setup-bench demo test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench demo docs test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -14,6 +14,10 @@ setup-test:
 setup-ansible:
 	@tools/setup --ansible
 
+# And Sphinx.
+setup-docs:
+	@tools/setup --docs
+
 # And QEMU.
 setup-kernels:
 	@tools/setup --kernels
@@ -24,6 +28,10 @@ setup-bench:
 
 demo: setup
 	@tests/demo/run
+
+# All documentation as pages, in .docs/html.
+docs: setup-docs
+	@tools/docs
 
 test: setup-kernels
 	@tools/test $(STEPS) harness kernels

@@ -14,6 +14,10 @@ requirements:
   - Python 3.9 or newer on the managed node, with C(_cffi_backend) (package C(python3-cffi-backend) or C(python3-cffi))
   - libbpf 1.0 or newer on the managed node
 attributes:
+  action_group:
+    support: full
+    membership: [speed_limiter.ebpf.speed_limit]
+    description: Use C(group/speed_limiter.ebpf.speed_limit) in C(module_defaults) to set defaults for this module.
   check_mode:
     support: full
     description: Can run in check mode and return the changed status prediction without modifying the target.

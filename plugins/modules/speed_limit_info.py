@@ -51,6 +51,13 @@ options:
   cgroup_path:
     description: Only what limits this cgroup, given as an absolute path or as C(/proc/PID/cgroup) shows it.
     type: str
+seealso:
+  - module: speed_limiter.ebpf.speed_limit_rule
+    description: One rule, with all that can be selected.
+  - module: speed_limiter.ebpf.speed_limit_rules
+    description: Many rules in one task, and optionally no others.
+  - module: speed_limiter.ebpf.speed_limit_program
+    description: The program that enforces the rules.
 """
 
 EXAMPLES = r"""
@@ -61,6 +68,27 @@ EXAMPLES = r"""
   speed_limiter.ebpf.speed_limit_info:
     pid: 1234
     gather: [rules, hook]
+
+- name: Look whether this host can take rules
+  speed_limiter.ebpf.speed_limit_info:
+    gather: [host]
+  register: seen
+
+- name: Stop where something is missing
+  ansible.builtin.assert:
+    that: seen.host.missing == []
+    fail_msg: "{{ seen.host.missing | join(' ') }}"
+
+- name: Look at the rules of another host
+  speed_limiter.ebpf.speed_limit_info:
+    gather: [rules]
+  delegate_to: backup.example.com
+  register: there
+
+- name: Show the rules that hold their senders back
+  ansible.builtin.debug:
+    msg: "{{ there.rules | selectattr('use.binds') | map(attribute='name') }}"
+  when: there.unseen == []
 """
 
 RETURN = r"""

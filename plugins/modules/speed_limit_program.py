@@ -55,11 +55,22 @@ options:
         after a reboot say, loads it with the defaults, so run this module first where they are not wanted.
     type: bool
     default: true
+seealso:
+  - module: speed_limiter.ebpf.speed_limit_info
+    description: What is limited on a host, by which rule, and what the host lacks.
+  - module: speed_limiter.ebpf.speed_limit_purge
+    description: Takes back what this collection has made.
 """
 
 EXAMPLES = r"""
 - name: Build the program if it must be, and load it
   speed_limiter.ebpf.speed_limit_program:
+  register: loaded
+
+- name: Tell where TCP is not paced, and why
+  ansible.builtin.debug:
+    msg: "{{ loaded.program.pacing.reason }}"
+  when: loaded.program.pacing.state != 'on'
 
 - name: Load an object that was built on another host
   speed_limiter.ebpf.speed_limit_program:

@@ -29,6 +29,11 @@ options:
     type: str
     choices: [stale, rules, all]
     default: rules
+seealso:
+  - module: speed_limiter.ebpf.speed_limit_rule
+    description: One rule, with all that can be selected.
+  - module: speed_limiter.ebpf.speed_limit_program
+    description: The program that enforces the rules.
 """
 
 EXAMPLES = r"""
@@ -40,6 +45,14 @@ EXAMPLES = r"""
 
 - name: Remove all rules
   speed_limiter.ebpf.speed_limit_purge:
+  register: purge
+
+- name: Show how much each of them has passed
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.counters.bytes }} bytes"
+  loop: "{{ purge.removed.rules }}"
+  loop_control:
+    label: "{{ item.name }}"
 
 - name: Remove all rules and the program
   speed_limiter.ebpf.speed_limit_purge:

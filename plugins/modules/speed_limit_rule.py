@@ -95,14 +95,14 @@ options:
     description:
       - Selects the rule that was last really changed on this host.
     type: bool
+seealso:
+  - module: speed_limiter.ebpf.speed_limit_rules
+    description: Many rules in one task, and optionally no others.
+  - module: speed_limiter.ebpf.speed_limit_info
+    description: What is limited on a host, by which rule, and what the host lacks.
 """
 
 EXAMPLES = r"""
-- name: Limit one process to 5 MiB/s, on the connections that it has open too
-  speed_limiter.ebpf.speed_limit_rule:
-    pid: 1234
-    rate: 5m
-
 - name: Let all backups of a host share 160 Mbit/s
   speed_limiter.ebpf.speed_limit_rule:
     name: backup
@@ -110,21 +110,46 @@ EXAMPLES = r"""
     processes:
       name: restic
 
-- name: Limit a service in place, without moving a process
+- name: Limit a slice in place, with all its services, also those that start later
   speed_limiter.ebpf.speed_limit_rule:
     name: mirror
     rate: 20m
     bucket: 4m
-    cgroup_path: /system.slice/mirror.service
+    cgroup_path: /mirror.slice
+  register: mirror
+
+- name: Stop the play where the rule is there and does not limit
+  ansible.builtin.assert:
+    that: mirror.unenforced == []
+    fail_msg: "{{ mirror.unenforced | join('; ') }}"
+
+- name: Limit one process to 5 MiB/s, on the connections that it has open too
+  speed_limiter.ebpf.speed_limit_rule:
+    pids: 1234
+    rate: 5m
+
+- name: The same for two slices (speed_limit_rules takes a list of them in one task)
+  speed_limiter.ebpf.speed_limit_rule:
+    name: "{{ item }}"
+    rate: 10m
+    cgroup_path: "/{{ item }}.slice"
+  loop: [sync, reports]
+
+- name: Limit what another host of the play sends
+  speed_limiter.ebpf.speed_limit_rule:
+    name: mirror
+    rate: "{{ mirror.rule.rate }}"
+    cgroup_path: /mirror.slice
+  delegate_to: mirror.example.com
 
 - name: Move another process into the rule that was set last
   speed_limiter.ebpf.speed_limit_rule:
     last: true
-    pid: 9999
+    pids: 9999
 
 - name: Let a process go, back to where it came from
   speed_limiter.ebpf.speed_limit_rule:
-    pid: 1234
+    pids: 1234
     state: absent
 
 - name: Remove a rule

@@ -108,6 +108,9 @@ options:
     default: false
 seealso:
   - module: speed_limiter.ebpf.speed_limit_rule
+    description: One rule, with all that can be selected.
+  - module: speed_limiter.ebpf.speed_limit_info
+    description: What is limited on a host, by which rule, and what the host lacks.
 """
 
 EXAMPLES = r"""
@@ -121,7 +124,25 @@ EXAMPLES = r"""
           name: restic
       - name: mirror
         rate: 20m
-        cgroup_path: /system.slice/mirror.service
+        cgroup_path: /mirror.slice
+  register: limits
+
+- name: Show what was changed, and how it was before
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ before.rate | default('new') }} -> {{ item.rate }}"
+  loop: "{{ limits.rules }}"
+  loop_control:
+    label: "{{ item.name }}"
+  vars:
+    before: "{{ limits.previous | selectattr('name', 'eq', item.name) | first | default({}) }}"
+
+- name: The same rate for a list of slices
+  speed_limiter.ebpf.speed_limit_rules:
+    rules: "{{ slices | map('combine', {'rate': '50mbit'}) }}"
+  vars:
+    slices:
+      - {name: shop, cgroup_path: /shop.slice}
+      - {name: mail, cgroup_path: /mail.slice}
 """
 
 RETURN = r"""

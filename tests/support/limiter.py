@@ -29,6 +29,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.task import DECLARED
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
@@ -101,23 +102,25 @@ def _compiled(arguments: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def _module(name: str) -> tuple[Any, ArgumentSpecValidator, bool]:
+def _module(name: str) -> tuple[Any, ArgumentSpecValidator, dict[str, Any]]:
     module = importlib.import_module(f"{_MODULES}.{name.removeprefix('speed_limit_')}")
     with mock.patch.object(module, "run") as run:
         module.main()
     work, spec = run.call_args.args
-    return work, ArgumentSpecValidator(spec), run.call_args.kwargs.get("root", True)
+    return work, ArgumentSpecValidator(spec), dict(run.call_args.kwargs)
 
 
 def task(module_name: str, /, check: bool = False, **options: Any) -> dict[str, Any]:
     """The result of a module. LimiterError as in the module; what its argument specification refuses has the kind
     ``options``.
     """
-    work, validator, root = _module(module_name)
-    if root:
+    work, validator, more = _module(module_name)
+    if more.get("root", True):
         check_root()
     validated = validator.validate(options)
     if validated.error_messages:
+        if all(isinstance(error, DECLARED) for error in validated.errors.errors):
+            more["parse"](validated.validated_parameters)
         raise LimiterError("options", "; ".join(validated.error_messages))
     module = SimpleNamespace(params=validated.validated_parameters, check_mode=check, run_command=run_command)
     with _closing_maps():

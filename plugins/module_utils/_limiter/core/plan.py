@@ -131,6 +131,13 @@ class _Draft:
         if target.automatic:
             self._make_room(target)
         rule = self.rules.get(name)
+        if rule is None and is_automatic(name) and request.pids != (int(name[len("pid-") :]),):
+            raise LimiterError(
+                "no_rule",
+                f"{request.where}there is no rule {name!r}",
+                "a name like that is for the rule of that very process",
+                "Give pids with that process and no name, or choose another name",
+            )
         limit = self._limit(target, rule)
         if rule is None or rule.limit is None:
             start_time = target.processes[0].start_time if target.automatic else None

@@ -24,6 +24,8 @@ BUCKET_FORMS = "an integer in bytes, or a number with k, m, g (powers of 1024 by
 
 _NUMBER = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([A-Za-z/]*)")
 _AMBIGUOUS = re.compile(r"[kmgt]?i?b(yte)?s?(ps|/s)?", re.IGNORECASE)
+_TRUTH = re.compile(r"true|false|yes|no|on|off", re.IGNORECASE)
+_FLOAT = re.compile(r"[0-9.]+e[+-]?[0-9]+|[+-]?\.?(inf|nan)", re.IGNORECASE)
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _BITS = {"kbit": 1000 // 8, "mbit": 1000**2 // 8, "gbit": 1000**3 // 8}
 
@@ -60,11 +62,16 @@ def parse_bucket(option: str, value: object) -> int:
 
 
 def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, forms: str) -> int:
-    match = _NUMBER.fullmatch(str(value).strip())
+    text = str(value).strip()
+    match = _NUMBER.fullmatch(text)
     factor = units.get(match.group(2).lower()) if match else None
     if match is None or factor is None:
         why = "it is not a positive number with a unit"
-        if match:
+        if _TRUTH.fullmatch(text):
+            why = "yes, no, on, off, true and false are truth values in YAML, and no number"
+        elif _FLOAT.fullmatch(text):
+            why = "it is a floating point number, which YAML makes of digits with an exponent"
+        elif match:
             why = f"the unit {match.group(2)!r} is not known here"
             if _AMBIGUOUS.fullmatch(match.group(2)):
                 why = f"{match.group(2)!r} is ambiguous: bits to some tools and bytes to others, by 1000 or by 1024"

@@ -12,6 +12,14 @@ from ..core.policy import FIELDS
 Spec = dict[str, dict[str, t.Any]]
 
 
+# What excludes what, for tools that read the specification. `last: false` says nothing, which cannot be declared.
+# core/request.py refuses the same and more, and its words are what a user reads: they name the rule of a list.
+RULE_CHECKS: dict[str, t.Any] = {
+    "mutually_exclusive": [["pids", "processes"], ["name", "cgroup_id"], ["cgroup_path", "cgroup_id"]],
+    "required_one_of": [["name", "cgroup_id", "last", "cgroup_path", "pids", "processes"]],
+}
+
+
 def rule_spec() -> Spec:
     """The options of one rule, for speed_limit_rule and for the items of speed_limit_rules."""
     return {

@@ -10,6 +10,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.respawn import has_respawned
+from ansible.module_utils.errors import MutuallyExclusiveError, RequiredOneOfError
 
 from ..core.errors import LimiterError
 from ..host.interpreter import importable
@@ -20,12 +21,53 @@ from .respawn import elsewhere, respawn
 Result = dict[str, t.Any]
 
 
-def run(work: t.Callable[[AnsibleModule], Result], spec: Spec, root: bool = True) -> None:
+Options = t.Mapping[str, t.Any]
+
+DECLARED = (MutuallyExclusiveError, RequiredOneOfError)
+
+
+class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no types
+    """An option that is null is not given; and where options exclude each other, our words say so."""
+
+    params: Options
+
+    def __init__(self, parse: t.Callable[[Options], object] | None, **specification: t.Any) -> None:
+        self._parse = parse
+        super().__init__(supports_check_mode=True, **specification)
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        self.params = _given(self.params)
+
+    def fail_json(self, msg: str, **result: t.Any) -> None:
+        errors = self.validation_result.errors.errors
+        if errors and self._parse and all(isinstance(error, DECLARED) for error in errors):
+            try:
+                self._parse(self.params)
+            except LimiterError as error:
+                msg, result = str(error), {"kind": error.kind}
+        super().fail_json(msg=msg, **result)
+
+
+def _given(value: t.Any) -> t.Any:
+    if isinstance(value, dict):
+        return {key: _given(entry) for key, entry in value.items() if entry is not None}
+    return [_given(entry) for entry in value] if isinstance(value, list) else value
+
+
+def run(
+    work: t.Callable[[AnsibleModule], Result],
+    spec: Spec,
+    root: bool = True,
+    parse: t.Callable[[Options], object] | None = None,
+    **checks: t.Any,
+) -> None:
     """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError fails the task.
 
-    ``root``: it fails at once as another user.
+    ``root``: it fails at once as another user. ``checks``: what is declared of the options, as ``mutually_exclusive``;
+    ``parse`` raises the LimiterError whose words are better than Ansible's.
     """
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    module = _Module(parse, argument_spec=spec, **checks)
     hint = ""
     try:
         if root:

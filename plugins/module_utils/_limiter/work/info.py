@@ -113,12 +113,12 @@ class Info:
             )
         # A task that needs it goes on in another interpreter, where one has it.
         if not importable("psutil") and self.interpreter_with(["_cffi_backend", "psutil"]) is None:
-            self.missing.append(f"psutil is not installed for {sys.executable}: only processes (a selector) needs it.")
+            self.missing.append(f"psutil is not installed for {sys.executable}: only the option processes needs it.")
         compiler = self._compiler()
         if compiler is None:
             self.missing.append(
-                f"clang {build.OLDEST_CLANG} or newer is not installed: only building the program needs it; "
-                "an object built elsewhere does as well."
+                f"clang {build.OLDEST_CLANG} or newer is not installed: only building the program needs it, "
+                "and an object that was built elsewhere makes that unnecessary."
             )
         return {
             "kernel": release,

@@ -94,6 +94,15 @@ def test_neither_rate_nor_bucket_is_needed_to_add_a_process() -> None:
     assert kinds(made) == ["Take"] and made.rules["web"].limit == MEGABYTE
 
 
+def test_a_name_like_pid_9_makes_no_rule_but_that_of_process_9() -> None:
+    for wanted in (target("pid-9", rate="1m"), target("pid-9", [(5, 50, "/a")], rate="1m")):
+        with pytest.raises(LimiterError, match="there is no rule 'pid-9'") as error:
+            plan(host(), [wanted])
+        assert error.value.kind == "no_rule"
+    assert kinds(plan(host(), [target("pid-9", [(9, 50, "/a")], rate="1m")])) == ["MakeRule", "Take"]
+    assert kinds(plan(host(rule("pid-9", pids=[9])), [target("pid-9", rate="2m")])) == ["SetLimit"]
+
+
 def test_a_new_rule_needs_a_rate_even_with_a_bucket() -> None:
     with pytest.raises(LimiterError, match="rate is needed") as error:
         plan(host(), [target("web", bucket="4k")])

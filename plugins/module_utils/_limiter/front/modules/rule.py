@@ -9,7 +9,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ...core.request import parse_request
 from ...work.enforce import enforce, selection
-from ..argspec import rule_spec
+from ..argspec import RULE_CHECKS, rule_spec
 from ..task import Result, diff_of, run
 
 
@@ -32,5 +32,4 @@ def work(module: AnsibleModule) -> Result:
 
 
 def main() -> None:
-    # What excludes what is checked with the rest of the options, as in a list of rules.
-    run(work, rule_spec())
+    run(work, rule_spec(), parse=parse_request, **RULE_CHECKS)

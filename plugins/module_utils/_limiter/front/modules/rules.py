@@ -9,7 +9,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ...core.request import parse_requests
 from ...work.enforce import Done, enforce, selection
-from ..argspec import rule_spec
+from ..argspec import RULE_CHECKS, rule_spec
 from ..task import Result, diff_of, run
 
 
@@ -56,7 +56,8 @@ def main() -> None:
     run(
         work,
         {
-            "rules": {"type": "list", "elements": "dict", "required": True, "options": rule_spec()},
+            "rules": {"type": "list", "elements": "dict", "required": True, "options": rule_spec(), **RULE_CHECKS},
             "purge": {"type": "bool", "default": False},
         },
+        parse=lambda options: parse_requests(options["rules"]),
     )

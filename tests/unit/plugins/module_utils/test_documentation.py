@@ -1,0 +1,52 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules' documentation says of each other's names and forms, and that their examples are accepted."""
+
+from __future__ import annotations
+
+import importlib
+import typing as t
+
+import pytest
+import yaml
+
+COLLECTION = "ansible_collections.speed_limiter.ebpf.plugins.modules."
+MODULES = ("speed_limit_rule", "speed_limit_rules", "speed_limit_program", "speed_limit_purge", "speed_limit_info")
+
+
+def documented(module: str, part: str) -> t.Any:
+    return yaml.safe_load(getattr(importlib.import_module(f"{COLLECTION}{module}"), part))
+
+
+def known(options: dict[str, t.Any]) -> set[str]:
+    return {name for option, about in options.items() for name in (option, *about.get("aliases", ()))}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_give_options_that_there_are(module: str) -> None:
+    options = documented(module, "DOCUMENTATION")["options"]
+    tasks = [task for task in documented(module, "EXAMPLES") if f"speed_limiter.ebpf.{module}" in task]
+    assert len(tasks) >= 2
+    for task in tasks:
+        given = task[f"speed_limiter.ebpf.{module}"] or {}
+        assert given.keys() <= known(options), task["name"]
+        rules = given.get("rules", ())
+        for rule in rules if isinstance(rules, list) else ():
+            assert rule.keys() <= known(options["rules"]["suboptions"]), task["name"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_example_limits_a_cgroup_that_goes_with_a_restart(module: str) -> None:
+    assert "/system.slice" not in yaml.safe_dump(documented(module, "EXAMPLES"))
+
+
+def test_what_has_one_name_has_one_form() -> None:
+    returned = {module: documented(module, "RETURN") for module in MODULES}
+    program, info = (returned[f"speed_limit_{module}"]["program"] for module in ("program", "info"))
+    assert program["type"] == info["type"] == "dict"
+    assert program["contains"].keys() <= info["contains"].keys()
+    assert program["contains"]["pacing"]["contains"] == info["contains"]["pacing"]["contains"]
+    lists = [returned[f"speed_limit_{module}"]["rules"] for module in ("rules", "info")]
+    lists += [returned["speed_limit_rules"]["previous"], returned["speed_limit_purge"]["removed"]["contains"]["rules"]]
+    assert {(entry["type"], entry["elements"]) for entry in lists} == {("list", "dict")}
