@@ -164,9 +164,13 @@ def test_check_mode_foretells_it_and_touches_nothing(moved: limiter.Sender) -> N
     with earlier.opened() as maps:
         assert maps.control() == control
     done = limiter.rule(name="web", rate="1m")
-    assert (foretold["changed"], foretold["diff"], foretold["program"]) == (True, done["diff"], done["program"])
+    assert (foretold["changed"], foretold["diff"], foretold["program_actions"]) == (
+        True,
+        done["diff"],
+        done["program_actions"],
+    )
     assert "program: of an earlier version" in done["diff"]["before"]
-    assert any("of an earlier version" in text for text in done["program"])
+    assert any("of an earlier version" in text for text in done["program_actions"])
 
 
 def test_the_program_module_upgrades_too_and_moves_at_once(moved: limiter.Sender) -> None:
