@@ -12,7 +12,7 @@ from typing import Any, Callable
 from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
@@ -37,19 +37,20 @@ PACKET = 1428  # bytes of IP of what `send_udp` sends
 MOST_STEPS = 200
 
 
-@pytest.fixture(scope="module")
-def object_of_then(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return earlier.compiled(tmp_path_factory.mktemp("earlier"))
+@pytest.fixture(scope="module", params=sorted(schemas.FORMER), ids=lambda schema: f"schema {schema}")
+def then(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> earlier.Version:
+    """The version that was there before."""
+    return earlier.compiled(request.param, tmp_path_factory.mktemp("earlier"))
 
 
 @pytest.fixture
-def service(object_of_then: str, network: Pair) -> Iterator[Path]:
+def service(then: earlier.Version, network: Pair) -> Iterator[Path]:
     """A cgroup that the earlier version limits in place, by a rule of its name."""
     with limiter.clean_host() as cgroups:
         directory = Path(cgroups.absolute("/service"))
         directory.mkdir()
         try:
-            earlier.program(object_of_then)
+            earlier.program(then)
             earlier.rule("service", LIMIT, "/service")
             yield directory
         finally:
@@ -78,6 +79,14 @@ def meanwhile(work: Callable[[], Any]) -> list[Counters]:
     return [*seen, limiter.counters()["service"]]
 
 
+def assert_monotonic(seen: list[Counters]) -> None:
+    for one, following in zip(seen, seen[1:]):
+        pairs = [(one.packets, following.packets), (one.bytes, following.bytes)]
+        pairs += [(one.dropped_packets, following.dropped_packets), (one.dropped_bytes, following.dropped_bytes)]
+        pairs += [*zip(one.drops, following.drops), *zip(one.notices, following.notices)]
+        assert all(old <= new for old, new in pairs), f"{one}, then {following}"
+
+
 def upgrade() -> None:
     limiter.rule(name="service", rate=str(RATE))
 
@@ -89,8 +98,7 @@ def test_counters_never_go_back_nothing_is_lost_and_no_packet_is_unlimited(netwo
     seen = meanwhile(upgrade)
     assert schema() == layout.SCHEMA
     assert len(seen) > 10
-    for number, (one, following) in enumerate(zip(seen, seen[1:])):
-        assert all(old <= new for old, new in zip(one, following)), f"look {number}: {one}, then {following}"
+    assert_monotonic(seen)
     assert seen[-1].bytes > seen[0].bytes
     assert_held(network, RATE)
     sender.finish()
@@ -106,7 +114,7 @@ def test_connections_are_paced_before_and_after(network: Pair, service: Path) ->
     until(lambda: paced(sender) == [True, True])
     seen = meanwhile(upgrade)
     assert schema() == layout.SCHEMA
-    assert all(old <= new for one, following in zip(seen, seen[1:]) for old, new in zip(one, following))
+    assert_monotonic(seen)
     assert_held(network, RATE)
     if ADOPTS:
         until(lambda: paced(sender) == [True, True])
@@ -123,16 +131,16 @@ def paced(sender: Process) -> list[bool]:
 
 
 @pytest.fixture
-def moved(object_of_then: str) -> Iterator[limiter.Sender]:
+def moved(then: earlier.Version) -> Iterator[limiter.Sender]:
     """A process whose sockets the earlier version has bound to the rule ``web``."""
     with limiter.clean_host(), limiter.senders("/home_of_moved") as (sender,):
-        limit_by_then(object_of_then, sender)
+        limit_by(then, sender)
         yield sender
         limiter.purge("all")
 
 
-def limit_by_then(path: str, sender: limiter.Sender, pacing: bool = True) -> None:
-    earlier.program(path, pacing)
+def limit_by(version: earlier.Version, sender: limiter.Sender, pacing: bool = True) -> None:
+    earlier.program(version, pacing)
     earlier.rule("web", LIMIT, pids=(sender.pid,))
 
 
@@ -156,9 +164,13 @@ def test_check_mode_foretells_it_and_touches_nothing(moved: limiter.Sender) -> N
     with earlier.opened() as maps:
         assert maps.control() == control
     done = limiter.rule(name="web", rate="1m")
-    assert (foretold["changed"], foretold["diff"], foretold["program"]) == (True, done["diff"], done["program"])
+    assert (foretold["changed"], foretold["diff"], foretold["program_actions"]) == (
+        True,
+        done["diff"],
+        done["program_actions"],
+    )
     assert "program: of an earlier version" in done["diff"]["before"]
-    assert any("of an earlier version" in text for text in done["program"])
+    assert any("of an earlier version" in text for text in done["program_actions"])
 
 
 def test_the_program_module_upgrades_too_and_moves_at_once(moved: limiter.Sender) -> None:
@@ -169,35 +181,37 @@ def test_the_program_module_upgrades_too_and_moves_at_once(moved: limiter.Sender
     assert not limiter.program(cgroup_path="/home_of_moved")["changed"]
 
 
-def test_rules_that_nothing_enforces_are_taken_over_too(moved: limiter.Sender) -> None:
+def test_rules_that_nothing_enforces_are_taken_over_too(moved: limiter.Sender, then: earlier.Version) -> None:
     moved.charged()
     counted = limiter.counters()["web"]
     limiter.program(state="absent")
-    assert schema() == earlier.SCHEMA
+    assert schema() == then.schema
     limiter.program()
     assert (schema(), limiter.counters()["web"]) == (layout.SCHEMA, counted)
     assert moved.charged() == {"web"}
 
 
-def test_it_can_be_purged_as_it_is(moved: limiter.Sender) -> None:
+def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version) -> None:
     limiter.purge("rules")
-    assert schema() == earlier.SCHEMA
+    assert schema() == then.schema
     assert moved.charged() == set()
     limiter.purge("all")
     assert limiter.snapshot() == limiter.nothing()
 
 
 FAULTS = {
-    "killed": (Fault.KILLED, False, 1),
-    "refused": (Fault.REFUSED, False, 1),
-    "interrupted": (Fault.INTERRUPTED, False, 3),
-    "killed while sockets are released, too": (Fault.KILLED, True, 4),
+    "killed": (2, Fault.KILLED, False, 1),
+    "refused": (2, Fault.REFUSED, False, 1),
+    "interrupted": (2, Fault.INTERRUPTED, False, 3),
+    "killed, while what sockets were told goes": (2, Fault.KILLED, True, 4),
+    "killed, and sockets stay as they are": (3, Fault.KILLED, True, 3),
+    "refused, and sockets stay as they are": (3, Fault.REFUSED, True, 3),
 }
 
 
-@pytest.mark.parametrize(("fault", "pacing", "apart"), FAULTS.values(), ids=list(FAULTS))
+@pytest.mark.parametrize(("then", "fault", "pacing", "apart"), FAULTS.values(), ids=list(FAULTS), indirect=["then"])
 def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
-    moved: limiter.Sender, object_of_then: str, fault: Fault, pacing: bool, apart: int
+    moved: limiter.Sender, then: earlier.Version, fault: Fault, pacing: bool, apart: int
 ) -> None:
     def work() -> dict[str, Any]:
         # Sockets of all processes of this machine would be steps.
@@ -208,12 +222,12 @@ def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
     undone = completed = 0
     for step in list(steps(MOST_STEPS))[::apart]:
         limiter.purge("all")
-        limit_by_then(object_of_then, moved, pacing)
+        limit_by(then, moved, pacing)
         assert moved.charged() == moved.charged("tcp") == {"web"}
         counted = limiter.counters()["web"]
         end, text = run_with(fault, step, work)
         where = f"{fault.value} before step {step}: {end.value} {text}"
-        undone += schema() == earlier.SCHEMA
+        undone += schema() == then.schema
         completed += schema() == layout.SCHEMA
         # Where the links have changed and nothing is carried over yet, what is told stands still until it is.
         moved.charged()

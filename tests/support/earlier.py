@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
@@ -18,28 +19,33 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.s
 from . import limiter
 from .dataplane import compile_object
 
-SCHEMA = 2
-SOURCE = Path(__file__).resolve().parent / f"schema_{SCHEMA}.bpf.c"
+
+class Version(NamedTuple):
+    """An object of that time."""
+
+    schema: int
+    path: str
 
 
-def compiled(directory: Path) -> str:
-    """The object of that time."""
-    return str(compile_object(SOURCE, directory / f"schema_{SCHEMA}.o"))
+def compiled(schema: int, directory: Path) -> Version:
+    source = Path(__file__).resolve().parent / f"schema_{schema}.bpf.c"
+    return Version(schema, str(compile_object(source, directory / f"schema_{schema}.o")))
 
 
-def program(path: str, pacing: bool = True) -> None:
-    """Loads such an object, with maps of its own layout."""
+def program(version: Version, pacing: bool = True) -> None:
+    """Loads it, with maps of its own layout."""
+    schema = version.schema
     maps = tuple(
-        row._replace(value=schemas.layout_of(row, SCHEMA).value) if schemas.changed(row, SCHEMA) else row
+        row._replace(value=schemas.layout_of(row, schema).value) if schemas.changed(row, schema) else row
         for row in catalog.MAPS
     )
     programs = tuple(row for row in catalog.PROGRAMS if not row.carries)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "MAPS", maps)
         patch.setattr(catalog, "LIMITER", catalog.LIMITER._replace(programs=programs, maps=maps))
-        limiter.program(object=path, pacing=pacing)
+        limiter.program(object=version.path, pacing=pacing)
         with opened() as pinned:
-            pinned.write_control(pinned.control()._replace(schema=SCHEMA))
+            pinned.write_control(pinned.control()._replace(schema=schema))
 
 
 @contextlib.contextmanager
@@ -53,9 +59,9 @@ def opened() -> Iterator[Maps]:
 def rule(name: str, limit: Limit, *members: str, pids: tuple[int, ...] = ()) -> None:
     """A rule that limits these cgroups in place, and these processes."""
     cgroups = Cgroups.find()
-    state = schemas.layout_of(catalog.STATE, SCHEMA).value
     with opened() as maps:
         assert maps.is_earlier
+        state = schemas.layout_of(catalog.STATE, maps.schema).value
         made = cgroups.make_rule(name)
         maps._state.update(
             layout.ID.pack(made), state.pack(limit.bucket, *[0] * (len(state.unpack(bytes(state.size))) - 1))

@@ -56,15 +56,15 @@ def _ready(host: Host, path: str) -> Object:
     return Object(path, identity, False)
 
 
-class Done(t.NamedTuple):
-    """What was done, or would be, in words, in order; and warnings."""
+class Loading(t.NamedTuple):
+    """What is done, or would be, to load a program: in words, in order; and warnings."""
 
     done: list[str]
     warnings: list[str]
 
 
 @kernel.explained()
-def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
+def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loading:
     """Load, or replace without a gap; ``paced``: TCP, as far as the kernel can."""
     done = pins.ensure()
     if wanted.stale:
@@ -80,11 +80,11 @@ def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
     loaded = host.attachments.load(wanted.path, wanted.identity, cgroup, paced, release)
     host.refresh()
     after = pacing.follow(None) if loaded.paced else release()
-    return Done(done, [*loaded.warnings, *after])
+    return Loading(done, [*loaded.warnings, *after])
 
 
 @kernel.explained()
-def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
+def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loading:
     """What load would do. Raises what load would raise, as far as it can be known without doing it."""
     host.attachments.refuse_exclusive(cgroup)
     if not os.path.exists(kernel.BTF):
@@ -95,7 +95,7 @@ def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> D
     if wanted.stale:
         build.check_headers(host.run_command)
         done.append(f"built {wanted.path}")
-    return Done([*done, _loaded(host, wanted, cgroup, paced)], [])
+    return Loading([*done, _loaded(host, wanted, cgroup, paced)], [])
 
 
 def _loaded(host: Host, wanted: Object, cgroup: str, paced: bool) -> str:
@@ -103,10 +103,10 @@ def _loaded(host: Host, wanted: Object, cgroup: str, paced: bool) -> str:
     return f"loaded {wanted.path}, attached to {cgroup}{'' if paced else ', without pacing'}{carried}"
 
 
-def load_if_needed(host: Host) -> Done:
+def load_if_needed(host: Host) -> Loading:
     """What a rule task does where no program is loaded, or an earlier version's: that is replaced where it is."""
     if host.attachments.current() and not host.is_earlier:
-        return Done([], [])
+        return Loading([], [])
     return load(host, choose_object(host, copied=True), *_place(host))
 
 

@@ -8,6 +8,7 @@ their layouts from the kernel (tests/kernel/dump_maps).
 from __future__ import annotations
 
 import json
+import struct
 import typing as t
 from pathlib import Path
 
@@ -133,5 +134,5 @@ def test_a_rule_without_a_limit_has_only_its_counters_carried(dumped: Dumped) ->
 def test_a_request_is_as_the_program_takes_it(dumped: Dumped) -> None:
     counters = tuple(range(1, len(layout.COUNTER_FIELDS) + 1))
     data = schemas.Carried(-5, 99, counters).pack_request(layout.ID.pack(77))
-    parts: tuple[t.Any, ...] = schemas.struct.unpack(f"=Qq{len(counters)}Q", data)
+    parts: tuple[t.Any, ...] = struct.unpack(f"=Qq{len(counters)}Q", data)
     assert parts == (77, -5, *counters)

@@ -16,7 +16,7 @@ import sys
 import typing as t
 
 from ...core import catalog, layout, schemas
-from ...core.model import Limit
+from ...core.policy import Limit
 from . import pins
 from .libbpf import Libbpf, closing_fd
 from .links import Links

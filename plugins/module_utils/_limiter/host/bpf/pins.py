@@ -17,6 +17,8 @@ from .. import mounts
 from ..errnos import errno_text
 from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs
 
+_UNCHANGING = [row for row in catalog.MAPS if not row.next]  # in all versions
+
 BPFFS = "/sys/fs/bpf"
 PIN_DIR = f"{BPFFS}/speed_limiter"
 
@@ -70,8 +72,8 @@ def check(libbpf: Libbpf | None = None, schema: int | None = layout.SCHEMA) -> N
     if libbpf is not None:
         for row in (*catalog.MAPS, catalog.CARRIED):
             if exists(row.name):
-                any_size = schema is None or (row.next and exists(row.next))
-                _check_map(libbpf, row, row.name, None if any_size and row is not catalog.CONTROL else schema)
+                known = schema is not None and not (row.next and exists(row.next))
+                _check_map(libbpf, row, row.name, _size(row, schema) if known or row in _UNCHANGING else None)
         for name, row in catalog.NEXT.items():
             if exists(name):
                 _check_map(libbpf, row, name, None)
@@ -169,11 +171,15 @@ def _check_owner(what: str) -> None:
         raise _unsafe(what, f"its owner is uid {status.st_uid}, not root")
 
 
-def _check_map(libbpf: Libbpf, row: catalog.Map, name: str, schema: int | None) -> None:
+def _size(row: catalog.Map, schema: int | None) -> int:
+    return row.value.size if schema is None else schemas.layout_of(row, schema).value.size
+
+
+def _check_map(libbpf: Libbpf, row: catalog.Map, name: str, size: int | None) -> None:
+    """``size``: of its values; None: any."""
     with _opened(libbpf, name, "map") as fd:
         info = libbpf.info(fd, "bpf_map_info")
-    size = info.value_size if schema is None else schemas.layout_of(row, schema).value.size
-    wanted = (row.type, row.key.size, size)
+    wanted = (row.type, row.key.size, info.value_size if size is None else size)
     found = (info.type, info.key_size, info.value_size)
     if found != wanted:
         raise _foreign(name, f"it is a map of {_described(*found)}, where {_described(*wanted)} is expected")
