@@ -16,6 +16,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.p
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import graph
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import pacing
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.parts import USED
@@ -35,7 +36,7 @@ RATE = 8 * MBIT
 class Named:
     """Rules that only patterns lead to, and cgroups that are made and removed."""
 
-    def __init__(self, cgroups: limiter.Cgroups) -> None:
+    def __init__(self, cgroups: Cgroups) -> None:
         self._cgroups = cgroups
         self._made: list[Path] = []
 
@@ -74,7 +75,7 @@ def opened() -> Maps:
 
 
 @pytest.fixture
-def named(scene: Scene, clean_host: limiter.Cgroups) -> Iterator[Named]:
+def named(scene: Scene, clean_host: Cgroups) -> Iterator[Named]:
     it = Named(clean_host)
     yield it
     scene.pair.stop()
@@ -84,12 +85,10 @@ def named(scene: Scene, clean_host: limiter.Cgroups) -> Iterator[Named]:
 def rules_of(cgroup: Path) -> list[str]:
     """What a datagram is charged to that a socket made in a cgroup sends."""
     before = limiter.packets()
-    reading, writing = os.pipe()
     if not (pid := os.fork()):
         (cgroup / "cgroup.procs").write_text("0")
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
         os._exit(0)
-    os.close(reading), os.close(writing)
     assert os.waitpid(pid, 0)[1] == 0
     after = limiter.packets()
     return sorted(name for name in after if after[name] > before.get(name, 0))
