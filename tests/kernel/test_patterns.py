@@ -47,8 +47,10 @@ class Named:
             made = limiter.rule(name=name, rate=str(rate), bucket=str(rate // 10))
             ids[name] = made["rule"]["cgroup_id"]
         found = compile_graph({parse("cgroup_path", pattern): name for pattern, name in patterns.items()})
+        root = self._cgroups.identifier("/")
+        assert root is not None
         with opened() as maps:
-            graph.switch(maps, self._cgroups.identifier("/"), found, ids, each)
+            graph.switch(maps, root, found, ids, each)
 
     def cgroup(self, path: str) -> Path:
         cgroup = Path(self._cgroups.absolute(path))
