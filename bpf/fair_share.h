@@ -92,16 +92,24 @@ static __always_inline void fair_share_fill(struct fair_share *fair, __u64 elaps
 	__u64 modest = fair->modest_bytes * NANOSECONDS / elapsed;
 	__u64 holders = fair->holders_before, rest = fair->paced_rate, largest;
 	__u64 correction = fair_share_slowness(fair, FAIR_SHARE_CORRECTION_SHORTEST);
-	__u64 level = fair->paced_rate / (fair->active_before ? fair->active_before : 1);
+	__u64 early = fair->early_rate < fair->paced_rate ? fair->early_rate : fair->paced_rate;
 	__s64 lead = fair_share_lead(fair, now), most = correction / 4;
+	__u64 level;
 
+	/*
+	 * An equal part for all is the least. New connections are not counted, but their segments are sent in any case: the
+	 * paced give way to them, the less the more of the rate is new.
+	 */
+	if (early > fair->paced_rate - early)
+		early = fair->paced_rate - early;
+	level = (fair->paced_rate - early) / (fair->active_before ? fair->active_before : 1);
 	if (!holders) {
 		largest = fair->largest_bytes * NANOSECONDS / elapsed;
 		modest -= largest < modest ? largest : modest;
 		holders = 1;
 	}
 	rest = rest > modest ? rest - modest : 0;
-	/* Never below an equal part for all: what the modest connections sent may have been a single burst. */
+	/* What the modest connections sent may have been a single burst. */
 	if (rest / holders > level)
 		level = rest / holders;
 	if (lead > most)
@@ -195,10 +203,10 @@ static __always_inline void fair_share_average_clumps(struct rate_limit_state *s
 	fair->foreign_rate = fair_share_average(fair->foreign_rate, fair->foreign_latest, elapsed, rate);
 	early = fair_share_per_second(fair->early_bytes, elapsed, most);
 	fair->early_rate = fair_share_average(fair->early_rate, early, elapsed, most);
-	control = fair_share_per_second(fair->control_bytes, elapsed, rate);
-	fair->control_rate = fair_share_average(fair->control_rate, control, elapsed, rate);
-	handshake = fair_share_per_second(fair->handshake_bytes, elapsed, rate);
-	fair->handshake_rate = fair_share_average(fair->handshake_rate, handshake, elapsed, rate);
+	control = fair_share_per_second(fair->control_bytes, elapsed, most);
+	fair->control_rate = fair_share_average(fair->control_rate, control, elapsed, most);
+	handshake = fair_share_per_second(fair->handshake_bytes, elapsed, most);
+	fair->handshake_rate = fair_share_average(fair->handshake_rate, handshake, elapsed, most);
 }
 
 /* Whether datagrams are beyond their part, now or on average: then they take every token there is. */
@@ -304,7 +312,7 @@ static __always_inline void fair_share_advance(struct rate_limit_state *state, _
 	    fair_share_beyond(lead, rate) || !fair->period_ns || fair->period_ns > FAIR_SHARE_EPOCH_LONGEST ||
 	    fair->lag_ns > FAIR_SHARE_LAG_LONGEST || fair->paced_rate > fair_share_paced_most(state) ||
 	    fair->paced_rate < rate / FAIR_SHARE_FOREIGN_PART / 2 ||
-	    (fair->share && 2 * fair->share * connections < fair->paced_rate)) {
+	    (fair->share && 4 * fair->share * connections < fair->paced_rate)) {
 		fair_share_forget(state, now);
 		return;
 	}
