@@ -34,14 +34,14 @@ docs: setup-docs
 	@tools/docs
 
 test: setup-kernels
-	@tools/test $(STEPS) harness kernels
+	@.venv/bin/python tools/test $(STEPS) harness kernels
 
 $(STEPS): setup-test
-	@tools/test $@
+	@.venv/bin/python tools/test $@
 
 # The oldest and the newest kernel of KERNELS in virtual machines, with less of everything than test-kernels.
 kernels: setup-kernels
-	@tools/test harness kernels
+	@.venv/bin/python tools/test harness kernels
 
 # Every kernel that is supported, in virtual machines: "suite:series" of Debian, the oldest first. Writes docs/kernels.md. Takes hours
 # without KVM.
@@ -52,11 +52,11 @@ test-kernels: setup-kernels
 
 # sanity and the modules with every ansible-core that is supported: 5 minutes for each on two processors that do nothing else.
 test-ansible: setup-ansible
-	@tools/test ansible
+	@.venv/bin/python tools/test ansible
 
 # Debian 11, 12 and 13 as managed hosts, and the newest ansible-core of all: 15 minutes of CPU time, and the first time debootstrap's.
 test-userlands: setup-test
-	@tools/test userlands
+	@.venv/bin/python tools/test userlands
 
 # Measures beside htb, tbf and others, and writes docs/benchmarks.md: about 75 minutes, on a machine that does nothing else.
 bench: setup-bench

@@ -42,7 +42,7 @@ def links(text: str) -> Iterator[str]:
 
 def broken(root: Path, page: Path) -> Iterator[str]:
     for target in links(page.read_text(encoding="utf-8")):
-        name, _, anchor = target.partition("#")
+        name, anchor = target.partition("#")[::2]
         file = (page.parent / name).resolve() if name else page
         if not file.is_relative_to(root) or not file.exists():
             yield f"{page.relative_to(root)}: {target}: there is no such file"
