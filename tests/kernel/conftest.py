@@ -59,6 +59,15 @@ def limiter_object(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def stand_in_object(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """For tests that load a program dozens of times, whatever it does."""
+    path = tmp_path_factory.mktemp("stand_in") / "limiter.bpf.o"
+    with limiter.stand_in():
+        path.write_bytes(Path(build.build(limiter.run_command)).read_bytes())
+    return str(path)
+
+
 @pytest.fixture
 def cgroups() -> t.Iterator[t.Callable[[str], str]]:
     """Makes cgroups, named by their path below the mount; they are gone after the test."""

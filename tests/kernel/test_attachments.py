@@ -145,7 +145,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 @pytest.mark.parametrize("begin", ["nothing", "loaded", "loaded elsewhere"])
 def test_a_load_that_is_killed_between_any_two_steps_is_completed_by_the_next(
-    attachments: Attachments, libbpf: Libbpf, limiter_object: str, cgroups: Make, begin: str
+    attachments: Attachments, libbpf: Libbpf, stand_in_object: str, cgroups: Make, begin: str
 ) -> None:
     cgroups("/a")
     cgroups("/a/b")
@@ -153,19 +153,19 @@ def test_a_load_that_is_killed_between_any_two_steps_is_completed_by_the_next(
         attachments.unload()
         attachments.remove_maps()
         if begin != "nothing":
-            attachments.load(limiter_object, "source:old", "/a" if begin == "loaded" else "/")
+            attachments.load(stand_in_object, "source:old", "/a" if begin == "loaded" else "/")
             with t.cast(Maps, Maps.open(libbpf)) as maps:
                 maps.set_limit(RULE, LIMIT)
         with pytest.MonkeyPatch.context() as patch:
             kill_after(patch, number)
             try:
-                attachments.load(limiter_object, "source:new", "/a")
+                attachments.load(stand_in_object, "source:new", "/a")
                 killed = False
             except Killed:
                 killed = True
         if begin != "nothing":
             assert ours(attachments, "/a/b"), f"unlimited after {number} steps"
-        attachments.load(limiter_object, "source:new", "/a")
+        attachments.load(stand_in_object, "source:new", "/a")
         now = program(attachments)
         assert (now.identity, now.cgroup, now.pacing) == ("source:new", "/a", "on"), f"after {number} steps"
         assert not attachments.unfinished()

@@ -119,7 +119,7 @@ def test_an_old_number_alone_is_no_reason_to_refuse() -> None:
     [
         (OLD, TOO_OLD),
         (WITHOUT_BTF, NO_BTF),
-        (refusing(BPF_PROG_QUERY, errno.EINVAL), ["CONFIG_CGROUP_BPF=y", "'hook': []"]),
+        (refusing(BPF_PROG_QUERY, errno.EINVAL), ["CONFIG_CGROUP_BPF=y", "'hook': None"]),
         (in_lockdown("integrity"), ["'lockdown': 'integrity'"]),
     ],
     ids=["too old", "without BTF", "without BPF for cgroups", "in lockdown"],

@@ -70,7 +70,7 @@ def packets(name: str) -> int:
 
 def test_a_socket_that_was_open_is_charged_once_its_process_is_moved(sender: Sender) -> None:
     sender.send("early")
-    apply(name="web", pid=sender.pid, rate="1m")
+    apply(name="web", pids=[sender.pid], rate="1m")
     sender.send("early")
     sender.send("late")
     assert packets("web") == 2
@@ -79,9 +79,9 @@ def test_a_socket_that_was_open_is_charged_once_its_process_is_moved(sender: Sen
 @pytest.mark.every_kernel
 def test_a_moved_process_takes_its_sockets_to_the_next_rule(sender: Sender) -> None:
     sender.send("early")
-    apply(name="web", pid=sender.pid, rate="1m")
+    apply(name="web", pids=[sender.pid], rate="1m")
     sender.send("late")
-    apply(name="db", pid=sender.pid, rate="1m")
+    apply(name="db", pids=[sender.pid], rate="1m")
     sender.send("early")
     sender.send("late")
     assert (packets("web"), packets("db")) == (1, 2)
@@ -89,9 +89,9 @@ def test_a_moved_process_takes_its_sockets_to_the_next_rule(sender: Sender) -> N
 
 def test_a_released_process_is_free_on_all_its_sockets(sender: Sender) -> None:
     sender.send("early")
-    apply(name="web", pid=sender.pid, rate="1m")
+    apply(name="web", pids=[sender.pid], rate="1m")
     sender.send("late")
-    apply(pid=sender.pid, state="absent")
+    apply(pids=[sender.pid], state="absent")
     sender.send("early")
     sender.send("late")
     assert packets("web") == 1
@@ -105,11 +105,11 @@ def test_what_limits_the_cgroup_that_it_goes_back_to_holds_again(sender: Sender)
         (home / "cgroup.procs").write_text(str(sender.pid))
         sender.send("early")
         apply(name="home", cgroup_path="/home_of_sender", rate="1m")
-        apply(name="web", pid=sender.pid, rate="1m")
+        apply(name="web", pids=[sender.pid], rate="1m")
         sender.send("early")
         sender.send("late")
         assert (packets("home"), packets("web")) == (0, 2)
-        apply(pid=sender.pid, state="absent")
+        apply(pids=[sender.pid], state="absent")
         sender.send("early")
         sender.send("late")
         assert (packets("home"), packets("web")) == (2, 2)
@@ -139,7 +139,7 @@ def test_what_an_open_mptcp_listener_accepts_is_charged(sender: Sender, protocol
         try:
             assert server.stdout
             port = int(server.stdout.readline())
-            apply(name="web", pid=server.pid, rate="1m")
+            apply(name="web", pids=[server.pid], rate="1m")
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as client:
                 client.connect(("127.0.0.1", port))
                 while client.recv(4096):
