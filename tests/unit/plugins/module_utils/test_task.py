@@ -70,3 +70,8 @@ def test_null_is_not_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {"state": None, "cgroup_id": None, "processes": None, "rate": None}
     assert run(main, name="web", pids=[5], **nothing)["changed"] is False
     assert seen[0].present and seen[0].pids == (5,) and seen[0].given == {}
+
+
+def test_null_is_not_given_in_a_list_of_rules_either() -> None:
+    rules = [{"name": "web", "bucket": None, "processes": {"name": "x", "exe": None}}]
+    assert task._given({"rules": rules}) == {"rules": [{"name": "web", "processes": {"name": "x"}}]}
