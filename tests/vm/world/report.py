@@ -27,10 +27,12 @@ def section(results: dict[str, Stored]) -> str:
     measured = {name: found for name, found in results.items() if found.get("cells")}
     if not measured:
         return METHOD
-    goals: dict[str, str] = {}
-    for found in measured.values():
-        goals.update(found["goals"])
-    titles = {goal: text.partition(": ") for goal, text in goals.items()}
+    # Those of which something was measured, in that order.
+    titles = {
+        cell["goal"]: found["goals"][cell["goal"]].partition(": ")
+        for found in measured.values()
+        for cell in found["cells"]
+    }
     counts = [[title, *(_count(found, goal) for found in measured.values())] for goal, (title, _, _) in titles.items()]
     parts = [METHOD, _table(["cells that reach the goal", *measured], counts)]
     for goal, (title, _, wanted) in titles.items():
