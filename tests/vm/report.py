@@ -75,6 +75,9 @@ def store(results: Results) -> None:
         kept.update(release=result["release"], package=result["package"])
         for step, found in result["steps"].items():
             stamp = {**run, "release": result["release"]}
+            if found.get("wrong"):
+                # Where the checkout is, is nobody's business.
+                found = {**found, "wrong": found["wrong"].replace(f"{CHECKOUT}/", "")}
             earlier = kept["steps"].get(step, {}).get("cells", [])
             kept["steps"][step] = {**found, **stamp}
             # Also where the step left no result.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.tests.vm import report
+from ansible_collections.speed_limiter.ebpf.tests.vm import machine, report
 
 PROGRAM = {"instructions": 21010, "xlated": 16920, "jited": 10477}
 SKIPPED = {"test_settle::test_one": "before Linux 6.1 no iterator may set socket options"}
@@ -154,6 +154,12 @@ def test_requests_that_broke_a_bound_are_not_forgotten_by_measuring_others(page:
     assert "- sid-7.2, world: 20 Mbit/s, 8 workers speed_limiter: only 45.0 %" in page.read_text(encoding="utf-8")
     world(request())
     assert "2 of 26 cells" in row(page, "sid-7.2")
+
+
+def test_the_page_does_not_say_where_the_checkout_is(page: Path) -> None:
+    report.store({"sid-7.2": found("7.2.13-amd64", tests={"wrong": f"see {machine.CHECKOUT}/.kernels/console.log"})})
+    report.write()
+    assert "- sid-7.2, tests: see .kernels/console.log" in page.read_text(encoding="utf-8")
 
 
 def test_a_step_that_was_never_run_is_shown(page: Path) -> None:

@@ -27,15 +27,15 @@ def section(results: dict[str, Stored]) -> str:
     measured = {name: found for name, found in results.items() if found.get("cells")}
     if not measured:
         return METHOD
-    goals: dict[str, str] = {}
-    for found in measured.values():
-        goals.update(found["goals"])
-    titles = {goal: text.partition(": ") for goal, text in goals.items()}
-    counts = [
-        [title, *(_count(found, goal) for found in measured.values())] for goal, (title, *_rest) in titles.items()
-    ]
+    # Those of which something was measured, in that order.
+    titles = {
+        cell["goal"]: found["goals"][cell["goal"]].partition(": ")
+        for found in measured.values()
+        for cell in found["cells"]
+    }
+    counts = [[title, *(_count(found, goal) for found in measured.values())] for goal, (title, _, _) in titles.items()]
     parts = [METHOD, _table(["cells that reach the goal", *measured], counts)]
-    for goal, (title, _colon, wanted) in titles.items():
+    for goal, (title, _, wanted) in titles.items():
         table = _table(["", "by", *measured], list(_rows(measured, goal)))
         parts.append(f"### {title[0].upper()}{title[1:]}\n\nThe goal: {wanted}.\n\n{table}")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
