@@ -102,6 +102,19 @@ struct rate_limit_state {
 	__u64 notices[LIMITER_REASONS]; /* packets passed with a congestion notice, by reason */
 };
 
+/* Counters of a state: packets, bytes, dropped_bytes, drops and notices, in this order. */
+#define LIMITER_COUNTERS (3 + 2 * LIMITER_REASONS)
+
+/*
+ * rate_limit_carried_map: rule -> what its state has of its state in an earlier layout. It exists only while one layout
+ * takes the place of another, see carry.h.
+ */
+struct rate_limit_carried {
+	__s64 tokens;       /* as of `reference_ns` */
+	__u64 reference_ns; /* CLOCK_MONOTONIC when the states were copied */
+	__u64 counters[LIMITER_COUNTERS];
+};
+
 /* rate_limit_member_map: id of a member, a cgroup whose sockets are charged -> rule (__u64) */
 
 /* rate_limit_socket_map: socket storage, the tag of a socket that was open when its process was moved into a rule */

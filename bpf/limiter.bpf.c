@@ -6,7 +6,7 @@
  * packet was charged before it was encrypted (ipsec.h), and measures it (wire.h, pacing.h). Each rule then decides
  * (charge.h, verdict.h, token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets
  * tells each TCP socket its share once a round trip. settle_sockets brings all sockets of a network namespace in line
- * with the rules at once (pacing.h, settle.h).
+ * with the rules at once (pacing.h, settle.h). carry_over takes counters over from an earlier layout (carry.h).
  *
  * One object fits every kernel from 5.10 on. Where the kernel refuses one of the last two programs, the first still
  * limits.
@@ -17,6 +17,7 @@
 #include <bpf/bpf_tracing.h>
 
 #include "attribution.h"
+#include "carry.h"
 #include "charge.h"
 #include "ipsec.h"
 #include "pacing.h"
@@ -52,6 +53,13 @@ int limit_egress(struct __sk_buff *skb)
 	if (ipsec_seen && verdict != VERDICT_DROP)
 		ipsec_give(skb);
 	return verdict;
+}
+
+/* Run by user space, never attached, while an earlier layout is left. */
+SEC("tc")
+int carry_over(struct __sk_buff *skb)
+{
+	return carry_run(skb);
 }
 
 /*

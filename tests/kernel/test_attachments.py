@@ -20,6 +20,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import (
+    CARRY_OVER,
     LIMIT_EGRESS,
     OURS,
     PACE_SOCKETS,
@@ -278,8 +279,10 @@ def test_a_hook_that_is_full_is_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param(SOMEONE_ELSES, "no program pace_sockets", id="no other programs"),
-        pytest.param(SOMEONE_ELSES + PACE_SOCKETS + SETTLE_SOCKETS, "no map rate_limit_config_map", id="no maps"),
+        pytest.param(SOMEONE_ELSES, "no program carry_over", id="no other programs"),
+        pytest.param(
+            SOMEONE_ELSES + CARRY_OVER + PACE_SOCKETS + SETTLE_SOCKETS, "no map rate_limit_config_map", id="no maps"
+        ),
         pytest.param(an_object(PACE_SOCKETS, SETTLE_SOCKETS), "no program limit_egress", id="no program"),
         pytest.param(
             an_object(LIMIT_EGRESS.replace("egress", "ingress", 1), PACE_SOCKETS, SETTLE_SOCKETS),

@@ -37,6 +37,7 @@ _CALLS_OF_LIBBPF = (
     "link_detach",
     "update_elem",
     "delete_elem",
+    "test_run_opts",
 )
 
 Work = Callable[[], "dict[str, Any]"]

@@ -15,6 +15,7 @@ char LICENSE[] SEC("license") = "GPL";
 LIMIT_EGRESS = 'SEC("cgroup_skb/egress") int limit_egress(struct __sk_buff *skb) { return 1; }\n'
 PACE_SOCKETS = 'SEC("sockops") int pace_sockets(struct bpf_sock_ops *ops) { return 1; }\n'
 SETTLE_SOCKETS = 'SEC("iter/tcp") int settle_sockets(void *context) { return 0; }\n'
+CARRY_OVER = 'SEC("tc") int carry_over(struct __sk_buff *skb) { return 0; }\n'
 REFUSED_PACE = 'SEC("sockops") int pace_sockets(struct bpf_sock_ops *ops) { return *(volatile int *)7; }\n'
 REFUSED_SETTLE = 'SEC("iter/tcp") int settle_sockets(void *context) { return *(volatile int *)context; }\n'
 
@@ -22,15 +23,15 @@ REFUSED_SETTLE = 'SEC("iter/tcp") int settle_sockets(void *context) { return *(v
 def an_object(*programs: str, key: str = "") -> str:
     """An object with our maps, or with all keys of another type, and these programs."""
     text = INCLUDES + 'char LICENSE[] SEC("license") = "GPL";\n'
-    for name, kind, of_key, value in catalog.MAPS:
-        of_socket = kind == catalog.SOCKET_STORAGE
+    for row in catalog.LIMITER.maps:
+        name, of_socket = row.name, row.type == catalog.SOCKET_STORAGE
         text += (
-            f"struct {name}_value {{ char bytes[{value.size}]; }};\n"
-            f"struct {{ __uint(type, {kind}); __uint(max_entries, {0 if of_socket else 1}); "
+            f"struct {name}_value {{ char bytes[{row.value.size}]; }};\n"
+            f"struct {{ __uint(type, {row.type}); __uint(max_entries, {0 if of_socket else 1}); "
             f"__uint(map_flags, {int(of_socket)}); __type(value, struct {name}_value); "
-            f'__type(key, {key or ("int" if of_key.size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
+            f'__type(key, {key or ("int" if row.key.size == 4 else "__u64")}); }} {name} SEC(".maps");\n'
         )
-    return text + "".join(programs)
+    return text + CARRY_OVER + "".join(programs)
 
 
 OURS = an_object(LIMIT_EGRESS, PACE_SOCKETS, SETTLE_SOCKETS)

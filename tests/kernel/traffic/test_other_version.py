@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host on which another version of the collection limits: its maps have another layout. It is left alone and told,
-with a remedy that works.
+"""A host on which a newer version of the collection limits: its maps have a layout that this one does not know. It is
+left alone and told, with a remedy that works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import 
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, assert_held
 
 RATE = 10 * MBIT
-OTHER = layout.SCHEMA - 1
+OTHER = layout.SCHEMA + 1
 MORE = 8  # bytes that its states and what it tells sockets have more
 GROWN = {"rate_limit_state_map": "struct rate_limit_state {", "rate_limit_pacing_map": "struct rate_limit_pacing {"}
 

@@ -12,7 +12,7 @@ from .policy import Limit
 
 
 class LoadProgram(t.NamedTuple):
-    """Load the program where none is attached, and build it first if necessary."""
+    """Load the program where none is attached, or an earlier version's, and build it first if necessary."""
 
 
 class MakeRule(t.NamedTuple):

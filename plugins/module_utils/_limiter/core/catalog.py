@@ -19,16 +19,23 @@ CGROUP_LINK, ITERATOR_LINK = 3, 4  # BPF_LINK_TYPE_*
 
 
 class Map(t.NamedTuple):
-    """A pinned map; its pin has its name."""
+    """A map; its pin has its name.
+
+    When its layout changes, the fields of its values that are ``kept`` are copied to a new one, by their names; where
+    there are none, it begins empty.
+    """
 
     name: str
     type: int
     key: struct.Struct
     value: struct.Struct
+    next: str = ""  # the pin of the one that will take its place, while a layout changes; none: its layout never does
+    fields: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 class Hook(t.NamedTuple):
-    """A kind of attachment."""
+    """A kind of attachment, or of running."""
 
     name: str  # the section of its programs in the object file
     program_type: int  # BPF_PROG_TYPE_*
@@ -41,11 +48,12 @@ class Program(t.NamedTuple):
 
     name: str
     hook: Hook
-    link: str
+    link: str = ""
     moving: str = ""  # the pin of its next link, while the attach point is being moved
     since: tuple[int, int] = (0, 0)  # an older kernel lacks what it needs; trying to load it there would take seconds
     refused: str = ""  # the consequence where the kernel refuses it
     paces: bool = False  # only there for pacing: left out without pacing, and removed when pacing is switched off
+    carries: bool = False  # only there while a layout changes: pinned itself, under its name, and run
 
 
 class Part(t.NamedTuple):
@@ -64,18 +72,45 @@ class Object(t.NamedTuple):
     maps: tuple[Map, ...]
 
 
-CONFIG = Map("rate_limit_config_map", HASH, layout.ID, layout.CONFIG)
-STATE = Map("rate_limit_state_map", HASH, layout.ID, layout.STATE)
+CONFIG = Map(
+    "rate_limit_config_map",
+    HASH,
+    layout.ID,
+    layout.CONFIG,
+    next="rate_limit_config_map_new",
+    fields=layout.CONFIG_FIELDS,
+    kept=layout.CONFIG_FIELDS,
+)
+STATE = Map(
+    "rate_limit_state_map",
+    HASH,
+    layout.ID,
+    layout.STATE,
+    next="rate_limit_state_map_new",
+    fields=layout.STATE_FIELDS,
+    kept=layout.KEPT_FIELDS,
+)
 MEMBER = Map("rate_limit_member_map", HASH, layout.ID, layout.ID)
-SOCKET = Map("rate_limit_socket_map", SOCKET_STORAGE, layout.FD, layout.ID)
-PACING = Map("rate_limit_pacing_map", SOCKET_STORAGE, layout.FD, layout.PACING)
-CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)
+SOCKET = Map("rate_limit_socket_map", SOCKET_STORAGE, layout.FD, layout.ID)  # nobody could copy it
+PACING = Map(
+    "rate_limit_pacing_map",
+    SOCKET_STORAGE,
+    layout.FD,
+    layout.PACING,
+    next="rate_limit_pacing_map_new",
+    fields=layout.PACING_FIELDS,
+)
+CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)  # every version has to read the schema
+# Only there while the layout of the state changes.
+CARRIED = Map("rate_limit_carried_map", HASH, layout.ID, layout.CARRIED)
 
 EGRESS = Hook("cgroup_skb/egress", 8, 1, CGROUP_LINK)
 SOCK_OPS = Hook("sockops", 13, 3, CGROUP_LINK)
 TCP_ITERATOR = Hook("iter/tcp", 26, 28, ITERATOR_LINK)
+TEST_RUN = Hook("tc", 3, 0, 0)  # never attached: user space runs it
 
 LIMIT = Program("limit_egress", EGRESS, "limit_egress_link", "limit_egress_link_new")
+CARRY = Program("carry_over", TEST_RUN, carries=True)
 PACE = Program(
     "pace_sockets",
     SOCK_OPS,
@@ -101,8 +136,8 @@ LOOK = Part(
 
 # Control is pinned last: where it is, all the others are.
 MAPS = (CONFIG, STATE, MEMBER, SOCKET, PACING, CONTROL)
-PROGRAMS = (LIMIT, PACE, SETTLE)
-LIMITER = Object("limiter.bpf.c", PROGRAMS, MAPS)
+PROGRAMS = (LIMIT, CARRY, PACE, SETTLE)
+LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED))
 
 
 def links(programs: t.Iterable[Program]) -> dict[str, Hook]:
@@ -115,4 +150,8 @@ def links(programs: t.Iterable[Program]) -> dict[str, Hook]:
 
 LINKS = links(PROGRAMS)
 PACING_LINKS = links(program for program in PROGRAMS if program.paces)
-PINS = (*(row.name for row in MAPS), *LINKS)
+# Pins that are only there while a layout changes: of maps, then of programs.
+NEXT = {row.next: row for row in MAPS if row.next}
+CARRYING = tuple(program.name for program in PROGRAMS if program.carries)
+PASSING = (*CARRYING, CARRIED.name, *NEXT)
+PINS = (*(row.name for row in MAPS), *LINKS, *PASSING)

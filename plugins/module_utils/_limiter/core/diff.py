@@ -26,11 +26,11 @@ def rule_line(name: str, rule: Rule | None) -> str:
 
 
 def texts(
-    names: t.Iterable[str], before: t.Mapping[str, Rule], after: t.Mapping[str, Rule], loads_program: bool
+    names: t.Iterable[str], before: t.Mapping[str, Rule], after: t.Mapping[str, Rule], replaced: str
 ) -> tuple[str, str]:
-    """The two sides of a diff of the rules in ``names``."""
-    old = ["program: not loaded"] if loads_program else []
-    new = ["program: loaded"] if loads_program else []
+    """The two sides of a diff of the rules in ``names``; ``replaced`` says what the program is before it is loaded."""
+    old = [f"program: {replaced}"] if replaced else []
+    new = ["program: loaded"] if replaced else []
     for name in sorted(set(names)):
         old.append(rule_line(name, before.get(name)))
         new.append(rule_line(name, after.get(name)))

@@ -143,6 +143,14 @@ PACING_FIELDS = (
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
 )
 CONTROL_FIELDS = Control._fields
+# Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
+COUNTER_FIELDS = (
+    *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
+    *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
+)
+KEPT_FIELDS = (*COUNTER_FIELDS, *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
+CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
+CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 
 _COUNTERS = STATE_FIELDS.index("packets")
 _USE = STATE_FIELDS.index("use_start_ns")

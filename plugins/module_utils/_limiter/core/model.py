@@ -113,3 +113,4 @@ class HostState(t.NamedTuple):
     memory: Memory
     program: Program | None
     lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> the limits that a process loses by leaving it
+    earlier: bool = False  # the maps are an earlier version's

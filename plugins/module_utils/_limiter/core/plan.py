@@ -338,8 +338,9 @@ class _Draft:
         changed = tuple(
             name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name)
         )
-        loads = self.state.program is None and any(target.request.present for target in targets)
-        before, after = diff.texts(changed, self.state.rules, self.rules, loads)
+        replaced = "not loaded" if self.state.program is None else "of an earlier version" if self.state.earlier else ""
+        loads = bool(replaced) and any(target.request.present for target in targets)
+        before, after = diff.texts(changed, self.state.rules, self.rules, replaced if loads else "")
         return Plan(
             (*([LoadProgram()] if loads else []), *sorted(self.actions, key=self._goes)),
             tuple(targets),

@@ -20,7 +20,7 @@ from ..host.sockets import borrow
 from . import pacing
 from .host import Host
 from .origins import Origins
-from .program import load_if_absent
+from .program import load_if_needed
 
 # Rounds of looking for children that were forked while their parents were being moved. A process that forks faster than
 # this is reported.
@@ -70,8 +70,8 @@ class _Application:
 
     def run(self, plan: Plan) -> None:
         if self.host.maps:
-            self.host.attachments.complete_move()
-            self.warnings += pacing.complete_stop(self.host.attachments, self.host.maps)
+            self.host.complete()
+            self.warnings += pacing.complete_stop(self.host.attachments, self.host.opened_maps)
         self._tag_sockets(self.origins.written.in_transit)
         for target in plan.targets:
             if target.request.present:
@@ -130,7 +130,7 @@ class _Application:
     # The steps
 
     def _load_program(self, action: do.LoadProgram) -> None:
-        loaded = load_if_absent(self.host)
+        loaded = load_if_needed(self.host)
         self.program += loaded.done
         self.warnings += loaded.warnings
 

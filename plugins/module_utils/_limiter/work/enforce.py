@@ -20,7 +20,7 @@ from ..host.sockets import association
 from .apply import Applied, apply
 from .host import Host, RunCommand
 from .observe import observe
-from .program import would_load_if_absent
+from .program import would_load_if_needed
 
 Facts = dict[str, t.Any]
 
@@ -50,7 +50,7 @@ def enforce(
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
         before = {name: facts(host, state.rules[name]) for name in names if name in state.rules}
         if check:
-            applied = Applied((), tuple(would_load_if_absent(host)) if made.loads_program else ())
+            applied = Applied((), tuple(would_load_if_needed(host)) if made.loads_program else ())
         else:
             applied = apply(host, made, state.memory)
         after = {name: facts(host, made.rules[name], look=not check) for name in names if name in made.rules}

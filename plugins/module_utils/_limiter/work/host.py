@@ -8,7 +8,6 @@ from __future__ import annotations
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.layout import SCHEMA
 from ..host import kernel
 from ..host.bpf import pins
 from ..host.bpf.attachments import Attachments
@@ -21,8 +20,8 @@ RunCommand = t.Callable[..., "tuple[int, str, str]"]
 
 
 class Host:
-    """The ports of one host. ``maps`` is None as long as nothing is pinned, or where another version of this
-    collection pinned it: ``other_maps``, of which little may be used (`Maps.open`).
+    """The ports of one host. ``maps`` is None as long as nothing is pinned, or where a version of this collection
+    pinned it that is not known: ``other_maps``, of which little may be used (`Maps.open`).
     """
 
     def __init__(self, cgroups: Cgroups, libbpf: Libbpf, run_command: RunCommand, any_version: bool = False) -> None:
@@ -48,8 +47,18 @@ class Host:
         """Look again at what is pinned."""
         if pins.is_mounted():
             found = Maps.open(self.libbpf, self._any_version)
-            other = found is not None and found.schema != SCHEMA
+            other = found is not None and not found.is_known
             self.maps, self.other_maps = (None, found) if other else (found, None)
+
+    @property
+    def is_earlier(self) -> bool:
+        """Whether an earlier version made the maps, which the next load carries over."""
+        return self.maps is not None and self.maps.is_earlier
+
+    def complete(self) -> None:
+        """What a killed run began with the program and the maps is completed, or removed."""
+        if self.attachments.complete():
+            self.refresh()
 
     @property
     def opened_maps(self) -> Maps:

@@ -49,7 +49,8 @@ class _Observation:
         rules = {name: rule for name in self.names for rule in [self._rule(name, limits)] if rule}
         left = {process.cgroup for target in targets if target.request.present for process in target.processes}
         lost = {cgroup: tuple(self.cgroups.limits(cgroup)) for cgroup in left if not cgroup.startswith(f"{MANAGED}/")}
-        return HostState(rules, self.memory, self.host.attachments.current(), lost), targets, self.warnings
+        program, earlier = self.host.attachments.current(), self.host.is_earlier
+        return HostState(rules, self.memory, program, lost, earlier), targets, self.warnings
 
     def _members_in_place(self) -> dict[str, list[str]]:
         """Rule name -> cgroups that are limited in place; those that are gone are left out."""

@@ -56,32 +56,35 @@ def _ready(host: Host, path: str) -> Object:
     return Object(path, identity, False)
 
 
-class Done(t.NamedTuple):
-    """What was done, or would be, in words, in order; and warnings."""
+class Loading(t.NamedTuple):
+    """What is done, or would be, to load a program: in words, in order; and warnings."""
 
     done: list[str]
     warnings: list[str]
 
 
 @kernel.explained()
-def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
+def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loading:
     """Load, or replace without a gap; ``paced``: TCP, as far as the kernel can."""
     done = pins.ensure()
     if wanted.stale:
         build.build(host.run_command)
         done.append(f"built {wanted.path}")
-    loaded = host.attachments.load(wanted.path, wanted.identity, cgroup, paced)
+    done.append(_loaded(host, wanted, cgroup, paced))
+    host.complete()
+    unpaced = layout.PACING_REFUSED if paced else layout.PACING_OFF  # also while it is changed: so it is known later
+
+    def release() -> list[str]:
+        return pacing.stop(host.attachments, host.opened_maps, unpaced)
+
+    loaded = host.attachments.load(wanted.path, wanted.identity, cgroup, paced, release)
     host.refresh()
-    if loaded.paced:
-        after = pacing.follow(None)
-    else:
-        why = layout.PACING_REFUSED if paced else layout.PACING_OFF
-        after = pacing.stop(host.attachments, host.opened_maps, why)
-    return Done([*done, _loaded(wanted, cgroup, paced)], [*loaded.warnings, *after])
+    after = pacing.follow(None) if loaded.paced else release()
+    return Loading(done, [*loaded.warnings, *after])
 
 
 @kernel.explained()
-def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Done:
+def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loading:
     """What load would do. Raises what load would raise, as far as it can be known without doing it."""
     host.attachments.refuse_exclusive(cgroup)
     if not os.path.exists(kernel.BTF):
@@ -92,21 +95,30 @@ def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> D
     if wanted.stale:
         build.check_headers(host.run_command)
         done.append(f"built {wanted.path}")
-    return Done([*done, _loaded(wanted, cgroup, paced)], [])
+    return Loading([*done, _loaded(host, wanted, cgroup, paced)], [])
 
 
-def _loaded(wanted: Object, cgroup: str, paced: bool) -> str:
-    return f"loaded {wanted.path}, attached to {cgroup}{'' if paced else ', without pacing'}"
+def _loaded(host: Host, wanted: Object, cgroup: str, paced: bool) -> str:
+    carried = ", with the rules and counters of an earlier version" if host.is_earlier else ""
+    return f"loaded {wanted.path}, attached to {cgroup}{'' if paced else ', without pacing'}{carried}"
 
 
-def load_if_absent(host: Host) -> Done:
-    """What a rule task does on a host where no program is loaded."""
-    return Done([], []) if host.attachments.current() else load(host, choose_object(host, copied=True), "/")
+def load_if_needed(host: Host) -> Loading:
+    """What a rule task does where no program is loaded, or an earlier version's: that is replaced where it is."""
+    if host.attachments.current() and not host.is_earlier:
+        return Loading([], [])
+    return load(host, choose_object(host, copied=True), *_place(host))
 
 
-def would_load_if_absent(host: Host) -> list[str]:
-    """What load_if_absent would do where no program is loaded."""
-    return would_load(host, choose_object(host, copied=True), "/").done
+def would_load_if_needed(host: Host) -> list[str]:
+    """What load_if_needed would do where it is needed."""
+    return would_load(host, choose_object(host, copied=True), *_place(host)).done
+
+
+def _place(host: Host) -> tuple[str, bool]:
+    """The attach point of the program that is there, or the default, and whether sockets are to be paced."""
+    current = host.attachments.current()
+    return (current.cgroup, current.pacing != "off") if current else ("/", True)
 
 
 class Change(t.NamedTuple):
@@ -141,6 +153,7 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         and (before.identity, before.cgroup) == (wanted.identity, cgroup)
         and (before.pacing != "off") == paced
         and not wanted.stale
+        and not host.is_earlier
         and not reload
         and not host.attachments.unfinished()
     ):
@@ -168,9 +181,8 @@ def _would_refuse(host: Host, wanted: Object, cgroup: str, before: Program | Non
         return True
     if before is None or before.pacing != "refused" or attachments.refuses_pacing(before.cgroup):
         return False
-    return wanted.stale or attachments.refuses_object(
-        wanted.path
-    )  # what is not built yet is much like what was refused
+    # What is not built yet, or needs other maps, is much like what was refused.
+    return wanted.stale or host.is_earlier or attachments.refuses_object(wanted.path)
 
 
 @contextlib.contextmanager
@@ -205,6 +217,7 @@ def detach(host: Host, check: bool) -> Change:
         where = before.cgroup if before else "a cgroup that is gone, or one that a killed task had not finished with"
         done.append(f"unloaded the program from {where}")
         if not check:
+            host.complete()
             warnings = unload(host)
     if not rules and host.maps is not None:
         done.append("removed the maps")

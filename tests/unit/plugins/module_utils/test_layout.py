@@ -22,6 +22,7 @@ STRUCTS = {
     "rate_limit_pacing": (layout.PACING, layout.PACING_FIELDS),
     "rate_limit_control": (layout.CONTROL, layout.CONTROL_FIELDS),
     "rate_limit_socket": (layout.ID, ("rule",)),
+    "rate_limit_carried": (layout.CARRIED, layout.CARRIED_FIELDS),
 }
 CONSTANTS: tuple[str, ...] = ("SCHEMA", "MAX_RULES", "MAX_MEMBERS", "MAX_NESTED", "MAX_DEPTH", "RELEASED", "UNPACED")
 CONSTANTS += ("PACING_OFF", "PACING_ON", "PACING_REFUSED")

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import typing as t
 
-from ...core import catalog, layout
+from ...core import catalog, layout, schemas
 from ...core.errors import LimiterError
 from ...core.model import Program
 from . import objects, pins
@@ -21,6 +21,7 @@ from .hooks import Hooks
 from .libbpf import KernelError, Libbpf, reason
 from .links import Links, Undo
 from .maps import Maps
+from .migrate import Migration
 
 _PACING = {layout.PACING_OFF: "off", layout.PACING_ON: "on", layout.PACING_REFUSED: "refused"}
 
@@ -37,6 +38,7 @@ class Attachments:
 
     def __init__(self, libbpf: Libbpf, cgroup_mount: str) -> None:
         self._libbpf, self._hooks, self._links = libbpf, Hooks(libbpf, cgroup_mount), Links(libbpf)
+        self._migration = Migration(libbpf, self._links)
 
     def current(self) -> Program | None:
         """The program that limits now, of whatever version; None where none is attached, or where it has lost its
@@ -60,16 +62,26 @@ class Attachments:
             return Program(control.identity if known else "unknown", cgroup, info.prog_id, info.id, pacing)
 
     def unfinished(self) -> bool:
-        """Whether a run was killed that moved the attach point or switched pacing off."""
+        """Whether a run was killed that moved the attach point, switched pacing off or changed the layout."""
         if any(program.moving and pins.exists(program.moving) for program in catalog.PROGRAMS):
+            return True
+        if self._migration.is_unfinished():
             return True
         current = self.current()
         return self.has_pacing_links() and (current is None or current.pacing != "on")
 
-    def load(self, object_path: str, identity: str, cgroup: str, pacing: bool = True) -> Attached:
+    def load(
+        self,
+        object_path: str,
+        identity: str,
+        cgroup: str,
+        pacing: bool = True,
+        release: t.Callable[[], list[str]] = list,
+    ) -> Attached:
         """Makes the object's program the one that limits below ``cgroup``, with the maps and rules that are there.
 
-        Without ``pacing``, or where the kernel refuses it, what paced before is left to `pacing.stop`.
+        Without ``pacing``, or where the kernel refuses it, what paced before is left to `pacing.stop`. ``release``
+        releases sockets of what an earlier version told them, where that has another layout.
         On any error, and on an interrupt, what was there before is put back.
         Raises LimiterError: as `pins.ensure` and `Maps.open`, ``bad_object`` where the object is not a limiter,
         ``load_failed`` with the verifier's words, ``not_permitted``, ``no_cgroup``, ``exclusive_program``,
@@ -78,28 +90,47 @@ class Attachments:
         pins.ensure()
         with self._maps():
             pass  # another version's maps are refused before anything is touched
-        self.complete_move()
+        self.complete()
         with Undo() as undo:
             try:
-                loaded = self._load(object_path, identity, cgroup, pacing, undo)
+                loaded = self._load(object_path, identity, cgroup, pacing, release, undo)
             except BaseException:
-                undo.all()
+                if self._migration.is_switched():
+                    with contextlib.suppress(LimiterError, OSError):
+                        self.complete()
+                else:
+                    undo.all()
                 raise
-        self.complete_move()
+        self.complete()
         return loaded
 
-    def _load(self, object_path: str, identity: str, cgroup: str, pacing: bool, undo: Undo) -> Attached:
+    def _load(
+        self,
+        object_path: str,
+        identity: str,
+        cgroup: str,
+        pacing: bool,
+        release: t.Callable[[], list[str]],
+        undo: Undo,
+    ) -> Attached:
         with contextlib.ExitStack() as stack:
-            missing = [row.name for row in catalog.MAPS if not pins.exists(row.name)]
+            earlier = stack.enter_context(self._maps())
+            places = pins.places(earlier.schema if earlier else layout.SCHEMA)
+            missing = [name for name in (*places.values(), *catalog.PASSING) if not pins.exists(name)]
             undo.add(lambda: pins.unpin(missing))
             cgroup_fd = stack.enter_context(self._hooks.open_cgroup(cgroup))
             self.refuse_exclusive(cgroup)
-            loaded = objects.load(self._libbpf, stack, object_path, pacing)
+            loaded = objects.load(self._libbpf, stack, object_path, pacing, places)
             program_fd, refused = loaded.programs[catalog.LIMIT], dict(loaded.refused)
             program_id = self._libbpf.info(program_fd, "bpf_prog_info").id
             maps = stack.enter_context(self._maps())
             if maps is None:
                 raise KernelError("the pinned maps cannot be opened", errno.ENOENT, "Run the task again")
+            warnings = []
+            if maps.is_earlier:
+                if schemas.changed(catalog.PACING, maps.schema):
+                    warnings = release()
+                self._migration.fill(maps, loaded.programs[catalog.CARRY])
             before = maps.control()
             undo.add(lambda: self._restore_control(before))
             # Written first: no program that a killed run attached stays unknown, unless it had replaced another.
@@ -117,7 +148,7 @@ class Attachments:
             elif not self.has_pacing_links():
                 maps.set_pacing(layout.PACING_REFUSED if pacing else layout.PACING_OFF)
             self._attach(program_fd, cgroup_fd, cgroup, undo)
-        return Attached(paced, _refusals(refused))
+        return Attached(paced, [*warnings, *_refusals(refused)])
 
     def _restore_control(self, before: layout.Control) -> None:
         """All but what only ever goes forward: the generation, and whether sockets were tagged."""
@@ -135,7 +166,7 @@ class Attachments:
         """Detaches the programs; the maps stay. Whether there was something to detach. Sockets are to be released
         before (`pacing.stop`): they keep what they were told.
         """
-        pins.check(self._libbpf, any_version=True)
+        pins.check(self._libbpf, schema=None)
         names = [name for name in catalog.LINKS if pins.exists(name)]
         for name in names:
             self._links.remove(name)
@@ -158,7 +189,7 @@ class Attachments:
 
     def remove_maps(self) -> list[str]:
         """Removes the pins, links included, and their directory where it is empty then; says what it removed."""
-        pins.check(self._libbpf)
+        pins.check(self._libbpf, schema=None)
         return pins.remove()
 
     def on_hook(self, cgroup: str) -> list[dict[str, t.Any]]:
@@ -166,8 +197,14 @@ class Attachments:
         ours = {self._links.info(name).prog_id for name in catalog.links([catalog.LIMIT]) if pins.exists(name)}
         return self._hooks.on_egress(cgroup, ours)
 
-    def complete_move(self) -> None:
-        """A run that moved the attach point was killed: what it attached takes the old link's place."""
+    def complete(self) -> bool:
+        """A run was killed that moved the attach point or changed the layout: what it attached takes the old link's
+        place, and its maps those of the earlier layout. Whether maps have changed.
+        """
+        self._complete_move()
+        return self._migration.finish()
+
+    def _complete_move(self) -> None:
         links = self._links
         links.complete(catalog.LIMIT)
         moving = catalog.PACE.moving
@@ -198,7 +235,8 @@ class Attachments:
         are pinned already: it leaves nothing behind then. Raises LimiterError as `objects.load`.
         """
         with contextlib.ExitStack() as stack:
-            return catalog.PACE in objects.load(self._libbpf, stack, path, True).refused
+            places = pins.places(layout.SCHEMA)
+            return catalog.PACE in objects.load(self._libbpf, stack, path, True, places).refused
 
     @contextlib.contextmanager
     def _maps(self, any_version: bool = False) -> t.Iterator[Maps | None]:

@@ -82,7 +82,7 @@ class Links:
         if pins.exists(program.moving):
             if pins.exists(program.link):
                 self.detach(program.link)
-            os.rename(pins.path(program.moving), pins.path(program.link))
+            pins.rename(program.moving, program.link)
 
     def to_cgroup(self, program: catalog.Program, program_fd: int, cgroup_fd: int, undo: Undo) -> None:
         """Replaces the program of the pinned link; a link elsewhere stays until `complete`."""

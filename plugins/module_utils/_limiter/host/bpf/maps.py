@@ -14,7 +14,7 @@ import os
 import socket
 import typing as t
 
-from ...core import catalog, layout
+from ...core import catalog, layout, schemas
 from ...core.errors import LimiterError
 from ...core.layout import Control
 from ...core.policy import Limit
@@ -79,6 +79,15 @@ class Map:
                 raise
             return self._items_one_by_one()  # this kernel has no batches for this type of map
 
+    def entries(self) -> t.Iterator[tuple[bytes, bytes]]:
+        """Each key with its value, as `items`."""
+        keys, values = self.items()
+        for place in range(len(keys) // self._key_size):
+            yield (
+                keys[place * self._key_size : (place + 1) * self._key_size],
+                values[place * self._value_size : (place + 1) * self._value_size],
+            )
+
     def _items_in_batches(self) -> tuple[bytes, bytes]:
         new = self._ffi.new
         size, keys, values = _BATCH, b"", b""
@@ -125,42 +134,53 @@ class Map:
 class Maps:
     """The maps, open. Close them, or use a with block."""
 
-    def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int]) -> None:
-        self._fds = list(fds.values())
-        self._config, self._state, self._member, self._socket, self._pacing, self._control = (
-            Map(libbpf, row.name, fds[row.name])
-            for row in (
-                catalog.CONFIG,
-                catalog.STATE,
-                catalog.MEMBER,
-                catalog.SOCKET,
-                catalog.PACING,
-                catalog.CONTROL,
-            )
-        )
+    def __init__(self, libbpf: Libbpf, fds: t.Mapping[str, int], schema: int) -> None:
+        self._fds, self.schema = list(fds.values()), schema
+        self._maps = {row.name: Map(libbpf, row.name, fds[row.name]) for row in catalog.MAPS}
+        self._config, self._state, self._member = map(self._of, (catalog.CONFIG, catalog.STATE, catalog.MEMBER))
+        self._socket, self._pacing, self._control = map(self._of, (catalog.SOCKET, catalog.PACING, catalog.CONTROL))
         self._sockets_looked_up = 0  # what control.tagged_sockets is at least
 
     @classmethod
     def open(cls, libbpf: Libbpf, any_version: bool = False) -> Maps | None:
         """The pinned maps; None where they are not all pinned (none ever were, or a first load was killed half way).
 
-        ``any_version`` opens those that another version of this collection made, too. Of these only control and what
-        sockets were told may be used: what it takes to release them, which is alike in all versions.
+        Those of an earlier version (`is_earlier`) can be read, and changed but for states, which are its programs'.
+        ``any_version`` also opens those that a version made which is not known. Of these only control and what sockets
+        were told may be used: what it takes to release them, which is alike in all versions.
         Raises LimiterError: as `pins.check`, ``other_schema``.
         """
-        pins.check(libbpf, any_version=True)
+        while True:  # who looks holds no lock, and the pins of a new layout may be moving
+            before = _passing()
+            try:
+                maps = cls._open(libbpf, any_version)
+            except LimiterError:
+                if before == _passing():
+                    raise
+                continue
+            if maps is None or (before == _passing() and maps.control().schema == maps.schema):
+                return maps
+            maps.close()
+
+    @classmethod
+    def _open(cls, libbpf: Libbpf, any_version: bool) -> Maps | None:
+        pins.check(libbpf, schema=None)
         if not all(pins.exists(row.name) for row in catalog.MAPS):
             pins.check(libbpf)
             return None
         fds: dict[str, int] = {}
         try:
-            for row in catalog.MAPS:
-                fds[row.name] = libbpf.get(pins.path(row.name))
-            maps = cls(libbpf, fds)
-            if maps.schema == layout.SCHEMA:
-                pins.check(libbpf)
+            fds[catalog.CONTROL.name] = libbpf.get(pins.path(catalog.CONTROL.name))
+            schema = _control(Map(libbpf, catalog.CONTROL.name, fds[catalog.CONTROL.name])).schema
+            if schemas.is_known(schema):
+                pins.check(libbpf, schema)
             elif not any_version:
-                raise other_schema(maps.schema)
+                raise other_schema(schema)
+            places = pins.places(schema) if schema == layout.SCHEMA else {}
+            for row in catalog.MAPS:
+                if row is not catalog.CONTROL:
+                    fds[row.name] = libbpf.get(pins.path(places.get(row, row.name)))
+            maps = cls(libbpf, fds, schema)
         except BaseException:
             for fd in fds.values():
                 os.close(fd)
@@ -168,9 +188,13 @@ class Maps:
         return maps
 
     @property
-    def schema(self) -> int:
-        """The layout of who made the maps: layout.SCHEMA where it was this version."""
-        return self.control().schema
+    def is_earlier(self) -> bool:
+        """Whether an earlier version made them, whose layout is known."""
+        return self.schema != layout.SCHEMA and self.is_known
+
+    @property
+    def is_known(self) -> bool:
+        return schemas.is_known(self.schema)
 
     def close(self) -> None:
         while self._fds:
@@ -182,13 +206,23 @@ class Maps:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _of(self, row: catalog.Map) -> Map:
+        return self._maps[row.name]
+
+    def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:
+        """Keys and values as they are."""
+        return self._of(row).entries()
+
     def limits(self) -> dict[int, Limit]:
+        if self.is_earlier and schemas.changed(catalog.CONFIG, self.schema):
+            entries = self._config.entries()
+            return {layout.ID.unpack(key)[0]: schemas.unpack_limit(self.schema, value) for key, value in entries}
         keys, values = self._config.items()
         return dict(zip(_ids(keys), map(Limit._make, layout.CONFIG.iter_unpack(values))))
 
     def limit(self, rule: int) -> Limit | None:
         data = self._config.lookup(layout.ID.pack(rule))
-        return None if data is None else layout.unpack_limit(data)
+        return None if data is None else schemas.unpack_limit(self.schema, data)
 
     def set_limit(self, rule: int, limit: Limit) -> None:
         """Raises LimiterError ``map_full``. Packets are measured by it from the next `bump_generation` on."""
@@ -205,7 +239,7 @@ class Maps:
     def state(self, rule: int) -> layout.State | None:
         """What a rule has and has counted, and what its controller knows; read under the state's lock."""
         data = self._state.lookup(layout.ID.pack(rule), _LOCK)
-        return None if data is None else layout.unpack_state(data)
+        return None if data is None else schemas.unpack_state(self.schema, data)
 
     def counters(self, rule: int) -> Counters | None:
         found = self.state(rule)
@@ -279,21 +313,30 @@ class Maps:
             self.write_control(_following(control) if control.generation else control)
 
     def control(self) -> Control:
-        data = self._control.lookup(layout.INDEX.pack(0))
-        return Control(schema=0) if data is None else layout.unpack_control(data)
+        return _control(self._control)
 
     def write_control(self, control: Control) -> None:
         self._control.update(layout.INDEX.pack(0), layout.pack_control(control))
 
 
 def other_schema(found: int) -> LimiterError:
+    newer = "Run that version, which is newer, or " if found > layout.SCHEMA else "Run "
     return LimiterError(
         "other_schema",
         f"the maps in {pins.PIN_DIR} are of another version of this collection, whose rules still hold",
         f"their schema is {found}, this version's is {layout.SCHEMA}",
-        "Run speed_limit_purge with scope=all, which ends that version's program and removes its rules, then the tasks "
-        "that make the rules",
+        f"{newer}speed_limit_purge with scope=all, which ends that version's program and removes its rules, then the "
+        "tasks that make the rules",
     )
+
+
+def _passing() -> list[str]:
+    return [name for name in catalog.PASSING if pins.exists(name)]
+
+
+def _control(control: Map) -> Control:
+    data = control.lookup(layout.INDEX.pack(0))
+    return Control(schema=0) if data is None else layout.unpack_control(data)
 
 
 def _following(control: Control) -> Control:

@@ -42,14 +42,18 @@ def check(bpf: Libbpf, path: str) -> None:
         _open(bpf, stack, path)
 
 
-def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> LoadedObject:
-    """Loads programs and maps, pins maps that are not pinned yet; descriptors are valid as long as ``stack``.
+def load(
+    bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool, places: t.Mapping[catalog.Map, str]
+) -> LoadedObject:
+    """Loads programs and maps, pins those of ``places`` that are not there yet; descriptors are valid as long as
+    ``stack``.
 
     ``pacing``: also what only paces, as far as the kernel takes it.
     Raises LimiterError: ``bad_object``, ``load_failed`` with the verifier's words, ``not_permitted``.
     """
     refused: Refusals = {}
-    wanted = [row for row in catalog.LIMITER.programs if pacing or not row.paces]
+    carrying = catalog.CARRIED in places
+    wanted = [row for row in catalog.LIMITER.programs if (pacing or not row.paces) and (carrying or not row.carries)]
     attempts = [wanted[:count] for count in range(len(wanted), 0, -1) if _may_be_taken(wanted, count)]
     pending = list(attempts)
     looks, interruptions = True, _MOST_INTERRUPTIONS
@@ -62,8 +66,10 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
             bpf.call("bpf_program__set_autoload", programs[row], False)
         _forget_pin_paths(bpf, opened)
         for pinned, bpf_map in maps.items():
-            if pins.exists(pinned.name):
-                with closing_fd(bpf.get(pins.path(pinned.name))) as fd:
+            if pinned not in places:
+                bpf.call("bpf_map__set_autocreate", bpf_map, False)
+            elif pins.exists(places[pinned]):
+                with closing_fd(bpf.get(pins.path(places[pinned]))) as fd:
                     bpf.call("bpf_map__reuse_fd", bpf_map, fd)  # libbpf keeps a copy
         bpf.forget_log()
         try:
@@ -85,7 +91,7 @@ def load(bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool) -> L
                 refused.pop(row, None)
             refused[attempt[-1]] = why
             continue
-        _pin(bpf, maps)
+        _pin(bpf, maps, places)
         return LoadedObject({row: bpf.call("bpf_program__fd", programs[row]) for row in attempt}, refused)
     raise AssertionError("the last attempt returns or raises")
 
@@ -144,13 +150,13 @@ def _forget_pin_paths(bpf: Libbpf, opened: t.Any) -> None:
         bpf.call("bpf_map__set_pin_path", bpf_map, bpf.ffi.NULL)
 
 
-def _pin(bpf: Libbpf, maps: t.Mapping[catalog.Map, t.Any]) -> None:
-    for row, bpf_map in maps.items():
-        if not pins.exists(row.name):
-            fd = bpf.call("bpf_map__fd", bpf_map)
+def _pin(bpf: Libbpf, maps: t.Mapping[catalog.Map, t.Any], places: t.Mapping[catalog.Map, str]) -> None:
+    for row, place in places.items():
+        if not pins.exists(place):
+            fd = bpf.call("bpf_map__fd", maps[row])
             if row is catalog.CONTROL:
                 Map(bpf, row.name, fd).update(layout.INDEX.pack(0), layout.pack_control(layout.Control()))
-            bpf.call("bpf_obj_pin", fd, pins.path(row.name).encode())
+            bpf.call("bpf_obj_pin", fd, pins.path(place).encode())
 
 
 def _bad_object(path: str, why: str) -> LimiterError:

@@ -11,11 +11,13 @@ import os
 import stat
 import typing as t
 
-from ...core import catalog
+from ...core import catalog, layout, schemas
 from ...core.errors import LimiterError
 from .. import mounts
 from ..errnos import errno_text
 from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs
+
+_UNCHANGING = [row for row in catalog.MAPS if not row.next]  # in all versions
 
 BPFFS = "/sys/fs/bpf"
 PIN_DIR = f"{BPFFS}/speed_limiter"
@@ -39,12 +41,20 @@ def foreign() -> list[str]:
     return sorted(set(_listed()) - set(catalog.PINS))
 
 
-def check(libbpf: Libbpf | None = None, any_version: bool = False) -> None:
+def places(schema: int) -> dict[catalog.Map, str]:
+    """Under which pins this version's maps are, or will be, where a program of that schema was loaded before."""
+    if schema == layout.SCHEMA:  # some may not have been renamed yet, after the change to it
+        return {row: row.next if row.next and exists(row.next) else row.name for row in catalog.MAPS}
+    changed = {row: row.next if schemas.changed(row, schema) else row.name for row in catalog.MAPS}
+    return {**changed, catalog.CARRIED: catalog.CARRIED.name}
+
+
+def check(libbpf: Libbpf | None = None, schema: int | None = layout.SCHEMA) -> None:
     """Refuses a directory that someone else could have filled.
 
     Raises LimiterError: ``unsafe_pin_directory`` where the directory, or anything in it, is a symlink or not root's, or
     where its mode lets others in; with ``libbpf`` also ``foreign_pin`` where one of our names is not what it should be,
-    and ``not_permitted`` where we may open none. ``any_version``: the values in our maps may be of another size.
+    and ``not_permitted`` where we may open none. ``schema``: of the values in our maps; None: they may be of any size.
     """
     if not os.path.lexists(PIN_DIR):
         return
@@ -60,9 +70,17 @@ def check(libbpf: Libbpf | None = None, any_version: bool = False) -> None:
     for name in _listed():
         _check_owner(path(name))
     if libbpf is not None:
-        for row in catalog.MAPS:
+        for row in (*catalog.MAPS, catalog.CARRIED):
             if exists(row.name):
-                _check_map(libbpf, row, any_version and row.name != catalog.CONTROL.name)
+                known = schema is not None and not (row.next and exists(row.next))
+                _check_map(libbpf, row, row.name, _size(row, schema) if known or row in _UNCHANGING else None)
+        for name, row in catalog.NEXT.items():
+            if exists(name):
+                _check_map(libbpf, row, name, None)
+        for name in catalog.CARRYING:
+            if exists(name):
+                with _opened(libbpf, name, "prog"):
+                    pass
         for name, hook in catalog.LINKS.items():
             if exists(name):
                 _check_link(libbpf, name, hook)
@@ -81,18 +99,28 @@ def ensure() -> list[str]:
             )
         mount_bpffs(BPFFS)
         done.append(f"mounted bpffs at {BPFFS}")
-    with contextlib.suppress(FileExistsError):
+    if not os.path.lexists(PIN_DIR):
         os.mkdir(PIN_DIR, 0o700)
         done.append(f"made {PIN_DIR}")
     check()
     return done
 
 
+def rename(name: str, place: str) -> None:
+    """What is pinned under a name takes the place of what another one has, if anything. Raises KernelError."""
+    try:
+        os.rename(path(name), path(place))
+    except OSError as error:
+        raise KernelError(f"{path(name)} cannot be renamed to {place}", error.errno or 0) from error
+
+
 def unpin(names: t.Iterable[str]) -> None:
-    """Undoes the pinning of these, and the making of the directory if nothing else is in it."""
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
+    """Undoes the pinning of these, and the making of the directory if nothing else is in it. Raises KernelError."""
+    for name in filter(exists, names):
+        try:
             os.unlink(path(name))
+        except OSError as error:
+            raise KernelError(f"{path(name)} cannot be removed", error.errno or 0) from error
     with contextlib.suppress(OSError):
         os.rmdir(PIN_DIR)
 
@@ -104,7 +132,7 @@ def remove() -> list[str]:
     """
     removed = []
     check()
-    for name in (*catalog.LINKS, *(row.name for row in catalog.MAPS)):
+    for name in (*catalog.LINKS, *catalog.PASSING, *(row.name for row in catalog.MAPS)):
         try:
             os.unlink(path(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -143,13 +171,18 @@ def _check_owner(what: str) -> None:
         raise _unsafe(what, f"its owner is uid {status.st_uid}, not root")
 
 
-def _check_map(libbpf: Libbpf, row: catalog.Map, any_size: bool) -> None:
-    with _opened(libbpf, row.name, "map") as fd:
+def _size(row: catalog.Map, schema: int | None) -> int:
+    return row.value.size if schema is None else schemas.layout_of(row, schema).value.size
+
+
+def _check_map(libbpf: Libbpf, row: catalog.Map, name: str, size: int | None) -> None:
+    """``size``: of its values; None: any."""
+    with _opened(libbpf, name, "map") as fd:
         info = libbpf.info(fd, "bpf_map_info")
-    wanted = (row.type, row.key.size, info.value_size if any_size else row.value.size)
+    wanted = (row.type, row.key.size, info.value_size if size is None else size)
     found = (info.type, info.key_size, info.value_size)
     if found != wanted:
-        raise _foreign(row.name, f"it is a map of {_described(*found)}, where {_described(*wanted)} is expected")
+        raise _foreign(name, f"it is a map of {_described(*found)}, where {_described(*wanted)} is expected")
 
 
 def _check_link(libbpf: Libbpf, name: str, hook: catalog.Hook) -> None:

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host on which an earlier version limits, whose maps have another layout: the next task takes all of it over, while
+packets are limited and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+from unittest import mock
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
+from ansible_collections.speed_limiter.ebpf.tests.support import earlier, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
+from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair, Process
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS, APART, RELEASES, steps
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    MBIT,
+    assert_bound,
+    assert_held,
+    counters,
+    when_begun,
+)
+
+RATE = 20 * MBIT
+LIMIT = Limit(RATE, RATE // 4)
+PACKET = 1428  # bytes of IP of what `send_udp` sends
+MOST_STEPS = 200
+
+
+@pytest.fixture(scope="module", params=sorted(schemas.FORMER), ids=lambda schema: f"schema {schema}")
+def then(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> earlier.Version:
+    """The version that was there before."""
+    return earlier.compiled(request.param, tmp_path_factory.mktemp("earlier"))
+
+
+@pytest.fixture
+def service(then: earlier.Version, network: Pair) -> Iterator[Path]:
+    """A cgroup that the earlier version limits in place, by a rule of its name."""
+    with limiter.clean_host() as cgroups:
+        directory = Path(cgroups.absolute("/service"))
+        directory.mkdir()
+        try:
+            earlier.program(then)
+            earlier.rule("service", LIMIT, "/service")
+            yield directory
+        finally:
+            network.stop()
+            limiter.purge("all")
+            until(lambda: not (directory / "cgroup.procs").read_text())
+            directory.rmdir()
+
+
+def schema() -> int:
+    with earlier.opened() as maps:
+        return maps.schema
+
+
+def meanwhile(work: Callable[[], Any]) -> list[Counters]:
+    """What the counters of the rule ``service`` said while another process did this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    seen = []
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        seen.append(limiter.counters()["service"])
+    return [*seen, limiter.counters()["service"]]
+
+
+def assert_monotonic(seen: list[Counters]) -> None:
+    for one, following in zip(seen, seen[1:]):
+        pairs = [(one.packets, following.packets), (one.bytes, following.bytes)]
+        pairs += [(one.dropped_packets, following.dropped_packets), (one.dropped_bytes, following.dropped_bytes)]
+        pairs += [*zip(one.drops, following.drops), *zip(one.notices, following.notices)]
+        assert all(old <= new for old, new in pairs), f"{one}, then {following}"
+
+
+def upgrade() -> None:
+    limiter.rule(name="service", rate=str(RATE))
+
+
+def test_counters_never_go_back_nothing_is_lost_and_no_packet_is_unlimited(network: Pair, service: Path) -> None:
+    before = network.arrived()
+    sender = network.send_udp(3 * RATE, cgroup=service)
+    begun = when_begun(network, before, 1_000_000)
+    seen = meanwhile(upgrade)
+    assert schema() == layout.SCHEMA
+    assert len(seen) > 10
+    assert_monotonic(seen)
+    assert seen[-1].bytes > seen[0].bytes
+    assert_held(network, RATE)
+    sender.finish()
+    after = network.arrived()
+    assert_bound(before, after, RATE, LIMIT.bucket)
+    assert_bound(begun, after, RATE, 0)
+    # What is still under way arrives; what else arrives in this namespace is less than a packet.
+    counted = counters("service")["bytes"]
+    until(lambda: 0 <= network.arrived().bytes - before.bytes - counted < PACKET)
+
+
+def test_connections_are_paced_before_and_after(network: Pair, service: Path) -> None:
+    sender = network.send_tcp(cgroup=service, connections=2)
+    until(lambda: paced(sender) == [True, True])
+    seen = meanwhile(upgrade)
+    assert schema() == layout.SCHEMA
+    assert_monotonic(seen)
+    assert_held(network, RATE)
+    if ADOPTS:
+        until(lambda: paced(sender) == [True, True])
+    assert limiter.program()["changed"] is False
+    limiter.rule(name="service", state="absent")
+    if RELEASES:
+        until(lambda: paced(sender) == [False, False])
+
+
+def paced(sender: Process) -> list[bool]:
+    """Of each of its connections, whether it was told how fast it may send."""
+    with borrowed(sender.pid) as connections:
+        return [connection.pacing < RATE for connection in connections]
+
+
+@pytest.fixture
+def moved(then: earlier.Version) -> Iterator[limiter.Sender]:
+    """A process whose sockets the earlier version has bound to the rule ``web``."""
+    with limiter.clean_host(), limiter.senders("/home_of_moved") as (sender,):
+        limit_by(then, sender)
+        yield sender
+        limiter.purge("all")
+
+
+def limit_by(version: earlier.Version, sender: limiter.Sender, pacing: bool = True) -> None:
+    earlier.program(version, pacing)
+    earlier.rule("web", LIMIT, pids=(sender.pid,))
+
+
+def test_sockets_stay_bound_to_their_rule(moved: limiter.Sender) -> None:
+    for socket in ("udp", "tcp"):
+        assert moved.charged(socket) == {"web"}
+    before = limiter.counters()["web"]
+    done = limiter.rule(name="web", rate=str(RATE))
+    assert schema() == layout.SCHEMA
+    assert done["rule"]["counters"]["packets"] >= before.packets > 0
+    for socket in ("udp", "tcp"):
+        assert moved.charged(socket) == {"web"}
+
+
+def test_check_mode_foretells_it_and_touches_nothing(moved: limiter.Sender) -> None:
+    pinned = sorted(os.listdir(pins.PIN_DIR))
+    with earlier.opened() as maps:
+        control = maps.control()
+    foretold = limiter.rule(check=True, name="web", rate="1m")
+    assert sorted(os.listdir(pins.PIN_DIR)) == pinned
+    with earlier.opened() as maps:
+        assert maps.control() == control
+    done = limiter.rule(name="web", rate="1m")
+    assert (foretold["changed"], foretold["diff"], foretold["program_actions"]) == (
+        True,
+        done["diff"],
+        done["program_actions"],
+    )
+    assert "program: of an earlier version" in done["diff"]["before"]
+    assert any("of an earlier version" in text for text in done["program_actions"])
+
+
+def test_the_program_module_upgrades_too_and_moves_at_once(moved: limiter.Sender) -> None:
+    done = limiter.program(cgroup_path="/home_of_moved")
+    assert done["changed"] and done["program"]["cgroup"] == "/home_of_moved"
+    assert schema() == layout.SCHEMA
+    assert moved.charged() == {"web"}
+    assert not limiter.program(cgroup_path="/home_of_moved")["changed"]
+
+
+def test_rules_that_nothing_enforces_are_taken_over_too(moved: limiter.Sender, then: earlier.Version) -> None:
+    moved.charged()
+    counted = limiter.counters()["web"]
+    limiter.program(state="absent")
+    assert schema() == then.schema
+    limiter.program()
+    assert (schema(), limiter.counters()["web"]) == (layout.SCHEMA, counted)
+    assert moved.charged() == {"web"}
+
+
+def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version) -> None:
+    limiter.purge("rules")
+    assert schema() == then.schema
+    assert moved.charged() == set()
+    limiter.purge("all")
+    assert limiter.snapshot() == limiter.nothing()
+
+
+FAULTS = {
+    "killed": (2, Fault.KILLED, False, 1),
+    "refused": (2, Fault.REFUSED, False, 2),
+    "interrupted": (2, Fault.INTERRUPTED, False, 4),
+    "killed while what sockets were told goes": (2, Fault.KILLED, True, 5),
+    "killed and sockets stay as they are": (3, Fault.KILLED, True, 4),
+    "refused and sockets stay as they are": (3, Fault.REFUSED, True, 5),
+}
+
+
+@pytest.mark.parametrize(("then", "fault", "pacing", "apart"), FAULTS.values(), ids=list(FAULTS), indirect=["then"])
+def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
+    moved: limiter.Sender, then: earlier.Version, fault: Fault, pacing: bool, apart: int
+) -> None:
+    def work() -> dict[str, Any]:
+        # Sockets of all processes of this machine would be steps.
+        with mock.patch.object(settle, "release_one_by_one", return_value=[]):
+            return limiter.rule(name="web", rate=str(RATE))
+
+    work()  # builds the object
+    undone = completed = 0
+    for step in list(steps(MOST_STEPS))[::apart]:
+        limiter.purge("all")
+        limit_by(then, moved, pacing)
+        assert moved.charged() == moved.charged("tcp") == {"web"}
+        counted = limiter.counters()["web"]
+        end, text = run_with(fault, step, work)
+        where = f"{fault.value} before step {step}: {end.value} {text}"
+        undone += schema() == then.schema
+        completed += schema() == layout.SCHEMA
+        # Where the links have changed and nothing is carried over yet, what is told stands still until it is.
+        moved.charged()
+        assert limiter.info(gather=["rules"])["rules"][0]["counters"]["packets"] >= counted.packets, where
+        work()
+        assert schema() == layout.SCHEMA, where
+        assert not set(os.listdir(pins.PIN_DIR)) & set(catalog.PASSING), where
+        assert moved.charged("tcp") == {"web"}, where
+        after = limiter.counters()["web"]
+        assert (after.packets, after.dropped_packets) == (counted.packets + 2, counted.dropped_packets), where
+        if ADOPTS and fault is not Fault.REFUSED:  # a kernel that refuses to pace once is not asked again
+            assert moved.is_paced() == pacing, where
+        if (end, text) == (End.DONE, UNTOUCHED):
+            assert APART > 1 or (undone and completed)
+            return
+    pytest.fail(f"more than {MOST_STEPS} steps")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host on which the program of an earlier schema limits, as the collection of that time left it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
+
+from . import limiter
+from .dataplane import compile_object
+
+
+class Version(NamedTuple):
+    """An object of that time."""
+
+    schema: int
+    path: str
+
+
+def compiled(schema: int, directory: Path) -> Version:
+    source = Path(__file__).resolve().parent / f"schema_{schema}.bpf.c"
+    return Version(schema, str(compile_object(source, directory / f"schema_{schema}.o")))
+
+
+def program(version: Version, pacing: bool = True) -> None:
+    """Loads it, with maps of its own layout."""
+    schema = version.schema
+    maps = tuple(
+        row._replace(value=schemas.layout_of(row, schema).value) if schemas.changed(row, schema) else row
+        for row in catalog.MAPS
+    )
+    programs = tuple(row for row in catalog.PROGRAMS if not row.carries)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "MAPS", maps)
+        patch.setattr(catalog, "LIMITER", catalog.LIMITER._replace(programs=programs, maps=maps))
+        limiter.program(object=version.path, pacing=pacing)
+        with opened() as pinned:
+            pinned.write_control(pinned.control()._replace(schema=schema))
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Maps]:
+    maps = Maps.open(load())
+    assert maps is not None
+    with maps:
+        yield maps
+
+
+def rule(name: str, limit: Limit, *members: str, pids: tuple[int, ...] = ()) -> None:
+    """A rule that limits these cgroups in place, and these processes."""
+    cgroups = Cgroups.find()
+    with opened() as maps:
+        assert maps.is_earlier
+        state = schemas.layout_of(catalog.STATE, maps.schema).value
+        made = cgroups.make_rule(name)
+        maps._state.update(
+            layout.ID.pack(made), state.pack(limit.bucket, *[0] * (len(state.unpack(bytes(state.size))) - 1))
+        )
+        for cgroup in (cgroups.rule_cgroup(name), *members):
+            identifier = cgroups.identifier(cgroup)
+            assert identifier is not None
+            maps.add_member(identifier, made)
+        maps.set_limit(made, limit)
+        for pid in pids:
+            cgroups.move(pid, cgroups.rule_cgroup(name))
+            for fd in borrow.open_sockets(pid):
+                maps.tag_socket(fd, made)
+        maps.bump_generation()
+        maps.bump_generation()
