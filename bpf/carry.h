@@ -5,8 +5,8 @@
  * by then, so that happens under the state's lock. What was added is noted in the same run, in which nobody can be
  * killed: it can be asked for again, and nothing is added twice.
  *
- * Until then a state has few tokens and gets none, since its last refill is still to come: the two programs never spend
- * the same tokens.
+ * Until then a state has few tokens, and gets none for the time before its first packet: its last refill seems to be
+ * ahead. So the two programs never spend the same tokens.
  */
 #ifndef LIMITER_CARRY_H
 #define LIMITER_CARRY_H
@@ -44,7 +44,7 @@ static __always_inline void carry_to(struct rate_limit_state *state, struct rate
 	__u64 reference = carried->reference_ns;
 
 	bpf_spin_lock(&state->lock);
-	/* The last refill was when the states were copied: what has accrued since then belongs to this state again. */
+	/* No packet has come yet: what has accrued since the states were copied is this state's. */
 	if (state->last_update_ns > now)
 		state->last_update_ns = reference;
 	state->tokens += carry->tokens;

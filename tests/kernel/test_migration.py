@@ -105,8 +105,9 @@ def test_counters_never_go_back_nothing_is_lost_and_no_packet_is_unlimited(netwo
     after = network.arrived()
     assert_bound(before, after, RATE, LIMIT.bucket)
     assert_bound(begun, after, RATE, 0)
-    # What else arrives in this namespace is less than a packet.
-    assert 0 <= after.bytes - before.bytes - counters("service")["bytes"] < PACKET
+    # What is still under way arrives; what else arrives in this namespace is less than a packet.
+    counted = counters("service")["bytes"]
+    until(lambda: 0 <= network.arrived().bytes - before.bytes - counted < PACKET)
 
 
 def test_connections_are_paced_before_and_after(network: Pair, service: Path) -> None:
@@ -201,11 +202,11 @@ def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version)
 
 FAULTS = {
     "killed": (2, Fault.KILLED, False, 1),
-    "refused": (2, Fault.REFUSED, False, 1),
-    "interrupted": (2, Fault.INTERRUPTED, False, 3),
-    "killed, while what sockets were told goes": (2, Fault.KILLED, True, 4),
-    "killed, and sockets stay as they are": (3, Fault.KILLED, True, 3),
-    "refused, and sockets stay as they are": (3, Fault.REFUSED, True, 3),
+    "refused": (2, Fault.REFUSED, False, 2),
+    "interrupted": (2, Fault.INTERRUPTED, False, 4),
+    "killed while what sockets were told goes": (2, Fault.KILLED, True, 5),
+    "killed and sockets stay as they are": (3, Fault.KILLED, True, 4),
+    "refused and sockets stay as they are": (3, Fault.REFUSED, True, 5),
 }
 
 
@@ -238,9 +239,9 @@ def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
         assert moved.charged("tcp") == {"web"}, where
         after = limiter.counters()["web"]
         assert (after.packets, after.dropped_packets) == (counted.packets + 2, counted.dropped_packets), where
-        if ADOPTS:
+        if ADOPTS and fault is not Fault.REFUSED:  # a kernel that refuses to pace once is not asked again
             assert moved.is_paced() == pacing, where
         if (end, text) == (End.DONE, UNTOUCHED):
-            assert APART > 1 or (undone * apart > 5 and completed * apart > 5)
+            assert APART > 1 or (undone and completed)
             return
     pytest.fail(f"more than {MOST_STEPS} steps")

@@ -58,7 +58,7 @@ FORMER: t.Mapping[int, t.Mapping[str, Layout]] = {
 _DEBT_MOST = 1 << 20  # beside a second of the rate, as TOKEN_DEBT_MOST in bpf/token_bucket.h
 _SECOND = 1_000_000_000
 _ADVANCE_PART, _ADVANCE_MOST = 8, 16384  # bytes
-HOLD_NS = _SECOND // 2  # most time until a copied state has its tokens; more than a second ahead counts as garbage
+NOT_YET = 1 << 63  # as the time of the last refill: the next packet's, without any tokens for the time before
 
 
 def is_known(schema: int) -> bool:
@@ -134,8 +134,8 @@ class Carried(t.NamedTuple):
 
 
 def first_copy(schema: int, data: bytes, moment: int, limit: Limit | None) -> tuple[bytes, Carried]:
-    """Of an earlier state: a new one, and what it has of the other. It gets no tokens for a while, but for an advance:
-    who sends little need not notice.
+    """Of an earlier state: a new one, and what it has of the other. Of the tokens that is only an advance, so that who
+    sends little need not notice.
     """
     found = read(catalog.STATE, schema, data)
     counters = tuple(found.get(field, 0) for field in layout.COUNTER_FIELDS)
@@ -145,7 +145,7 @@ def first_copy(schema: int, data: bytes, moment: int, limit: Limit | None) -> tu
         schema,
         data,
         tokens=tokens,
-        last_update_ns=moment + HOLD_NS,
+        last_update_ns=NOT_YET,
         use_bytes=found.get("use_bytes", found["bytes"]),
     )
     return state, Carried(tokens, moment, counters)

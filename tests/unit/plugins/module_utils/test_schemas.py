@@ -87,7 +87,7 @@ def test_a_copy_has_the_counters_and_nothing_else(dumped: Dumped) -> None:
     state = state_of(copy)
     assert layout.unpack_state(copy).counters == schemas.unpack_state(schema, data).counters
     assert state["bytes"] == fields["bytes"]
-    assert (state["tokens"], state["generation"], state["last_update_ns"]) == (0, 0, 7 * SECOND + schemas.HOLD_NS)
+    assert (state["tokens"], state["generation"], state["last_update_ns"]) == (0, 0, schemas.NOT_YET)
     assert not any(value for name, value in state.items() if name.startswith("fair."))
     assert 0 < state["bytes"] - state["use_bytes"] + 1 <= 2 * LIMIT.rate
     assert layout.CARRIED.size == len(carried.pack())

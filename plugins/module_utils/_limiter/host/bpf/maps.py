@@ -219,7 +219,7 @@ class Maps:
         return self.of(row).entries()
 
     def limits(self) -> dict[int, Limit]:
-        if self.is_earlier:
+        if self.is_earlier and schemas.changed(catalog.CONFIG, self.schema):
             entries = self._config.entries()
             return {layout.ID.unpack(key)[0]: schemas.unpack_limit(self.schema, value) for key, value in entries}
         keys, values = self._config.items()
