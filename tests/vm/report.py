@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import Any
 
+from ..support import records
 from .distance import aims
 from .distance import report as distance
 from .machine import CHECKOUT
@@ -84,7 +85,7 @@ def store(results: Results) -> None:
             now = [{**cell, **stamp} for cell in found.get("cells", [])]
             if cells := merged(earlier, now):
                 kept["steps"][step].update(cells=cells, wrong=_wrong(step, found.get("wrong"), cells, now))
-        path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(records.dumps(kept) + "\n", encoding="utf-8")
 
 
 def merged(earlier: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
