@@ -193,6 +193,8 @@ def _attacks(quick: bool, time: tuple[float, float]) -> Iterator[Measured]:
     for kind in (attacks.KEYS, attacks.ACKS) if quick else attacks.KINDS:
         for shaper in (*((HTB,) if kind == attacks.ACKS and not quick else ()), OURS):
             yield _timed("attacks", attacks, attacks.Attack(shaper, 20 * MBIT, kind, *time))
+    if not quick:
+        yield _timed("attacks", attacks, attacks.Attack(OURS, 2 * MBIT, attacks.ACKS, *time))
 
 
 # ---- real programs

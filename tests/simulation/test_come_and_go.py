@@ -56,6 +56,17 @@ def test_bulk_has_what_connections_that_come_and_go_leave(
     assert sum(span.dropped) <= 1 + sum(span.packets) / 1000
 
 
+@pytest.mark.parametrize("kind", [CUBIC, BBR], ids=["cubic", "bbr"])
+def test_new_connections_that_want_nearly_half_get_it_at_once(runner: Runner, kind: int) -> None:
+    """At regular intervals; those that come by chance wait for each other now and then."""
+    limit = Change(0, 2 * MBIT, 2 * MBIT)
+    new = Flow(use=OPEN, slots=1000, every=1 / 50, answer=2_000, passive=True, round_trip=NEAR, regular=True)
+    result = runner.run(Scenario(0, [new, Flow(kind, round_trip=NEAR)], [limit], 13, [3, 13]))
+    span = result.bins[-1]
+    assert 0.98 <= span.bytes / SECONDS / limit.rate <= 1.02
+    assert sum(span.dropped) <= 1 + sum(span.packets) / 1000
+
+
 def test_shares_are_right_at_once_after_100000_connections(runner: Runner) -> None:
     limit = Change(0, 100 * MBIT, 100 * MBIT)
     new = Flow(use=OPEN, slots=5000, every=1 / 5000, answer=100, round_trip=NEAR, stop=20)
