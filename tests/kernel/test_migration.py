@@ -192,6 +192,36 @@ def test_rules_that_nothing_enforces_are_taken_over_too(moved: limiter.Sender, t
     assert moved.charged() == {"web"}
 
 
+def test_two_tasks_at_once_take_it_over_once(network: Pair, service: Path) -> None:
+    network.send_udp(3 * RATE, cgroup=service)
+
+    def both() -> None:
+        if os.fork() == 0:
+            try:
+                upgrade()
+            finally:
+                os._exit(0)
+        upgrade()
+        os.wait()
+
+    assert_monotonic(meanwhile(both))
+    assert schema() == layout.SCHEMA
+    assert not set(os.listdir(pins.PIN_DIR)) & set(catalog.PASSING)
+    assert_held(network, RATE)
+
+
+def test_what_is_foreign_among_the_pins_stays_and_does_not_stop_it(moved: limiter.Sender) -> None:
+    theirs = Path(pins.PIN_DIR) / "theirs"
+    theirs.mkdir()
+    try:
+        limiter.rule(name="web", rate=str(RATE))
+        assert schema() == layout.SCHEMA
+        assert theirs.is_dir()
+    finally:
+        theirs.rmdir()
+    assert moved.charged() == {"web"}
+
+
 def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version) -> None:
     limiter.purge("rules")
     assert schema() == then.schema
