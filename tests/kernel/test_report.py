@@ -40,7 +40,7 @@ def reported(wanted: dict[str, Any]) -> str:
     found = {
         "speed_limiter_seen": info(gather=["host", "rules"]),
         "speed_limiter_compared": {**rules(wanted, check=True), "failed": False},
-        "speed_limiter_rules": {wanted["name"]: wanted},
+        "speed_limiter_named": [wanted["name"]],
     }
     trusted = getattr(ansible.template, "trust_as_template", str)  # since ansible-core 2.19
     template = trusted((PLAYBOOKS / "templates" / "report.txt.j2").read_text())

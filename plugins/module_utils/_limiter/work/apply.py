@@ -263,7 +263,9 @@ class _Application:
                 "Stop it, and run the task again",
             )
         if self.host.maps:
-            limit, members = self.host.maps.limit(cgroup_id), self.members_of(cgroup_id)
+            limit = self.host.maps.limit(cgroup_id)
+            # Another rule of this task may have taken some by now.
+            members = [one for one in self.members_of(cgroup_id) if self.host.maps.member(one) == cgroup_id]
             if limit is not None:
                 self.undos.append(lambda: self._make_again(name, limit, members))
             forget_rule(self.host.maps, cgroup_id, members)
