@@ -45,7 +45,7 @@ static __always_inline void carry_to(struct rate_limit_state *state, struct rate
 
 	bpf_spin_lock(&state->lock);
 	/* No packet has come yet: what has accrued since the states were copied is this state's. */
-	if (state->last_update_ns > now)
+	if ((__s64)state->last_update_ns < 0)
 		state->last_update_ns = reference;
 	state->tokens += carry->tokens;
 	state->packets += carry->counters[0];

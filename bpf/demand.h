@@ -160,11 +160,11 @@ static __always_inline void demand_hear(struct fair_share *fair, __u64 round_tri
 		fair->lag_ns = round_trip_ns;
 }
 
-/* Counts control packets as they are sent. Those of a connection that has not been told a rate are its handshake. */
+/* Counts control packets, dropped or not. */
 static __always_inline void demand_note_control(struct fair_share *fair, const struct packet *packet)
 {
 	fair->control_bytes += packet->bytes;
-	if (!packet->paced)
+	if (packet->handshake)
 		fair->handshake_bytes += packet->bytes;
 }
 #endif

@@ -15,6 +15,9 @@
 /* include/net/tcp_states.h: of a request_sock, which has its listener's cgroup. */
 #define GRAPH_NEW_SYN_RECV 12
 
+/* Levels that are climbed before 6.1: more cgroups above each other lead to no pattern. */
+#define GRAPH_MAX_DEPTH 64
+
 /* Before 5.15: a pointer, or, marked by its low bits, the numbers of net_cls and net_prio. */
 struct sock_cgroup_data___tagged {
 	__u64 val;
@@ -83,12 +86,13 @@ static __always_inline struct cgroup *graph_ancestor(struct cgroup *cgroup, __u3
 		bpf_probe_read_kernel(&above, sizeof(above), slot);
 		return above;
 	}
-	for (int i = 0; i < LIMITER_MAX_DEPTH; i++) {
+	/* The way up from below is as long as the way is deep, and users make it. */
+	for (int i = 0; i < GRAPH_MAX_DEPTH; i++) {
 		if (BPF_CORE_READ(cgroup, level) <= (int)level)
-			break;
+			return cgroup;
 		cgroup = (void *)BPF_CORE_READ(cgroup, self.parent) - bpf_core_field_offset(struct cgroup, self);
 	}
-	return cgroup;
+	return NULL;
 }
 
 /*
@@ -97,13 +101,19 @@ static __always_inline struct cgroup *graph_ancestor(struct cgroup *cgroup, __u3
  */
 __noinline __u32 graph_step(__u64 cgroup, __u32 level, __u32 above)
 {
-	struct cgroup *here = graph_ancestor((void *)cgroup, level);
 	struct rate_limit_edge edge = { .above = above };
 	struct rate_limit_node *node;
+	struct cgroup *here;
 	const char *name;
 	__u32 *found;
 	long length;
 
+	/* Here, too: before 6.8 the verifier also walks functions that nobody calls. */
+	if (!kernel_memory)
+		return 0;
+	here = graph_ancestor((void *)cgroup, level);
+	if (!here)
+		return 0;
 	name = BPF_CORE_READ(here, kn, name);
 	length = bpf_probe_read_kernel_str(edge.name, sizeof(edge.name), name) - 1;
 	if (length <= 0)
@@ -132,7 +142,7 @@ __noinline __u32 graph_step(__u64 cgroup, __u32 level, __u32 above)
 	return 0;
 }
 
-/* Makes a cgroup's own budget of a rule, with a full bucket, where it has none yet. */
+/* Makes a cgroup's own budget of a rule, with a full bucket, where it has none of it yet. False where there is no room. */
 static __always_inline bool graph_budget(__u64 rule, __u64 cgroup)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
@@ -141,11 +151,12 @@ static __always_inline bool graph_budget(__u64 rule, __u64 cgroup)
 	__u32 index = 0;
 	__u64 bucket;
 
-	if (state)
-		return state->limit == rule;
+	if (state && state->limit == rule)
+		return true;
 	blank = bpf_map_lookup_elem(&graph_blank_map, &index);
 	config = bpf_map_lookup_elem(&rate_limit_config_map, &rule);
-	if (!blank || !config)
+	/* A rule's own state is no budget. */
+	if (!blank || !config || bpf_map_lookup_elem(&rate_limit_config_map, &cgroup))
 		return false;
 	bucket = config->bucket_size;
 	bpf_map_update_elem(&rate_limit_state_map, &cgroup, blank, BPF_NOEXIST);
@@ -153,12 +164,14 @@ static __always_inline bool graph_budget(__u64 rule, __u64 cgroup)
 	if (!state)
 		return false;
 	bpf_spin_lock(&state->lock);
-	if (!state->limit) {
+	/* Just made, or of a rule that it had before. */
+	if (state->limit != rule) {
 		state->limit = rule;
+		state->generation = 0;
 		state->tokens = bucket;
 	}
 	bpf_spin_unlock(&state->lock);
-	return state->limit == rule;
+	return true;
 }
 
 /* The rule of a cgroup at a node, or the cgroup's own budget of that rule; 0: none. Not inlined: charge.h. */

@@ -44,7 +44,7 @@ struct fair_share {
 	__u64 largest_bytes;   /* this epoch: the most that one of them sent */
 	__u64 control_bytes;   /* this epoch: control packets of TCP, passed or not */
 	__u64 control_rate;    /* the same per second, averaged */
-	__u64 handshake_bytes; /* this epoch: those of connections that have not been told a rate, passed or not */
+	__u64 handshake_bytes; /* this epoch: those of connections that are being made, passed or not */
 	__u64 handshake_rate;  /* the same per second, averaged */
 	__u64 foreign_bytes;   /* this epoch: foreign traffic, passed or not */
 	__u64 foreign_rate;    /* the same per second, averaged; no more than the rule's rate */

@@ -71,6 +71,7 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 		return packet_pack(&packet);
 	packet.tcp = true;
 	packet.paced = connection_paced(pacing);
+	packet.handshake = packet.control && tcp_is_in(tcp, TCP_STATES_OPENING);
 	pacing->round_trip_us = tcp->srtt_us >> 3;
 	/* Replaced by the offers of the rules that limit the connection. */
 	pacing->share = OFFER_NONE;

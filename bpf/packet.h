@@ -8,6 +8,7 @@ struct packet {
 	__u32 segments; /* IP packets */
 	bool tcp;       /* of a connection that can be told a rate; all else is foreign */
 	bool control;   /* TCP without payload: SYN, FIN, RST, acknowledgements */
+	bool handshake; /* control, of a connection that is being made: SYN, SYN-ACK */
 	/* For TCP with payload, from its connection (connection.h): */
 	bool paced;   /* the connection paces itself at a rate that it was told */
 	bool held;    /* only pacing keeps the connection from sending more */
@@ -39,6 +40,7 @@ struct packet {
 #define PACKET_WAITED 58
 #define PACKET_CLOCK 59 /* TCP's time stamp was taken as it began to send */
 #define PACKET_STARVED 60
+#define PACKET_HANDSHAKE 61
 #define PACKET_SEGMENTS_MOST 0xffff
 
 static __always_inline __u64 packet_pack(const struct packet *packet)
@@ -49,7 +51,8 @@ static __always_inline __u64 packet_pack(const struct packet *packet)
 	       (__u64)packet->control << PACKET_CONTROL | (__u64)packet->paced << PACKET_PACED |
 	       (__u64)packet->held << PACKET_HELD | (__u64)packet->early << PACKET_EARLY |
 	       (__u64)packet->idle << PACKET_IDLE | (__u64)packet->begins << PACKET_BEGINS |
-	       (__u64)packet->refused << PACKET_REFUSED | (__u64)packet->waited << PACKET_WAITED;
+	       (__u64)packet->refused << PACKET_REFUSED | (__u64)packet->waited << PACKET_WAITED |
+	       (__u64)packet->handshake << PACKET_HANDSHAKE;
 }
 
 static __always_inline struct packet packet_unpack(__u64 packed)
@@ -67,6 +70,7 @@ static __always_inline struct packet packet_unpack(__u64 packed)
 		.refused = packed >> PACKET_REFUSED & 1,
 		.waited = packed >> PACKET_WAITED & 1,
 		.starved = packed >> PACKET_STARVED & 1,
+		.handshake = packed >> PACKET_HANDSHAKE & 1,
 	};
 }
 #endif

@@ -13,8 +13,16 @@
 	(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT | 1 << TCP_FIN_WAIT1 | 1 << TCP_CLOSING | 1 << TCP_LAST_ACK | \
 	 1 << TCP_SYN_RECV)
 
+/* A listener sends the SYN-ACKs of its connections. */
+#define TCP_STATES_OPENING (1 << TCP_SYN_SENT | 1 << TCP_SYN_RECV | 1 << TCP_LISTEN)
+
+static __always_inline bool tcp_is_in(const struct tcp_sock *tcp, __u32 states)
+{
+	return 1U << (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state & 31) & states;
+}
+
 static __always_inline bool tcp_sends_data(const struct tcp_sock *tcp)
 {
-	return 1U << (tcp->inet_conn.icsk_inet.sk.__sk_common.skc_state & 31) & TCP_STATES_SENDING;
+	return tcp_is_in(tcp, TCP_STATES_SENDING);
 }
 #endif

@@ -131,8 +131,8 @@ static __always_inline void verdict_foreign(const struct rate_limit_state *state
  */
 static __always_inline bool verdict_floods(const struct rate_limit_state *state, const struct packet *packet)
 {
-	return packet->paced ? state->fair.control_rate >= state->rate / VERDICT_CONTROL_PART
-			     : state->fair.handshake_rate >= state->rate / VERDICT_HANDSHAKE_PART;
+	return packet->handshake ? state->fair.handshake_rate >= state->rate / VERDICT_HANDSHAKE_PART
+				 : state->fair.control_rate >= state->rate / VERDICT_CONTROL_PART;
 }
 
 /*

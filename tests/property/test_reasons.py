@@ -15,7 +15,7 @@ RATE = 1_000_000  # and as large a bucket
 MILLISECOND = 10**6
 PASS, DROP, NOTICE = 1, 2, 3
 UNKNOWN, EMPTY, TCP_RESERVE, DEBT, ADMISSION, AHEAD, LUMP, LOW = range(8)
-TCP, CONTROL, PACED, EARLY, BEGINS = 1, 2, 4, 8, 16
+TCP, CONTROL, PACED, EARLY, BEGINS, HANDSHAKE = 1, 2, 4, 8, 16, 32
 
 SHIM = """
 #include <stdbool.h>
@@ -46,6 +46,7 @@ int decide(__s64 tokens, __u32 flags, __u32 bytes, __u32 segments, __s64 debt, _
     packet.paced = flags & 4;
     packet.early = flags & 8;
     packet.begins = flags & 16;
+    packet.handshake = flags & 32;
     fair_share_forget(&state, NOW);
     state.fair.active_before = 1;
     state.fair.share = state.fair.paced_rate;
@@ -85,7 +86,7 @@ CASES = {
     "a flood of acknowledgements": Case(
         DROP, TCP_RESERVE, 5_000, TCP | CONTROL | PACED, 52, foreign=RATE, control=RATE
     ),
-    "a handshake beside it": Case(NOTICE, LOW, 5_000, TCP | CONTROL, 60, foreign=RATE, control=RATE),
+    "a handshake beside it": Case(NOTICE, LOW, 5_000, TCP | CONTROL | HANDSHAKE, 60, foreign=RATE, control=RATE),
     "unpaced TCP that is told to slow down": Case(NOTICE, LOW, 10_000, TCP),
     "unpaced TCP in debt": Case(DROP, DEBT, -32_768, TCP),
     "paced TCP": Case(PASS, UNKNOWN, 10_000, TCP | PACED),

@@ -108,6 +108,7 @@ static void life_open(struct simulation *sim, struct flow *flow)
 	struct rate_limit_pacing *pacing = spec->passive ? &flow->group->listener : &flow->pacing;
 	struct packet packet = { .bytes = SYN_BYTES, .segments = 1, .tcp = !spec->foreign, .control = true };
 
+	packet.handshake = true;
 	if (walk_rules(sim, spec, spec->foreign ? NULL : pacing, &packet) == VERDICT_DROP) {
 		flow_result(sim, flow)->drops++;
 		/* The peer of a listener waits twice as long each time; who connects tries each half second. */

@@ -166,7 +166,7 @@ COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
     *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
 )
-KEPT_FIELDS = (*COUNTER_FIELDS, *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
+KEPT_FIELDS = (*COUNTER_FIELDS, "limit", *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
 CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
 CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 

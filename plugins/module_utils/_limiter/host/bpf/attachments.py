@@ -115,6 +115,8 @@ class Attachments:
     ) -> Attached:
         with contextlib.ExitStack() as stack:
             earlier = stack.enter_context(self._maps())
+            if earlier is None:
+                pins.drop_leftovers(self._libbpf)
             places = pins.places(earlier.schema if earlier else layout.SCHEMA)
             missing = [name for name in (*places.values(), *catalog.PASSING) if not pins.exists(name)]
             undo.add(lambda: pins.unpin(missing))

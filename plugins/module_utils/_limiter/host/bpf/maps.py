@@ -166,7 +166,6 @@ class Maps:
     def _open(cls, libbpf: Libbpf, any_version: bool) -> Maps | None:
         pins.check(libbpf, schema=None)
         if not pins.exists(catalog.CONTROL.name):
-            pins.check(libbpf)
             return None
         fds: dict[str, int] = {}
         try:
@@ -175,7 +174,6 @@ class Maps:
             rows = [row for row in catalog.MAPS if row.since <= schema]
             if not all(pins.exists(row.name) for row in rows):
                 os.close(fds.pop(catalog.CONTROL.name))
-                pins.check(libbpf)
                 return None
             if schemas.is_known(schema):
                 pins.check(libbpf, schema)

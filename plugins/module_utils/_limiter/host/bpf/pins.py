@@ -125,14 +125,25 @@ def unpin(names: t.Iterable[str]) -> None:
         os.rmdir(PIN_DIR)
 
 
+def drop_leftovers(libbpf: Libbpf) -> None:
+    """Where not all maps are pinned: unpins those that a killed run of another version left, with another layout."""
+    for row in catalog.MAPS:
+        if exists(row.name):
+            with _opened(libbpf, row.name, "map") as fd:
+                fits = libbpf.info(fd, "bpf_map_info").value_size == row.value.size
+            if not fits:
+                unpin([row.name])
+
+
 def remove() -> list[str]:
     """Removes our pins, then the directory if nothing else is in it; says what it removed. Raises as `check`.
 
     A kernel object goes with its last user: a program that is still attached keeps its maps.
     """
     removed = []
-    check()
-    for name in (*catalog.LINKS, *catalog.PASSING, *(row.name for row in catalog.MAPS)):
+    check(schema=None)
+    # Control first, without which the others are nobody's: see `drop_leftovers`.
+    for name in (*catalog.LINKS, *catalog.PASSING, *(row.name for row in reversed(catalog.MAPS))):
         try:
             os.unlink(path(name))
         except (FileNotFoundError, NotADirectoryError):
