@@ -126,13 +126,16 @@ def unpin(names: t.Iterable[str]) -> None:
 
 
 def drop_leftovers(libbpf: Libbpf) -> None:
-    """Where not all maps are pinned: unpins those that a killed run of another version left, with another layout."""
-    for row in catalog.MAPS:
-        if exists(row.name):
-            with _opened(libbpf, row.name, "map") as fd:
-                fits = libbpf.info(fd, "bpf_map_info").value_size == row.value.size
-            if not fits:
-                unpin([row.name])
+    """Where not all maps are pinned: unpins those that a killed run of another version left. Nothing uses them."""
+    others = [row.name for row in catalog.MAPS if exists(row.name) and not _fits(libbpf, row)]
+    if others and exists(catalog.CONTROL.name):
+        others.append(catalog.CONTROL.name)  # it tells of their layout
+    unpin(others)
+
+
+def _fits(libbpf: Libbpf, row: catalog.Map) -> bool:
+    with _opened(libbpf, row.name, "map") as fd:
+        return bool(libbpf.info(fd, "bpf_map_info").value_size == row.value.size)
 
 
 def remove() -> list[str]:
