@@ -130,7 +130,8 @@ def drop_leftovers(libbpf: Libbpf) -> None:
     others = [row.name for row in catalog.MAPS if exists(row.name) and not _fits(libbpf, row)]
     if others and exists(catalog.CONTROL.name):
         others.append(catalog.CONTROL.name)  # it tells of their layout
-    unpin(others)
+    for name in others:
+        os.unlink(path(name))
 
 
 def _fits(libbpf: Libbpf, row: catalog.Map) -> bool:
