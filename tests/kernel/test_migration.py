@@ -241,12 +241,12 @@ def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version)
 
 
 FAULTS = {
-    "killed": (2, Fault.KILLED, False, 1),
-    "refused": (2, Fault.REFUSED, False, 2),
-    "interrupted": (2, Fault.INTERRUPTED, False, 4),
-    "killed while what sockets were told goes": (2, Fault.KILLED, True, 5),
-    "killed and sockets stay as they are": (3, Fault.KILLED, True, 4),
-    "refused and sockets stay as they are": (3, Fault.REFUSED, True, 5),
+    "killed": (2, Fault.KILLED, False, 2),
+    "refused": (2, Fault.REFUSED, False, 7),
+    "interrupted": (2, Fault.INTERRUPTED, False, 9),
+    "killed while what sockets were told goes": (2, Fault.KILLED, True, 9),
+    "killed and sockets stay as they are": (3, Fault.KILLED, True, 7),
+    "refused and sockets stay as they are": (3, Fault.REFUSED, True, 11),
 }
 
 
