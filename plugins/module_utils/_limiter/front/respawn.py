@@ -7,7 +7,9 @@ A Python that is too old for this collection reads the modules and this file. So
 and import nothing else of the collection before `leave_old_python`.
 """
 
+import os
 import sys
+import threading
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -31,10 +33,38 @@ def elsewhere(needs: t.Sequence[str]) -> t.Optional[str]:
 
 def respawn(interpreter: str) -> None:
     """The module goes on in another interpreter, and this one ends; returns where that cannot be done."""
+    pipe = os.pipe
+
+    def first() -> "tuple[int, int]":
+        os.pipe = pipe
+        return _roomy_pipe()
+
+    os.pipe = first
     try:
         respawn_module(interpreter)
     except AttributeError:  # Mitogen starts modules in a way that leaves nothing by which they could be started again
         pass
+    finally:
+        os.pipe = pipe
+
+
+def _roomy_pipe() -> "tuple[int, int]":
+    """A pipe that takes all that is written before anything is read.
+
+    Ansible's function writes the module's options into one before it starts who reads them, and the kernel's has room
+    for 64 KiB: a thousand rules.
+    """
+    source, written = os.pipe()
+    read, target = os.pipe()
+
+    def pass_on() -> None:
+        with open(source, "rb") as options:
+            everything = options.read()
+        with open(target, "wb") as rest:
+            rest.write(everything)
+
+    threading.Thread(target=pass_on, daemon=True).start()  # daemon: who was to read may have ended before
+    return read, written
 
 
 def leave_old_python() -> None:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
+import sys
 import typing as t
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,3 +102,39 @@ def test_where_a_task_cannot_go_on_elsewhere_it_names_the_interpreter(monkeypatc
     monkeypatch.setattr(respawn, "respawn_module", cannot_start)
     said = task._find_interpreter(["_cffi_backend"])
     assert said.startswith(f"{ELSE} has what is missing here: set ansible_python_interpreter to it")
+
+
+TELL = "from ansible.module_utils import basic; print(len(basic._ANSIBLE_ARGS), sum(basic._ANSIBLE_ARGS)); exit(0)"
+
+
+@pytest.fixture
+def deadline() -> Iterator[None]:
+    """What hangs is an error."""
+
+    def late(_number: int, _frame: object) -> None:
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("deadline")
+def test_as_many_rules_as_one_likes_go_on_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {"rules": [{"name": "r" * 64, "rate": "5m"}] * 25_000}}).encode()
+    assert len(arguments) > 2_000_000
+    (tmp_path / "told.py").write_text(TELL)
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", arguments)
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "_module_fqn", "told", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "_modlib_path", str(tmp_path), raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(basic.__file__).parents[2]))
+    pipe = os.pipe
+    with pytest.raises(SystemExit) as ended:
+        respawn.respawn(sys.executable)
+    assert (ended.value.code, capfd.readouterr().out) == (0, f"{len(arguments)} {sum(arguments)}\n")
+    assert os.pipe is pipe
