@@ -6,6 +6,7 @@ packets are limited and counted.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -15,7 +16,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from ansible_collections.speed_limiter.ebpf.tests.support import earlier, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
@@ -230,6 +231,37 @@ def test_what_a_killed_purge_left_of_it_stops_nothing(moved: limiter.Sender, gon
     limiter.rule(name="web", rate=str(RATE), pids=[moved.pid])
     assert schema() == layout.SCHEMA
     assert limiter.info(gather=["rules"])["rules"][0]["rate"] == RATE
+
+
+@pytest.fixture
+def copied(moved: limiter.Sender, then: earlier.Version) -> Iterator[limiter.Sender]:
+    """The same, where the object of that time was copied to the host, as the role does it."""
+    Path(build.OBJECT).parent.mkdir(exist_ok=True)
+    Path(build.STAMP).unlink(missing_ok=True)
+    shutil.copyfile(then.path, build.OBJECT)
+    yield moved
+    Path(build.OBJECT).unlink()
+
+
+def test_an_object_that_was_copied_for_it_makes_room_for_one_that_is_built(copied: limiter.Sender) -> None:
+    foretold = limiter.rule(check=True, name="web", rate="1m")
+    assert limiter.rule(name="web", rate="1m")["program_actions"] == foretold["program_actions"]
+    assert schema() == layout.SCHEMA
+    assert copied.charged() == {"web"}
+    assert not limiter.program()["changed"]
+
+
+def test_where_nothing_can_be_built_either_the_role_is_named_and_nothing_changes(
+    copied: limiter.Sender, then: earlier.Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda command, path=None: None)
+    for task in (limiter.rule, limiter.program):
+        options = {"name": "web", "rate": "1m"} if task is limiter.rule else {}
+        for check in (True, False):
+            said = "of another version of this collection, and this host has no compiler", "Run the role setup"
+            with limiter.refused_unchanged("bad_object", build.OBJECT, *said):
+                task(check=check, **options)
+    assert (schema(), copied.charged()) == (then.schema, {"web"})
 
 
 def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version) -> None:

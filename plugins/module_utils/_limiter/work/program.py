@@ -33,20 +33,39 @@ def choose_object(host: Host, prebuilt: str | None = None, copied: bool = False)
     along.
 
     A host without a compiler loads the object that lies at its place: so one built elsewhere and copied there survives
-    a reboot. ``copied`` takes such an object, which has no stamp, before one that would have to be built.
+    a reboot. ``copied`` takes such an object, which has no stamp, before one that would have to be built; but not what
+    an earlier version of this collection needed.
     Raises LimiterError: ``no_object``, ``bad_object``, ``no_compiler``, ``no_btf``.
     """
     if prebuilt is not None:
         return _ready(host, prebuilt)
     if copied and os.path.isfile(build.OBJECT) and not os.path.exists(build.STAMP):
-        return _ready(host, build.OBJECT)
+        try:
+            return _ready(host, build.OBJECT)
+        except LimiterError as error:
+            if error.kind != "bad_object":
+                raise
     try:
         inputs = build.inputs(host.run_command)
     except LimiterError as error:
         if error.kind != "no_compiler" or not os.path.isfile(build.OBJECT):
             raise
-        return _ready(host, build.OBJECT)
+        return _without_compiler(host)
     return Object(build.OBJECT, inputs.identity, not build.up_to_date(inputs))
+
+
+def _without_compiler(host: Host) -> Object:
+    try:
+        return _ready(host, build.OBJECT)
+    except LimiterError as error:
+        if error.kind != "bad_object":
+            raise
+        raise LimiterError(
+            "bad_object",
+            f"{build.OBJECT} is of another version of this collection, and this host has no compiler",
+            error.why,
+            "Run the role setup, which copies this version's object there, or speed_limit_program with object",
+        ) from error
 
 
 def _ready(host: Host, path: str) -> Object:
