@@ -205,8 +205,8 @@ program:
 unseen:
   description:
     - Why RV(program), RV(rules), RV(processes) or RV(hook) is null although it was asked for, or values of a rule are.
-      Without the maps, as without libbpf, only name, cgroup and pids of a rule are known. Empty where all could be
-      looked at. Each is a warning, too, or is in RV(host.missing).
+      Without the maps, as without libbpf or without the right to use BPF, only name, cgroup and pids of a rule are
+      known. Empty where all could be looked at. Each is a warning, too, or is in RV(host.missing).
   type: list
   elements: str
   returned: success

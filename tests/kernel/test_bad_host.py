@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import subprocess
@@ -114,6 +115,25 @@ def test_who_may_not_is_told_what_is_needed(
         assert text.startswith(f"{kind}: "), text
         for word in words:
             assert word in text
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["on a fresh host", "beside a rule"])
+def test_who_may_not_use_bpf_is_told_what_could_not_be_seen_and_the_rest(cgroups: Cgroups, loaded: bool) -> None:
+    if loaded:
+        rule(name="web", rate="1m")
+    prefix = RESTRICTED["root without capabilities"][0]
+    seen = ast.literal_eval(elsewhere.said(prefix, "info()"))
+    assert (seen["program"], seen["hook"], seen["processes"]) == (None, None, [])
+    assert any("EPERM" in text and "CAP_BPF" in text for text in seen["unseen"])
+    assert set(seen["unseen"]) <= {*seen["warnings"], *seen["host"]["missing"]}
+    known = [(found["name"], found["cgroup_path"], found["pids"], found["rate"]) for found in seen["rules"]]
+    assert known == ([("web", cgroups.absolute("/speed_limiter/web"), [], None)] if loaded else [])
+    for part in ("program", "hook", *(["rules"] if loaded else [])):
+        options = {"gather": [part], "cgroup_path": "/speed_limiter/web"} if loaded else {"gather": [part]}
+        seen = ast.literal_eval(elsewhere.said(prefix, f"info(**{options})"))
+        assert seen[part] is None
+        assert seen["unseen"] == seen["warnings"]
+        assert bool(seen["unseen"]) == (loaded or part == "hook")  # elsewhere it is known that there is none
 
 
 # ---- limits of the program

@@ -147,6 +147,9 @@ class Info:
 
     def program(self) -> Facts | None:
         """The program that is attached, or None."""
+        return self._seen(self._program)
+
+    def _program(self) -> Facts | None:
         current = self.host.attachments.current() if self.host else None
         if self.host is None or current is None:
             return None
@@ -154,8 +157,13 @@ class Info:
 
     def rules(self) -> list[Facts] | None:
         """The rules, or those that limit the process or the cgroup that was asked for."""
+        found = self._seen(self._rules)
+        return self._seen(self._outlines) if found is None else found
+
+    def _rules(self) -> list[Facts] | None:
+        """None without the maps."""
         if self.host is None or self.host.other_maps:
-            return self._outlines()
+            return None
         state, _targets, warnings = observe(self.host, (), everything=True)
         self.warnings += warnings
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
@@ -204,6 +212,9 @@ class Info:
 
     def processes(self) -> list[Facts] | None:
         """The processes that are in rules' own cgroups, or the one that was asked for."""
+        return self._seen(self._processes)
+
+    def _processes(self) -> list[Facts] | None:
         if self.cgroups is None:
             return None
         pids = (
@@ -231,16 +242,21 @@ class Info:
 
     def hook(self) -> list[Facts] | None:
         """Every BPF program that runs for a packet that leaves the cgroup, ours or not."""
+        return self._seen(self._hook)
+
+    def _hook(self) -> list[Facts] | None:
         if self.host is None:
             return None
+        return self.host.attachments.on_hook(
+            self.cgroup or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
+        )
+
+    def _seen(self, look: t.Callable[[], T | None]) -> T | None:
         try:
-            return self.host.attachments.on_hook(
-                self.cgroup or (self.host.cgroups.rule_cgroup(self.name) if self.name else "/")
-            )
+            return look()
         except LimiterError as error:
-            if error.kind != "no_cgroup_bpf":
-                raise
-            self.unseen.append(str(error))
+            if str(error) not in self.unseen:
+                self.unseen.append(str(error))
             return None
 
 

@@ -31,7 +31,8 @@ def work(module: AnsibleModule) -> Result:
     }
     found: Result = {part: look[part]() for part in gather}
     unseen = info.unseen if gather != ["host"] else []
-    told = [] if "host" in found else unseen
+    missing = found["host"]["missing"] if "host" in found else ()
+    told = [text for text in unseen if text not in missing]
     return {"changed": False, "warnings": [*info.warnings, *told], "unseen": unseen, **found}
 
 
