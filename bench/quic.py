@@ -11,7 +11,8 @@ import asyncio
 import ssl
 import sys
 
-from aioquic.asyncio import connect, serve
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 
 PROTOCOL = ["bench"]
