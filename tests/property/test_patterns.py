@@ -94,6 +94,15 @@ def test_two_of_equal_rank_are_named_only_where_they_meet() -> None:
     assert walk(compiled({"/a*": "one", "/*b": "two", "/a*b": "three"}), "/a b") == ["three"]
 
 
+def test_a_fifth_rule_on_one_way_is_refused_whatever_leads_there() -> None:
+    rules = {"/": "one", "/a": "two", "/*/b": "three", "/a/*/c": "four"}
+    assert walk(compiled(rules), "/a/b/c") == ["one", "two", "three", "four"]
+    assert walk(compiled({**rules, "/a/b/c/d": "four"}), "/a/b/c/d") == ["one", "two", "three", "four", "four"]
+    with pytest.raises(LimiterError, match="five, four, one, three, two") as caught:
+        compiled({**rules, "/a/b/*/d": "five"})
+    assert caught.value.kind == "too_many_rules"
+
+
 def test_more_stars_at_one_level_than_the_program_looks_through_are_refused() -> None:
     rules = {f"/{letter}*": letter for letter in "abcde"}
     with pytest.raises(LimiterError, match=r"a\*, b\*, c\*, d\*, e\*") as caught:

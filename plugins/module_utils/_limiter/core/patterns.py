@@ -17,7 +17,7 @@ from __future__ import annotations
 import typing as t
 
 from .errors import LimiterError
-from .layout import MAX_DEPTH, MAX_NAME, MAX_SHAPES, MAX_STAR_TEXT
+from .layout import MAX_DEPTH, MAX_NAME, MAX_NESTED, MAX_SHAPES, MAX_STAR_TEXT
 
 Shape = tuple[str, str]  # what a name begins and ends with
 
@@ -70,7 +70,8 @@ def compile_graph(targets: t.Mapping[Pattern, str]) -> list[Node]:
     """The graph; its first node is the root's.
 
     Raises LimiterError: ``ambiguous_patterns`` where two of equal rank and different rules match one cgroup,
-    ``too_many_patterns`` where more stars meet at one node than the program looks through.
+    ``too_many_patterns`` where more stars meet at one node than the program looks through, ``too_many_rules`` where
+    more rules lie above each other than can hold for one cgroup.
     """
     return _Compiler(targets).nodes
 
@@ -86,6 +87,7 @@ class _Compiler:
         self._numbers: dict[_Items, int] = {}
         self.nodes: list[Node] = []
         self._node(frozenset((number, 0) for number in range(len(self._patterns))))
+        self._check_ways()
 
     def _node(self, items: _Items) -> int:
         if items in self._numbers:
@@ -111,6 +113,24 @@ class _Compiler:
             after = set().union(*(then for other, then in stars.items() if _covers(other, shape)))
             node.shapes.append((shape, self._node(frozenset(after))))
         return number
+
+    def _check_ways(self) -> None:
+        ways: list[tuple[int, frozenset[str]]] = [(0, frozenset())]
+        seen = set(ways)
+        while ways:
+            number, above = ways.pop()
+            node = self.nodes[number]
+            rules = above if node.rule is None else above | {node.rule}
+            if len(rules) > MAX_NESTED:
+                raise LimiterError(
+                    "too_many_rules",
+                    f"more than {MAX_NESTED} rules can hold for one cgroup: {', '.join(sorted(rules))}",
+                    "their patterns lie above each other",
+                    "Let one rule hold at fewer levels, or give several patterns one rule",
+                )
+            below = {(after, rules) for after in (*node.names.values(), *(after for _shape, after in node.shapes))}
+            ways += below - seen
+            seen |= below
 
     def _rule(self, items: _Items) -> str | None:
         ends = [index for index, passed in items if passed == len(self._patterns[index].names)]
