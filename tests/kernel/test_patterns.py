@@ -135,19 +135,19 @@ def test_the_program_finds_what_the_graph_says(named: Named) -> None:
     letters = "ab"
 
     def word(most: int) -> str:
-        return "".join(lot.choice(letters) for _ in range(lot.randint(0, most)))
+        return "".join(lot.choice(letters) for _time in range(lot.randint(0, most)))
 
     for _table in range(3 if SLOW else 10):
         patterns: dict[str, str] = {}
         for number in range(4):
-            names = [word(2) + lot.choice(("", "*")) + word(2) or "a" for _ in range(lot.randint(1, 3))]
+            names = [word(2) + lot.choice(("", "*")) + word(2) or "a" for _time in range(lot.randint(1, 3))]
             patterns["/drawn/" + "/".join(names)] = f"rule{number}"
         try:
             named.rules(patterns)
         except LimiterError:
             continue
         for _path in range(3 if SLOW else 8):
-            path = "/drawn/" + "/".join(word(4) or "b" for _ in range(lot.randint(1, 3)))
+            path = "/drawn/" + "/".join(word(4) or "b" for _time in range(lot.randint(1, 3)))
             assert rules_of(named.cgroup(path)) == sorted(expected(patterns, path)), (patterns, path)
 
 

@@ -57,8 +57,8 @@ def naive(rules: dict[str, str], path: str) -> list[str]:
 
 
 def drawn(lot: random.Random, letters: str, most: int, star: bool) -> str:
-    word = "".join(lot.choice(letters) for _ in range(lot.randint(0, most)))
-    return word + ("*" + "".join(lot.choice(letters) for _ in range(lot.randint(0, most))) if star else "")
+    word = "".join(lot.choice(letters) for _time in range(lot.randint(0, most)))
+    return word + ("*" + "".join(lot.choice(letters) for _time in range(lot.randint(0, most))) if star else "")
 
 
 def compiled(rules: dict[str, str]) -> list[Node]:
@@ -70,7 +70,7 @@ def test_the_graph_finds_what_a_naive_matcher_finds() -> None:
     while tried < CASES:
         rules: dict[str, str] = {}
         for number in range(lot.randint(1, 5)):
-            parts = [drawn(lot, "ab", 3, lot.random() < 0.5) or "a" for _ in range(lot.randint(0, 3))]
+            parts = [drawn(lot, "ab", 3, lot.random() < 0.5) or "a" for _time in range(lot.randint(0, 3))]
             rules["/" + "/".join(parts)] = f"rule {number}"
         try:
             graph = compiled(rules)
@@ -78,8 +78,8 @@ def test_the_graph_finds_what_a_naive_matcher_finds() -> None:
             assert error.kind in ("ambiguous_patterns", "too_many_patterns")
             refused += 1
             continue
-        for _ in range(20):
-            path = "/" + "/".join(drawn(lot, "ab", 5, False) or "b" for _ in range(lot.randint(0, 4)))
+        for _time in range(20):
+            path = "/" + "/".join(drawn(lot, "ab", 5, False) or "b" for _time in range(lot.randint(0, 4)))
             assert walk(graph, path) == naive(rules, path), (rules, path)
             tried += 1
     assert refused < tried / 20  # of these, most tables are compiled

@@ -33,7 +33,9 @@ def section(results: dict[str, Stored]) -> str:
         for found in measured.values()
         for cell in found["cells"]
     }
-    counts = [[title, *(_count(found, goal) for found in measured.values())] for goal, (title, _, _) in titles.items()]
+    counts = [
+        [title, *(_count(found, goal) for found in measured.values())] for goal, (title, *_rest) in titles.items()
+    ]
     parts = [METHOD, _table(["cells that reach the goal", *measured], counts)]
     for goal, (title, _, wanted) in titles.items():
         table = _table(["", "by", *measured], list(_rows(measured, goal)))
