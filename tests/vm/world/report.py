@@ -37,7 +37,7 @@ def section(results: dict[str, Stored]) -> str:
         [title, *(_count(found, goal) for found in measured.values())] for goal, (title, *_rest) in titles.items()
     ]
     parts = [METHOD, _table(["cells that reach the goal", *measured], counts)]
-    for goal, (title, _, wanted) in titles.items():
+    for goal, (title, _colon, wanted) in titles.items():
         table = _table(["", "by", *measured], list(_rows(measured, goal)))
         parts.append(f"### {title[0].upper()}{title[1:]}\n\nThe goal: {wanted}.\n\n{table}")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
