@@ -20,9 +20,10 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Node], rules: t.Mapping[str,
 
     ``root``: id of the cgroup at which paths begin. ``rules``: the ids of the rules that nodes name. ``each``: those
     that give every cgroup a budget of its own. A run that is killed leaves the graph that there was or the whole new
-    one; whatever else it left, the next one removes. Raises KernelError, LimiterError ``map_full``.
+    one. Killed before it raises the generation, it leaves cached answers of the old graph until the next change. The
+    next switch removes what else is left. Raises KernelError, LimiterError ``map_full``.
     """
-    new = _HALVES[0] if maps.graph().node in _HALVES[1] else _HALVES[1]
+    old, new = reversed(_HALVES) if maps.graph().node in _HALVES[1] else _HALVES
     _remove(maps, new)
     for number, node in enumerate(graph, new.start):
         rule = 0 if node.rule is None else rules[node.rule]
@@ -37,15 +38,15 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Node], rules: t.Mapping[str,
     # Before the generation: no program may keep an answer of the old graph for longer than that.
     maps.write_graph(layout.Graph(root, new.start if graph else 0))
     maps.bump_generation()
-    _remove(maps, *(half for half in _HALVES if half != new))
+    _remove(maps, old)
 
 
-def _remove(maps: Maps, *halves: range) -> None:
+def _remove(maps: Maps, half: range) -> None:
     for row in (catalog.EDGE, catalog.NODE):
         one = maps.of(row)
         for key, _value in one.entries():
             # Both keys begin with a node.
-            if any(layout.INDEX.unpack_from(key)[0] in half for half in halves):
+            if layout.INDEX.unpack_from(key)[0] in half:
                 one.delete(key)
 
 
