@@ -11,7 +11,7 @@
 #ifndef LIMITER_LAYOUT_H
 #define LIMITER_LAYOUT_H
 
-#define LIMITER_SCHEMA 4
+#define LIMITER_SCHEMA 5
 #define LIMITER_MAX_RULES 65536
 #define LIMITER_MAX_MEMBERS 131072
 /* Most rules that can hold on one way up from a socket's cgroup to the root. */
@@ -142,9 +142,22 @@ struct rate_limit_node {
 
 /* rate_limit_graph_map: one entry, key 0: the graph in use */
 struct rate_limit_graph {
-	__u64 root; /* id of the cgroup at which paths begin: / of the cgroup2 mount */
-	__u32 node; /* of the root; 0: no rule is named by a pattern */
+	__u64 root;   /* id of the cgroup at which paths begin: / of the cgroup2 mount */
+	__u32 node;   /* of the root; 0: no rule is named by a pattern */
+	__u32 source; /* checksum of the places that it was made of */
+};
+
+/*
+ * rate_limit_place_map: number (__u32) -> a pattern of cgroup paths, and the rule that holds for what it names. User
+ * space makes the graph of all of them; no program reads it.
+ */
+#define LIMITER_MAX_PLACES 65536
+#define LIMITER_MAX_PATTERN 1008
+struct rate_limit_place {
+	__u64 rule;
+	__u32 each; /* 1: every cgroup that it names has a budget of its own */
 	__u32 reserved;
+	char pattern[LIMITER_MAX_PATTERN]; /* "/system.slice/web-*.service", padded with NUL */
 };
 
 /* rate_limit_socket_map: socket storage, the tag of a socket that was open when its process was moved into a rule */
@@ -195,7 +208,7 @@ struct rate_limit_control {
 	__u32 tagged_sockets; /* 1: sockets were tagged, so tags are looked up; 2: also MPTCP sockets; 0: none ever */
 	__u32 program_id;     /* the kernel's id of the program that `identity` names */
 	__u32 pacing;         /* enum limiter_pacing */
-	__u32 reserved;
+	__u32 blind;       /* 1: limit_egress was loaded without its looks into the kernel's memory, kernel_memory.h */
 	char identity[64]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
 };
 #endif

@@ -52,6 +52,14 @@ struct {
 	__type(value, struct rate_limit_graph);
 } rate_limit_graph_map SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, LIMITER_MAX_PLACES);
+	__type(key, __u32);
+	__type(value, struct rate_limit_place);
+} rate_limit_place_map SEC(".maps");
+
 /* Accepted sockets get a copy, since they belong to the rule too. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -104,6 +104,7 @@ PACING = Map(
 EDGE = Map("rate_limit_edge_map", HASH, layout.EDGE, layout.INDEX, since=4)
 NODE = Map("rate_limit_node_map", HASH, layout.INDEX, layout.NODE, since=4)
 GRAPH = Map("rate_limit_graph_map", ARRAY, layout.INDEX, layout.GRAPH, since=4)
+PLACE = Map("rate_limit_place_map", HASH, layout.INDEX, layout.PLACE, since=5)
 CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)  # every version has to read the schema
 # Only there while the layout of the state changes.
 CARRIED = Map("rate_limit_carried_map", HASH, layout.ID, layout.CARRIED)
@@ -139,7 +140,7 @@ LOOK = Part(
 )
 
 # Control is pinned last: where it is, all the others are.
-MAPS = (CONFIG, STATE, MEMBER, EDGE, NODE, GRAPH, SOCKET, PACING, CONTROL)
+MAPS = (CONFIG, STATE, MEMBER, EDGE, NODE, GRAPH, PLACE, SOCKET, PACING, CONTROL)
 PROGRAMS = (LIMIT, CARRY, PACE, SETTLE)
 LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED))
 

@@ -14,7 +14,7 @@ import typing as t
 from .policy import FIELDS, Limit
 from .reasons import REASONS, Counters
 
-SCHEMA = 4
+SCHEMA = 5
 MAX_RULES = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
@@ -23,6 +23,8 @@ MAX_NAME = 255  # bytes of a cgroup's name, the kernel's NAME_MAX
 MAX_SHAPES = 4  # of names with a star, below one node
 MAX_STAR_TEXT = 127  # bytes of a name before its star, and behind it
 MAX_EDGES = 262144
+MAX_PLACES = 65536
+MAX_PATTERN = 1008  # bytes of a pattern
 RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
@@ -39,6 +41,7 @@ CONTROL = struct.Struct("=IIIIII64s")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
 NODE = struct.Struct(f"=QI{MAX_SHAPES}II")
 GRAPH = struct.Struct("=QII")
+PLACE = struct.Struct(f"=QII{MAX_PATTERN}s")
 
 
 class FairShare(t.NamedTuple):
@@ -109,7 +112,7 @@ class Control(t.NamedTuple):
     tagged_sockets: int = 0
     program_id: int = 0
     pacing: int = PACING_OFF
-    reserved: int = 0
+    blind: int = 0
     identity: str = ""
 
 
@@ -118,7 +121,7 @@ class Graph(t.NamedTuple):
 
     root: int = 0
     node: int = 0
-    reserved: int = 0
+    source: int = 0
 
 
 CONFIG_FIELDS = tuple(field.stored for field in FIELDS)
@@ -160,6 +163,7 @@ PACING_FIELDS = (
 )
 CONTROL_FIELDS = Control._fields
 EDGE_FIELDS = ("above", "shape", "name")
+PLACE_FIELDS = ("rule", "each", "reserved", "pattern")
 NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
 # Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
 COUNTER_FIELDS = (

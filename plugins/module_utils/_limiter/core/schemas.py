@@ -53,6 +53,7 @@ FORMER: t.Mapping[int, t.Mapping[str, Layout]] = {
             struct.Struct("=qQII7QII3Q16Q12I"), (*_COUNTED_2, "use_start_ns", "use_bytes", "use_rate")
         ),
     },
+    4: {},
 }
 
 _DEBT_MOST = 1 << 20  # beside a second of the rate, as TOKEN_DEBT_MOST in bpf/token_bucket.h

@@ -136,7 +136,8 @@ class Attachments:
             before = maps.control()
             undo.add(lambda: self._restore_control(before))
             # Written first: no program that a killed run attached stays unknown, unless it had replaced another.
-            maps.write_control(before._replace(program_id=program_id, identity=identity))
+            blind = int(catalog.LOOK in refused)
+            maps.write_control(before._replace(program_id=program_id, identity=identity, blind=blind))
             if maps.members():  # a control map that had to be made again says that there never were any
                 maps.bump_generation()
             # What limits comes last: who finds it need not ask whether the rest was attached.
