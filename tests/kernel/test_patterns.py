@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import compile_graph, parse
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import graph
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import parse
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import pacing
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.parts import USED
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
@@ -41,16 +39,18 @@ class Named:
         self._made: list[Path] = []
 
     def rules(self, patterns: Mapping[str, str], rate: int = RATE, each: tuple[str, ...] = ()) -> None:
-        """By pattern, the rule's name."""
-        ids = {}
-        for name in dict.fromkeys(patterns.values()):
-            made = limiter.rule(name=name, rate=str(rate), bucket=str(rate // 10))
-            ids[name] = made["rule"]["cgroup_id"]
-        found = compile_graph({parse("cgroup_path", pattern): name for pattern, name in patterns.items()})
-        root = self._cgroups.identifier("/")
-        assert root is not None
-        with opened() as maps:
-            graph.switch(maps, root, found, ids, each)
+        """By pattern, the rule's name. These rules and no others, in one task."""
+        listed = [
+            {
+                "name": name,
+                "rate": str(rate),
+                "bucket": str(rate // 10),
+                "cgroup_paths": [pattern for pattern, rule in patterns.items() if rule == name],
+                "each": name in each,
+            }
+            for name in dict.fromkeys(patterns.values())
+        ]
+        limiter.rules(*listed, purge=True)
 
     def cgroup(self, path: str) -> Path:
         cgroup = Path(self._cgroups.absolute(path))
@@ -64,10 +64,6 @@ class Named:
         while self._made:
             self._made.pop().rmdir()
 
-    def clear(self) -> None:
-        with opened() as maps:
-            graph.switch(maps, 0, [], {}, ())
-        self.remove()
 
 
 def opened() -> Maps:
@@ -81,7 +77,7 @@ def named(scene: Scene, clean_host: Cgroups) -> Iterator[Named]:
     it = Named(clean_host)
     yield it
     scene.pair.stop()
-    it.clear()
+    it.remove()
 
 
 def rules_of(cgroup: Path) -> list[str]:
@@ -191,7 +187,6 @@ def test_an_open_connection_is_paced_as_soon_as_its_cgroup_is_named(scene: Scene
     bulk = pair.send_tcp(cgroup=cgroup)
     pause(0.3)
     named.rules({"/named/*.service": "named"})
-    assert pacing.follow(None) == []
     pause(0.7)
     assert_held(pair, RATE)
     drops = limiter.counters()["named"].dropped_packets
@@ -211,14 +206,15 @@ def test_each_cgroup_that_matches_has_a_budget_of_its_own(scene: Scene, named: N
     assert_bound(before, pair.arrived(), 2 * RATE, 2 * RATE // 10)
 
 
-def test_an_empty_graph_finds_nothing_and_leaves_nothing(named: Named) -> None:
+def test_what_is_not_named_any_more_is_not_limited_and_leaves_nothing(named: Named) -> None:
     named.rules(PATTERNS)
     cgroup = named.cgroup("/shop")
     assert rules_of(cgroup) == ["shop"]
-    with opened() as maps:
-        graph.switch(maps, 0, [], {}, ())
-        assert not [*maps.entries(catalog.NODE), *maps.entries(catalog.EDGE)]
+    named.rules({"/else": "shop"})
     assert rules_of(cgroup) == []
+    limiter.rule(name="shop", state="absent")
+    with opened() as maps:
+        assert not [*maps.entries(catalog.NODE), *maps.entries(catalog.EDGE), *maps.entries(catalog.PLACE)]
 
 
 def test_ten_thousand_patterns_are_written_and_replaced(named: Named) -> None:

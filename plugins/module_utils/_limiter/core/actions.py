@@ -8,6 +8,8 @@ from __future__ import annotations
 import typing as t
 
 from .model import Process
+from .patterns import Node
+from .places import Places
 from .policy import Limit
 
 
@@ -28,14 +30,12 @@ class SetLimit(t.NamedTuple):
     limit: Limit
 
 
-class AddMember(t.NamedTuple):
-    name: str
-    cgroup: str
+class SetPlaces(t.NamedTuple):
+    """Have these places and no others, from one moment to the next."""
 
-
-class RemoveMember(t.NamedTuple):
-    name: str
-    cgroup: str
+    places: Places
+    graph: tuple[Node, ...]  # made of them
+    changed: tuple[str, ...]  # patterns that come, go or change
 
 
 class Take(t.NamedTuple):
@@ -60,4 +60,4 @@ class RemoveRule(t.NamedTuple):
     name: str
 
 
-Action = t.Union[LoadProgram, MakeRule, SetLimit, AddMember, RemoveMember, Take, Release, RemoveRule]
+Action = t.Union[LoadProgram, MakeRule, SetLimit, SetPlaces, Take, Release, RemoveRule]

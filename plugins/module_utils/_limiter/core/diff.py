@@ -21,7 +21,7 @@ def rule_line(name: str, rule: Rule | None) -> str:
         return f"{name}: unfinished"
     count = len(rule.pids)
     parts = [*policy.show(rule.limit), f"{count} process{'' if count == 1 else 'es'}"]
-    parts += [f"limits {member}" for member in rule.members]
+    parts += [f"limits {'each of ' if rule.each else ''}{place}" for place in rule.places]
     return f"{name}: {', '.join(parts)}"
 
 

@@ -66,8 +66,9 @@ class Rule(t.NamedTuple):
     name: str
     cgroup_id: int | None  # None: not made yet
     limit: Limit | None  # None: unfinished, left by a run that was killed
-    members: tuple[str, ...]  # without the rule's own cgroup
+    places: tuple[str, ...]  # patterns of the cgroups that it limits in place, sorted
     pids: tuple[int, ...]
+    each: bool = False  # every cgroup that a place names has a budget of its own
 
 
 class Skipped(t.NamedTuple):
@@ -90,7 +91,10 @@ class Request(t.NamedTuple):
     pids: tuple[int, ...]
     selector: Selector | None
     children: bool
-    cgroup_path: str | None
+    cgroup_paths: tuple[str, ...]
+    takes_places: bool  # an option about cgroups that are limited in place is given, even an empty list
+    each: bool | None
+    everything: bool
 
 
 class Target(t.NamedTuple):
@@ -99,7 +103,7 @@ class Target(t.NamedTuple):
     request: Request
     name: str | None  # the rule; None if state=absent selects by processes, or by something that does not exist
     automatic: bool  # the rule is named after the request's one process
-    member: str | None  # cgroup to limit in place
+    places: tuple[str, ...]  # patterns of the cgroups to limit in place
     processes: tuple[Process, ...]  # the living processes that it selects, children included
     matched: tuple[int, ...]  # pids that the options about processes matched
     dead: tuple[int, ...]  # pids that were given but do not exist

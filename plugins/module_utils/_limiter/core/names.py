@@ -38,3 +38,8 @@ def check_rule_name(option: str, value: str) -> None:
         return
     shown = value if len(value) <= MAX_LENGTH else f"{value[:40]}..."
     raise LimiterError("bad_name", f"{option} {shown!r} is refused", why, "Choose a name such as 'backup' or 'web-1'")
+
+
+def is_leaf(cgroup: str) -> bool:
+    """Whether a cgroup holds the processes that a rule takes of the cgroup above: `speed_limiter.<rule>`."""
+    return cgroup.rpartition("/")[2].startswith("speed_limiter.")

@@ -66,6 +66,24 @@ def parse(option: str, text: str) -> Pattern:
     return Pattern(tuple(names))
 
 
+def rules_on(graph: t.Sequence[Node], cgroup: str) -> list[str | None]:
+    """The rule at each level of the way from the root down to a cgroup, as the program finds it."""
+    if not graph:
+        return []
+    node: Node | None = graph[0]
+    found = [graph[0].rule]
+    for name in cgroup.strip("/").split("/") if cgroup != "/" else ():
+        node = _below(graph, node, name) if node else None
+        found.append(node.rule if node else None)
+    return found
+
+
+def _below(graph: t.Sequence[Node], node: Node, name: str) -> Node | None:
+    if name in node.names:
+        return graph[node.names[name]]
+    return next((graph[after] for shape, after in node.shapes if fits(name, shape)), None)
+
+
 def compile_graph(targets: t.Mapping[Pattern, str]) -> list[Node]:
     """The graph; its first node is the root's.
 
@@ -107,7 +125,7 @@ class _Compiler:
                     stars.setdefault(name, set()).add(then)
         shapes = self._closed(stars)
         for name in {*whole, *(name for shape in shapes for name in _overlapping(shape))}:
-            after = whole.get(name, set()).union(*(then for shape, then in stars.items() if _fits(name, shape)))
+            after = whole.get(name, set()).union(*(then for shape, then in stars.items() if fits(name, shape)))
             node.names[name] = self._node(frozenset(after))
         for shape in sorted(shapes, key=lambda one: (-len(one[0]) - len(one[1]), one)):
             after = set().union(*(then for other, then in stars.items() if _covers(other, shape)))
@@ -174,8 +192,14 @@ def _size(text: str) -> int:
     return len(text.encode(errors="surrogateescape"))
 
 
-def _fits(name: str, shape: Shape) -> bool:
+def fits(name: str, shape: Shape) -> bool:
+    """Whether a name begins and ends as a shape says, and the two do not overlap."""
     return len(name) >= len(shape[0]) + len(shape[1]) and name.startswith(shape[0]) and name.endswith(shape[1])
+
+
+def is_name(wanted: str | Shape, name: str) -> bool:
+    """Whether one name of a pattern means a cgroup's name."""
+    return wanted == name if isinstance(wanted, str) else fits(name, wanted)
 
 
 def _covers(general: Shape, special: Shape) -> bool:

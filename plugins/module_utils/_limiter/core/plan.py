@@ -9,10 +9,10 @@ import re
 import typing as t
 
 from . import diff, policy
-from .actions import Action, AddMember, LoadProgram, MakeRule, Release, RemoveMember, RemoveRule, SetLimit, Take
+from .actions import Action, LoadProgram, MakeRule, Release, RemoveRule, SetLimit, SetPlaces, Take
 from .errors import LimiterError
-from .layout import MAX_NESTED
 from .model import HostState, Process, Rule, Target
+from .places import Place, graph_of, taken
 from .policy import Limit
 
 MANAGED = "/speed_limiter"
@@ -45,13 +45,14 @@ def rule_of(cgroup: str) -> str | None:
     return parts[2] if cgroup.startswith(f"{MANAGED}/") else None
 
 
-def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> Plan:
-    """The steps that bring the host to what the targets want.
+def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False, whole: bool = False) -> Plan:
+    """The steps that bring the host to what the targets want. ``whole``: a rule has the places that its target names,
+    and no others; else it keeps those that it has. ``purge``: rules that no target names are removed.
 
     Raises LimiterError before anything is touched: ``dead_process``, ``stale_rule``, ``rate_needed``, ``member_taken``,
-    ``nested_too_deep``.
+    ``ambiguous_patterns``, ``too_many_patterns``, ``too_many_rules``.
     """
-    draft = _Draft(state)
+    draft = _Draft(state, whole)
     others = sorted(set(state.rules) - _names(targets))
     # Removals are planned first, so that their cgroups are free for new rules, but done last (see finish).
     for target in targets:
@@ -64,7 +65,6 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False) -> 
     for target in targets:
         if target.request.present:
             draft.present(target)
-    draft.check_nesting()
     return draft.finish(targets, others if purge else ())
 
 
@@ -95,10 +95,10 @@ def plan_removal(state: HostState, names: t.Sequence[str]) -> Plan:
 class _Draft:
     """The rules as they will be, and the steps that lead there."""
 
-    def __init__(self, state: HostState) -> None:
-        self.state = state
+    def __init__(self, state: HostState, whole: bool = False) -> None:
+        self.state, self.whole = state, whole
         self.rules = dict(state.rules)
-        self.owners = {member: rule.name for rule in state.rules.values() for member in rule.members}
+        self.wanted_by: dict[tuple[str, str], str] = {}  # pattern, rule -> which target asks for it, for errors
         self.claims: dict[int, str] = {}  # pid -> the first rule of the list that wants it
         self.actions: list[Action] = []
         self.touched: dict[str, None] = {}
@@ -106,6 +106,10 @@ class _Draft:
 
     def _do(self, action: Action, rule: Rule) -> None:
         self.actions.append(action)
+        self._change(rule)
+
+    def _change(self, rule: Rule) -> None:
+        """The rule will be so. `finish` has the action that sets the places of all."""
         # Moved to the end if it is there already: `last` selects the last one.
         self.touched.pop(rule.name, None)
         self.touched[rule.name] = None
@@ -144,7 +148,7 @@ class _Draft:
             old = rule or Rule(name, None, None, (), ())
             rule = old._replace(limit=limit)
             self._do(MakeRule(name, limit, start_time), rule)
-        self._add_member(target, rule)
+        self._set_places(target, rule)
         self._take(target, self.rules[name])
         rule = self.rules[name]
         if rule.limit != limit:
@@ -183,20 +187,15 @@ class _Draft:
             return True
         return process.pid not in rule.pids if remembered is None else remembered != process.start_time
 
-    def _add_member(self, target: Target, rule: Rule) -> None:
-        member = target.member
-        if member is None or member in rule.members:
-            return
-        owner = self.owners.get(member)
-        if owner is not None:
-            raise LimiterError(
-                "member_taken",
-                f"{target.request.where}{member} is already limited by the rule {owner!r}",
-                "a cgroup belongs to one rule",
-                "Remove it there first (state=absent with that name and cgroup_path), or limit one above or below it",
-            )
-        self.owners[member] = rule.name
-        self._do(AddMember(rule.name, member), rule._replace(members=(*rule.members, member)))
+    def _set_places(self, target: Target, rule: Rule) -> None:
+        """Adds a target's places to its rule; in a list of rules, these are all that it has."""
+        request = target.request
+        places = target.places if self.whole else tuple(sorted({*rule.places, *target.places}))
+        each = bool(request.each) if self.whole else rule.each if request.each is None else request.each
+        for pattern in target.places:
+            self.wanted_by[pattern, rule.name] = request.where
+        if (places, each) != (rule.places, rule.each):
+            self._change(rule._replace(places=places, each=each))
 
     def _take(self, target: Target, rule: Rule) -> None:
         request = target.request
@@ -211,7 +210,7 @@ class _Draft:
             if lost:
                 self.warnings.append(
                     f"processes leave {cgroup}, so its {', '.join(lost)} no longer hold for them; "
-                    f"to keep these, limit that cgroup in place: cgroup_path={cgroup}"
+                    f"to keep these, limit that cgroup in place: cgroup_paths={cgroup}"
                 )
         pids = {process.pid for process in moved}
         for other in sorted({rule_of(process.cgroup) or "" for process in moved} - {""}):
@@ -260,11 +259,14 @@ class _Draft:
             return
         if name not in self.rules:
             return
-        if not request.takes_processes and target.member is None:
+        # An empty list names nothing, least of all the whole rule.
+        if not (request.takes_processes or target.places or (request.takes_places and not request.cgroup_paths)):
             self.remove(name)
             return
-        if target.member in self.rules[name].members:
-            self._drop_member(self.rules[name], target.member)
+        rule = self.rules[name]
+        left = tuple(pattern for pattern in rule.places if pattern not in target.places)
+        if left != rule.places:
+            self._change(rule._replace(places=left))
         if request.takes_processes:
             self._release(name, {process.pid for process in target.processes if rule_of(process.cgroup) == name})
 
@@ -297,36 +299,37 @@ class _Draft:
         if not left and is_automatic(name):
             self.remove(name)
 
-    def _drop_member(self, rule: Rule, member: str) -> None:
-        self.owners.pop(member, None)
-        self._do(
-            RemoveMember(rule.name, member),
-            rule._replace(members=tuple(other for other in rule.members if other != member)),
-        )
-
     def remove(self, name: str) -> None:
-        """Removes a rule with its members; its processes go back."""
-        rule = self.rules.pop(name)
-        for member in rule.members:
-            self.owners.pop(member, None)
+        """Removes a rule with its places; its processes go back."""
+        self.rules.pop(name)
         self.actions.append(RemoveRule(name))
         self.touched[name] = None
 
-    def check_nesting(self) -> None:
-        """Raises LimiterError if a socket would be under more rules than the program looks for."""
-        if not any(isinstance(action, AddMember) for action in self.actions):
-            return
-        for member in sorted(self.owners):
-            parts = member.rstrip("/").split("/")
-            ways = ["/", *("/".join(parts[: end + 1]) for end in range(1, len(parts)))]
-            above = dict.fromkeys(self.owners[way] for way in ways if way in self.owners)
-            if len(above) > MAX_NESTED:
-                raise LimiterError(
-                    "nested_too_deep",
-                    f"{member} would be under {len(above)} rules: {', '.join(above)}",
-                    f"at most {MAX_NESTED} can hold at once",
-                    "Nothing was changed. Take one of them out",
-                )
+    def _places(self) -> SetPlaces | None:
+        """The places of all rules, if any differ from what there is.
+
+        Raises LimiterError ``member_taken``, and as `compile_graph`.
+        """
+        before = self._of_rules(self.state.rules)
+        wanted = self._of_rules(self.rules)
+        changed = sorted(pattern for pattern in {*before, *wanted} if before.get(pattern) != wanted.get(pattern))
+        # A graph names rules by their ids, which a rule that is made anew does not keep.
+        remade = {action.name for action in self.actions if isinstance(action, MakeRule)}
+        if not changed and not any(place.rule in remade for place in wanted.values()):
+            return None
+        return SetPlaces(wanted, tuple(graph_of(wanted)), tuple(changed))
+
+    def _of_rules(self, rules: t.Mapping[str, Rule]) -> dict[str, Place]:
+        found: dict[str, Place] = {}
+        for rule in rules.values():
+            for pattern in rule.places:
+                if pattern in found:
+                    wanted = [(pattern, name) for name in (rule.name, found[pattern].rule)]
+                    _pattern, name = next(filter(self.wanted_by.__contains__, wanted), wanted[0])
+                    owner = ({rule.name, found[pattern].rule} - {name}).pop()
+                    raise taken(pattern, owner, name, self.wanted_by.get((pattern, name), ""))
+                found[pattern] = Place(rule.name, rule.each)
+        return found
 
     def finish(self, targets: t.Sequence[Target], spared: t.Iterable[str]) -> Plan:
         """The plan. Its ``kept`` has the rules among ``spared`` that still exist."""
@@ -335,6 +338,9 @@ class _Draft:
             if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
                 self.remove(name)
         removed = {action.name for action in self.actions if isinstance(action, RemoveRule)}
+        places = self._places()
+        if places is not None:
+            self.actions.append(places)
         changed = tuple(
             name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name)
         )
@@ -352,8 +358,10 @@ class _Draft:
             tuple(dict.fromkeys(self.warnings)),
         )
 
-    def _goes(self, action: Action) -> bool:
-        """Removals go last, so that a failure before leaves them undone. But a rule that is made anew must go first."""
+    def _goes(self, action: Action) -> int:
+        """Removals go last, so that a failure before leaves them undone, and after the places of all rules: what a rule
+        leaves is under what then holds there. But a rule that is made anew must go first.
+        """
         if isinstance(action, RemoveRule):
-            return action.name not in self.rules
-        return isinstance(action, (Release, RemoveMember))
+            return 2 if action.name not in self.rules else 0
+        return {SetPlaces: 1, Release: 2}.get(type(action), 0)

@@ -38,13 +38,13 @@ def parse_request(options: Options, where: str = "") -> Request:
         )
     pids = _pids(where, given)
     selector = _selector(where, given.get("processes"))
-    chosen = [key for key in ("name", "cgroup_id", "last", "cgroup_path") if key in given]
+    chosen = [key for key in ("name", "cgroup_id", "last", "cgroup_paths") if given.get(key)]
     if not chosen and not pids and selector is None:
-        raise _bad(where, "no rule is named", "Give name, cgroup_id, last, cgroup_path or pids")
+        raise _bad(where, "no rule is named", "Give name, cgroup_id, last, cgroup_paths or pids")
     if not chosen and present and (selector is not None or len(pids) != 1):
         raise _bad(where, "a rule for several processes needs a name", "Add name")
-    if "cgroup_path" in given and ("cgroup_id" in given or "last" in given):
-        raise _bad(where, "cgroup_path goes with name, not with cgroup_id or last", "Give name and cgroup_path")
+    if "cgroup_paths" in given and ("cgroup_id" in given or "last" in given):
+        raise _bad(where, "cgroup_paths goes with name, not with cgroup_id or last", "Give name and cgroup_paths")
     return Request(
         where=where,
         present=present,
@@ -57,7 +57,10 @@ def parse_request(options: Options, where: str = "") -> Request:
         pids=pids,
         selector=selector,
         children=options.get("children") is not False,
-        cgroup_path=given.get("cgroup_path"),
+        cgroup_paths=tuple(dict.fromkeys(given.get("cgroup_paths", ()))),
+        takes_places="cgroup_paths" in given,
+        each=options.get("each"),
+        everything=options.get("everything") is True,
     )
 
 
@@ -89,7 +92,7 @@ def _pids(where: str, given: Options) -> tuple[int, ...]:
                 "bad_pid",
                 f"{where}pid 1 is refused",
                 "the init process is never moved",
-                "Limit a unit or a slice with cgroup_path",
+                "Limit a unit or a slice with cgroup_paths",
             )
     return tuple(dict.fromkeys(pids))
 

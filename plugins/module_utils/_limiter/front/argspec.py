@@ -15,8 +15,8 @@ Spec = dict[str, dict[str, t.Any]]
 # What excludes what, for tools that read the specification. `last: false` says nothing, which cannot be declared.
 # core/request.py refuses the same and more, and its words are what a user reads: they name the rule of a list.
 RULE_CHECKS: dict[str, t.Any] = {
-    "mutually_exclusive": [["pids", "processes"], ["name", "cgroup_id"], ["cgroup_path", "cgroup_id"]],
-    "required_one_of": [["name", "cgroup_id", "last", "cgroup_path", "pids", "processes"]],
+    "mutually_exclusive": [["pids", "processes"], ["name", "cgroup_id"], ["cgroup_paths", "cgroup_id"]],
+    "required_one_of": [["name", "cgroup_id", "last", "cgroup_paths", "pids", "processes"]],
 }
 
 
@@ -37,7 +37,9 @@ def rule_spec() -> Spec:
             },
         },
         "children": {"type": "bool", "default": True},
-        "cgroup_path": {"type": "str"},
+        "cgroup_paths": {"type": "list", "elements": "str", "aliases": ["cgroup_path"]},
+        "each": {"type": "bool"},
+        "everything": {"type": "bool", "default": False},
         "cgroup_id": {"type": "int", "aliases": ["cgid"]},
         "last": {"type": "bool"},
     }

@@ -12,12 +12,13 @@ import typing as t
 from ..core import actions as do
 from ..core.errors import LimiterError
 from ..core.model import Memory, Process
+from ..core.places import graph_of
 from ..core.plan import Plan, rule_of
 from ..core.policy import Limit
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
 from ..host.sockets import borrow
-from . import pacing
+from . import pacing, places
 from .host import Host
 from .origins import Origins
 from .program import load_if_needed
@@ -53,7 +54,6 @@ class _Application:
         self.program: list[str] = []
         self.undos: list[t.Callable[[], object]] = []
         self.origins, self.last = Origins(remembered), remembered.last
-        self.in_place: dict[int, list[int]] | None = None
         self.concerned: pacing.Concerned | None = None
         self.killed_before = remembered.settling
         self.protected = processes.protected(os.getpid())
@@ -61,8 +61,7 @@ class _Application:
             do.LoadProgram: self._load_program,
             do.MakeRule: self._make_rule,
             do.SetLimit: self._set_limit,
-            do.AddMember: self._add_member,
-            do.RemoveMember: self._remove_member,
+            do.SetPlaces: self._set_places,
             do.Take: self._take,
             do.Release: self._release,
             do.RemoveRule: lambda action: self._remove(action.name),
@@ -71,6 +70,7 @@ class _Application:
     def run(self, plan: Plan) -> None:
         if self.host.maps:
             self.host.complete()
+            places.complete(self.host)
             self.warnings += pacing.complete_stop(self.host.attachments, self.host.opened_maps)
         self._tag_sockets(self.origins.written.in_transit)
         for target in plan.targets:
@@ -154,23 +154,10 @@ class _Application:
             self.undos.append(lambda: maps.set_limit(rule, before))
         maps.set_limit(rule, action.limit)
 
-    def _add_member(self, action: do.AddMember) -> None:
-        member = self.cgroups.identifier(action.cgroup)
-        if member is None:
-            raise LimiterError(
-                "no_cgroup", f"{action.cgroup} disappeared while this task ran", "", "Run the task again"
-            )
-        maps = self.host.opened_maps
-        owner = maps.member(member)  # a rule that loses it in the same task
-        self.undos.append(lambda: maps.add_member(member, owner) if owner else maps.remove_member(member))
-        maps.add_member(member, self._identifier(action.name))
-
-    def _remove_member(self, action: do.RemoveMember) -> None:
-        member = self.cgroups.identifier(action.cgroup)
-        maps, rule = self.host.opened_maps, self._identifier(action.name)
-        if member is not None and maps.member(member) == rule:  # else another rule has it by now
-            self.undos.append(lambda: maps.add_member(member, rule))
-            maps.remove_member(member)
+    def _set_places(self, action: do.SetPlaces) -> None:
+        before = places.of_host(self.host)
+        self.undos.append(lambda: places.put(self.host, before, graph_of(before)))
+        places.put(self.host, action.places, action.graph)
 
     def _take(self, action: do.Take) -> None:
         self._announce()
@@ -264,29 +251,17 @@ class _Application:
             )
         if self.host.maps:
             limit = self.host.maps.limit(cgroup_id)
-            # Another rule of this task may have taken some by now.
-            members = [one for one in self.members_of(cgroup_id) if self.host.maps.member(one) == cgroup_id]
             if limit is not None:
-                self.undos.append(lambda: self._make_again(name, limit, members))
-            forget_rule(self.host.maps, cgroup_id, members)
+                self.undos.append(lambda: self._make_again(name, limit))
+            forget_rule(self.host.maps, cgroup_id)
         self.cgroups.remove_rule(name)
 
-    def _make_again(self, name: str, limit: Limit, members: t.Iterable[int]) -> None:
+    def _make_again(self, name: str, limit: Limit) -> None:
         """Undoes a removal; where the cgroup was gone already, with a full bucket and counters of 0."""
         maps, cgroup_id = self.host.opened_maps, self.cgroups.make_rule(name)
         maps.make_state(cgroup_id, limit.bucket)
-        for member in (cgroup_id, *members):
-            maps.add_member(member, cgroup_id)
+        maps.add_member(cgroup_id, cgroup_id)
         maps.set_limit(cgroup_id, limit)
-
-    def members_of(self, rule: int) -> list[int]:
-        """Cgroups that are charged to a rule beside its own."""
-        if self.in_place is None:
-            self.in_place = {}
-            for member, owner in self.host.opened_maps.members().items():
-                if member != owner:
-                    self.in_place.setdefault(owner, []).append(member)
-        return self.in_place.get(rule, [])
 
     def _send_home(self, name: str, pid: int) -> None:
         process = processes.read(pid)
@@ -330,14 +305,8 @@ class _Application:
         name = rule_of(cgroup)
         if name is not None:
             return self.cgroups.identifier(self.cgroups.rule_cgroup(name))
-        if self.host.maps is None:
-            return None
-        while True:
-            member = self.cgroups.identifier(cgroup)
-            rule = self.host.maps.member(member) if member else None
-            if rule is not None or cgroup == "/":
-                return rule
-            cgroup = cgroup.rpartition("/")[0] or "/"
+        in_place = places.rules_on_way(self.host, cgroup)
+        return self.cgroups.identifier(self.cgroups.rule_cgroup(in_place[-1])) if in_place else None
 
     def _tagger(self, rule: int | None) -> t.Callable[[int], None]:
         maps = self.host.opened_maps
@@ -351,11 +320,10 @@ class _Application:
         return tag
 
 
-def forget_rule(maps: Maps, rule: int, members: t.Iterable[int]) -> None:
+def forget_rule(maps: Maps, rule: int) -> None:
     """Take a rule out of every map. Its limit goes first: from then on packets pass, whoever is still charged to it,
     and the rule counts as half made.
     """
     maps.remove_limit(rule)
-    for member in (rule, *members):
-        maps.remove_member(member)
+    maps.remove_member(rule)
     maps.remove_state(rule)

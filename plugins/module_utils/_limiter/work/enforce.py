@@ -17,6 +17,7 @@ from ..core.plan import MANAGED, Plan, plan
 from ..core.reasons import Counters
 from ..host.lock import host_lock
 from ..host.sockets import association
+from . import places
 from .apply import Applied, apply
 from .host import Host, RunCommand
 from .observe import observe
@@ -45,7 +46,7 @@ def enforce(
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
         host = Host.open(run_command)
         state, targets, seen = observe(host, requests, everything)
-        made = plan(state, targets, purge)
+        made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
         before = {name: facts(host, state.rules[name]) for name in names if name in state.rules}
@@ -66,7 +67,8 @@ def unenforced(host: Host, made: Plan, check: bool) -> list[str]:
     present = [rule for rule in (made.rules.get(target.name or "") for target in made.targets) if rule]
     lost = socket_association(host, [rule.name for rule in present], locked=not check) if present else None
     warning = lost.warning(os.uname().release) if lost else None
-    return [*([warning] if warning else []), *_unseen(host, present)]
+    blind = places.is_blind(host) and any(rule.places for rule in present)
+    return [*([warning] if warning else []), *([places.BLIND] if blind else []), *_unseen(host, present)]
 
 
 def socket_association(host: Host, rules: t.Iterable[str], locked: bool) -> Association:
@@ -86,24 +88,24 @@ def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
     """
     if host.attachments.current() is None:
         return []
-    places = {member for rule in present for member in rule.members}
-    if any(rule.pids or not rule.members for rule in present):
-        places.add(MANAGED)
-    return [reason for reason in (_why_unseen(host, place) for place in sorted(places)) if reason]
+    cgroups = places.cgroups_of(host, (pattern for rule in present for pattern in rule.places))
+    if any(rule.pids or not rule.places for rule in present):
+        cgroups.add(MANAGED)
+    return [reason for reason in (_why_unseen(host, cgroup) for cgroup in sorted(cgroups)) if reason]
 
 
-def _why_unseen(host: Host, place: str) -> str | None:
+def _why_unseen(host: Host, cgroup: str) -> str | None:
     """Raises nothing: what was to be done is done, so the task may not fail any more."""
     try:
-        runs = any(program["ours"] for program in host.attachments.on_hook(place))
+        runs = any(program["ours"] for program in host.attachments.on_hook(cgroup))
     except LimiterError as error:
         # Not made yet, in check mode; or a service that is restarted meanwhile.
         gone = error.kind == "no_cgroup"
-        return None if gone else f"it is not known whether the program runs for {place}: {error}"
+        return None if gone else f"it is not known whether the program runs for {cgroup}: {error}"
     if runs:
         return None
     return (
-        f"the program does not run for {place}: nothing limits it. speed_limit_info with cgroup_path={place} and "
+        f"the program does not run for {cgroup}: nothing limits it. speed_limit_info with cgroup_path={cgroup} and "
         "gather=program,hook shows where it is attached, and what runs instead"
     )
 
@@ -119,7 +121,11 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
         # Nothing is charged to a rule that a killed task has left unfinished.
-        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.members) if rule.limit],
+        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.places) if rule.limit],
+        "each": rule.each,
+        "waiting": [
+            host.cgroups.absolute(pattern) for pattern in rule.places if not places.cgroups_of(host, [pattern])
+        ],
         "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
         "counters": (counters or Counters()).about(),
     }

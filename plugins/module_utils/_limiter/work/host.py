@@ -55,6 +55,10 @@ class Host:
         """Whether an earlier version made the maps, which the next load carries over."""
         return self.maps is not None and self.maps.is_earlier
 
+    def path_of(self, cgroup_id: int) -> str | None:
+        """The cgroup with this id; None where it is gone."""
+        return self.libbpf.cgroup_path_of(self.cgroups.mount, cgroup_id)
+
     def complete(self) -> None:
         """What a killed run began with the program and the maps is completed, or removed."""
         if self.attachments.complete():

@@ -26,6 +26,7 @@ from ..host.groups import processes
 from ..host.groups.cgroups import Cgroups
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
+from . import places
 from .enforce import Facts, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
@@ -169,11 +170,8 @@ class Info:
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
         cgroup = self.cgroup
         if cgroup is not None:
-            found = [
-                rule
-                for rule in found
-                if any(_covers(above, cgroup) for above in (self.host.cgroups.rule_cgroup(rule.name), *rule.members))
-            ]
+            holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
+            found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
         return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
 
@@ -192,6 +190,8 @@ class Info:
                         "cgroup_path": self.cgroups.absolute(cgroup),
                         "cgroup_id": self.cgroups.identifier(cgroup),
                         "members": None,
+                        "each": None,
+                        "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
                         "pacing": None,

@@ -9,13 +9,18 @@ import os
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.layout import MAX_DEPTH
 from ..core.model import HostState, Process, Request, Rule, Skipped, Target
 from ..core.names import check_rule_name
+from ..core.patterns import is_name, parse
+from ..core.places import is_confined, normal
 from ..core.plan import MANAGED, rule_of
 from ..host import memory
 from ..host.groups import processes
+from . import places
 from .host import Host
+
+# Where a host is reached by ssh: whoever limits these limits his own connection, or the next one.
+_WHERE_CONNECTIONS_END = ("/system.slice/ssh.service", "/system.slice/sshd.service", "/user.slice")
 
 
 def observe(
@@ -35,7 +40,9 @@ class _Observation:
         self.host, self.cgroups = host, host.cgroups
         self.memory, self.warnings = memory.read()
         self.protected = processes.protected(os.getpid())
-        self.in_place = self._members_in_place()
+        ancestors = (processes.read(pid) for pid in self.protected)
+        self.own_cgroups = sorted({process.cgroup for process in ancestors if process and process.pid != 1})
+        self.in_place = places.by_rule(host)
         self.names: set[str] = set(self.in_place)
         if everything:
             self.names |= set(self.cgroups.rule_names())
@@ -52,20 +59,6 @@ class _Observation:
         program, earlier = self.host.attachments.current(), self.host.is_earlier
         return HostState(rules, self.memory, program, lost, earlier), targets, self.warnings
 
-    def _members_in_place(self) -> dict[str, list[str]]:
-        """Rule name -> cgroups that are limited in place; those that are gone are left out."""
-        found: dict[str, list[str]] = {}
-        in_place: dict[int, list[int]] = {}
-        for member, rule in self.host.maps.members().items() if self.host.maps else ():
-            if member != rule:
-                in_place.setdefault(rule, []).append(member)
-        names = self.cgroups.rules_by_id() if in_place else {}
-        for rule, members in in_place.items():
-            if rule in names:
-                paths = (self.host.libbpf.cgroup_path_of(self.cgroups.mount, member) for member in members)
-                found[names[rule]] = [path for path in paths if path]
-        return found
-
     def _rule(self, name: str, limits: t.Mapping[int, t.Any] | None) -> Rule | None:
         cgroup = self.cgroups.rule_cgroup(name)
         cgroup_id = self.cgroups.identifier(cgroup)
@@ -74,12 +67,14 @@ class _Observation:
         limit = None
         if self.host.maps:
             limit = self.host.maps.limit(cgroup_id) if limits is None else limits.get(cgroup_id)
-        members = tuple(sorted(self.in_place.get(name, ())))
-        return Rule(name, cgroup_id, limit, members, tuple(sorted(self.cgroups.pids(cgroup))))
+        stored = self.in_place.get(name, ())
+        patterns = tuple(sorted({place.pattern for place in stored}))
+        pids = tuple(sorted(self.cgroups.pids(cgroup)))
+        return Rule(name, cgroup_id, limit, patterns, pids, any(place.each for place in stored))
 
     def _target(self, request: Request) -> Target:
         try:
-            name, member = self._place(request)
+            name, patterns = self._place(request)
             living, dead, matched, skipped = self._processes(request)
         except LimiterError as error:
             if not error.what.startswith(request.where):
@@ -89,13 +84,13 @@ class _Observation:
         automatic = request.present and not chosen and len(request.pids) == 1
         if automatic:
             name = f"pid-{request.pids[0]}"
-        return Target(request, name, automatic, member, living, matched, dead, skipped)
+        return Target(request, name, automatic, patterns, living, matched, dead, skipped)
 
-    def _place(self, request: Request) -> tuple[str | None, str | None]:
-        """The rule's name, and the cgroup that is to be limited in place."""
+    def _place(self, request: Request) -> tuple[str | None, tuple[str, ...]]:
+        """The rule's name, and the patterns of what is to be limited in place."""
         name = request.name
         if request.cgroup_id is not None:
-            path = self.host.libbpf.cgroup_path_of(self.cgroups.mount, request.cgroup_id)
+            path = self.host.path_of(request.cgroup_id)
             name = rule_of(path) if path else None
             if name and self.cgroups.identifier(self.cgroups.rule_cgroup(name)) != request.cgroup_id:
                 name = None
@@ -105,50 +100,71 @@ class _Observation:
                 if self.memory.last and self.cgroups.exists(self.cgroups.rule_cgroup(self.memory.last))
                 else None
             )
-        if request.cgroup_path is None:
-            return name, None
-        path = self.cgroups.relative(request.cgroup_path)
-        if path == MANAGED or path.startswith(f"{MANAGED}/"):
-            return self._own_cgroup(request, path), None
-        if name is None:
+        patterns = []
+        for given in request.cgroup_paths:
+            path = self.cgroups.relative(given)
+            if path == MANAGED or path.startswith(f"{MANAGED}/"):
+                name = self._own_cgroup(request, name, path)
+            else:
+                patterns.append(normal("cgroup_paths:", path))
+        if patterns and name is None:
             raise LimiterError(
                 "bad_options",
-                f"{request.where}cgroup_path: {path} is limited in place",
+                f"{request.where}cgroup_paths: {patterns[0]} is limited in place",
                 "that needs the name of a rule",
                 "Add name",
             )
         if request.present:
-            if not self.cgroups.exists(path):
-                raise LimiterError(
-                    "no_cgroup",
-                    f"{request.where}cgroup_path: {path} does not exist below {self.cgroups.mount}",
-                    "ENOENT (No such file or directory)",
-                    "Give an existing cgroup, as /proc/PID/cgroup shows it",
-                )
-            if self.cgroups.depth(path) >= MAX_DEPTH:
-                raise LimiterError(
-                    "bad_cgroup_path",
-                    f"{request.where}cgroup_path: {path} is too deep",
-                    f"the program looks for rules on the first {MAX_DEPTH} levels only",
-                    "Limit a cgroup above it",
-                )
-        return name, path
+            fresh = set(patterns) - {place.pattern for place in self.in_place.get(name or "", ())}
+            for pattern in sorted(fresh if not request.everything else ()):
+                self._check_own_connection(request, pattern)
+            if request.each:
+                for pattern in patterns:
+                    self._check_each(request, pattern)
+        return name, tuple(sorted(set(patterns)))
 
-    def _own_cgroup(self, request: Request, path: str) -> str:
+    def _check_own_connection(self, request: Request, pattern: str) -> None:
+        """What the task itself is in, and what leads to this host, is limited only by who says so."""
+        names = parse("cgroup_paths", pattern).names
+        for cgroup in (*_WHERE_CONNECTIONS_END, *self.own_cgroups):
+            above = cgroup.strip("/").split("/") if cgroup != "/" else []
+            if len(names) <= len(above) and all(map(is_name, names, above)):
+                raise LimiterError(
+                    "holds_connection",
+                    f"{request.where}{pattern} is refused",
+                    f"it holds {cgroup}, and with it the connection that this task came by, or others like it",
+                    "Limit something below it, or add everything: true if that is meant",
+                )
+
+    def _check_each(self, request: Request, pattern: str) -> None:
+        """Budgets are for cgroups that only root makes: users could make as many as they want."""
+        parsed = parse("cgroup_paths", pattern)
+        above = self.cgroups.matching(parsed._replace(names=parsed.names[:-1])) if parsed.names else []
+        others = [cgroup for cgroup in above if not self.cgroups.is_roots(cgroup)]
+        if others or not is_confined(parsed):
+            raise LimiterError(
+                "unsafe_each",
+                f"{request.where}each with {pattern} is refused",
+                f"{others[0] if others else 'what is below user@UID.service'} belongs to a user, who could make any "
+                "number of cgroups there, with a budget for each",
+                "Name cgroups that only root can make, or leave each out",
+            )
+
+    def _own_cgroup(self, request: Request, given: str | None, path: str) -> str:
         name = rule_of(path)
         if name is None or path != self.cgroups.rule_cgroup(name):
             raise LimiterError(
                 "bad_cgroup_path",
-                f"{request.where}cgroup_path: {path} is not a rule's cgroup",
+                f"{request.where}cgroup_paths: {path} is not a rule's cgroup",
                 f"rules have their cgroups directly below {MANAGED}",
                 f"Give {MANAGED}/<name>, or a cgroup elsewhere",
             )
         if request.present:
-            check_rule_name(f"{request.where}cgroup_path", name)
-        if request.name not in (None, name):
+            check_rule_name(f"{request.where}cgroup_paths", name)
+        if given not in (None, name):
             raise LimiterError(
                 "bad_options",
-                f"{request.where}cgroup_path and name disagree",
+                f"{request.where}cgroup_paths and name disagree",
                 f"{path} is the rule {name!r}",
                 "Give one of them",
             )

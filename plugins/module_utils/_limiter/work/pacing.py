@@ -17,12 +17,13 @@ from ..host import kernel
 from ..host.bpf.attachments import Attachments
 from ..host.bpf.maps import Maps
 from ..host.sockets import settle
+from . import places
 from .host import Host
 
 _MAY_STAY_SLOW = "connections may stay as slow as they were when they were paced"
 
-# With more rules than that it is cheaper to look at all processes.
-_MOST_RULES = 64
+# With more rules or patterns than that it is cheaper to look at all processes.
+_MOST_RULES = _MOST_PATTERNS = 64
 
 
 def ability(host: Host, program: Program | None) -> Ability:
@@ -107,26 +108,22 @@ class Concerned:
         self._host = host
         self._cgroups: set[str] = set()
         self._pids = set(leaving)
-        names = {action.name for action in actions if not isinstance(action, do.LoadProgram)}
+        names = {action.name for action in actions if not isinstance(action, (do.LoadProgram, do.SetPlaces))}
         self._too_many = len(names) > _MOST_RULES
         if self._too_many:
             return
         cgroups = [host.cgroups.rule_cgroup(name) for name in names]
-        self._cgroups.update(cgroups, self._in_place({host.cgroups.identifier(cgroup) for cgroup in cgroups}))
+        in_place = places.by_rule(host)
+        patterns = {place.pattern for name in names for place in in_place.get(name, ())}
         for action in actions:
-            if isinstance(action, (do.AddMember, do.RemoveMember)):
-                self._cgroups.add(action.cgroup)
-            elif isinstance(action, do.Take):
+            if isinstance(action, do.SetPlaces):
+                patterns.update(action.changed)
+        self._too_many = len(patterns) > _MOST_PATTERNS
+        if not self._too_many:
+            self._cgroups.update(cgroups, places.cgroups_of(host, patterns))
+        for action in actions:
+            if isinstance(action, do.Take):
                 self._pids.update(process.pid for process in action.processes)
-
-    def _in_place(self, rules: t.Container[int | None]) -> list[str]:
-        """Cgroups that these rules limit in place."""
-        maps = self._host.maps  # None: the first of the actions loads the program
-        members = (
-            [member for member, rule in maps.members().items() if rule in rules and member != rule] if maps else []
-        )
-        paths = (self._host.libbpf.cgroup_path_of(self._host.cgroups.mount, member) for member in members)
-        return [path for path in paths if path]
 
     def pids(self) -> set[int] | None:
         """As they are now; None: look at all there are."""

@@ -15,7 +15,7 @@ from ..core.errors import LimiterError
 from ..core.model import Memory, Program
 from ..host import kernel, memory
 from ..host.bpf import build, pins
-from . import pacing
+from . import pacing, places
 from .host import Host
 
 
@@ -98,6 +98,7 @@ def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loading
 
     loaded = host.attachments.load(wanted.path, wanted.identity, cgroup, paced, release)
     host.refresh()
+    places.complete(host)  # an earlier version had none
     after = pacing.follow(None) if loaded.paced else release()
     return Loading(done, [*loaded.warnings, *after])
 

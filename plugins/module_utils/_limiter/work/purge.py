@@ -87,15 +87,11 @@ def is_stale(state: HostState, rule: Rule) -> bool:
 def _remains(host: Host) -> Remains:
     if host.maps is None:
         return Remains((), ())
-    path_of = host.libbpf.cgroup_path_of
-    mount = host.cgroups.mount
     members = host.maps.members()
     rules = {*host.maps.limits(), *host.maps.state_rules(), *members.values()}
-    gone = {rule for rule in rules if path_of(mount, rule) is None}
-    lost = tuple(
-        sorted(member for member, rule in members.items() if rule not in gone and path_of(mount, member) is None)
-    )
-    return Remains(tuple(sorted(gone)), lost)
+    gone = {rule for rule in rules if host.path_of(rule) is None}
+    lost = sorted(member for member, rule in members.items() if rule not in gone and host.path_of(member) is None)
+    return Remains(tuple(sorted(gone)), tuple(lost))
 
 
 def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> list[str]:
@@ -103,13 +99,11 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
     applied = apply(host, purge.plan, state.memory)
     warnings = list(applied.warnings)
     if host.maps is not None:
-        members: dict[int, list[int]] = {}
-        for member, owner in host.maps.members().items():
-            members.setdefault(owner, []).append(member)
         for rule in purge.remains.rules:
-            forget_rule(host.maps, rule, members.get(rule, ()))
-        for member in purge.remains.members:
-            host.maps.remove_member(member)
+            forget_rule(host.maps, rule)
+        for member, rule in host.maps.members().items():
+            if rule in purge.remains.rules or member in purge.remains.members:
+                host.maps.remove_member(member)
         if any(purge.remains):
             host.maps.bump_generation()
     if everything:

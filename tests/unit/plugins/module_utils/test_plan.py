@@ -19,6 +19,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Rule,
     Target,
 )
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.places import Place, Places
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, plan
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
@@ -37,15 +38,15 @@ def host(
     return HostState({rule.name: rule for rule in rules}, memory, program, lost_limits or {})
 
 
-def rule(name: str, limit: Limit | None = MEGABYTE, members: Sequence[str] = (), pids: Sequence[int] = ()) -> Rule:
-    return Rule(name, 7, limit, tuple(members), tuple(pids))
+def rule(name: str, limit: Limit | None = MEGABYTE, places: Sequence[str] = (), pids: Sequence[int] = ()) -> Rule:
+    return Rule(name, 7, limit, tuple(places), tuple(pids))
 
 
 def target(
     name: str | None = None,
     processes: Sequence[tuple[int, int, str]] = (),
     dead: Sequence[int] = (),
-    member: str | None = None,
+    places: Sequence[str] = (),
     automatic: bool = False,
     **options: Any,
 ) -> Target:
@@ -56,7 +57,12 @@ def target(
     if (found or dead) and "processes" not in options:
         options["pids"] = [process.pid for process in found] + list(dead)
     request = parse_request(options)
-    return Target(request, name, automatic, member, found, tuple(process.pid for process in found), tuple(dead), ())
+    return Target(request, name, automatic, tuple(places), found, tuple(process.pid for process in found), tuple(dead), ())
+
+
+def placed(made: Plan) -> Places:
+    (action,) = (action for action in made.actions if isinstance(action, do.SetPlaces))
+    return action.places
 
 
 def kinds(made: Plan) -> list[str]:
@@ -178,35 +184,76 @@ def test_absent_with_a_process_keeps_the_rule() -> None:
 
 
 def test_a_cgroup_is_limited_in_place_once() -> None:
-    made = plan(host(rule("web")), [target("web", member="/a", cgroup_path="/a")])
-    assert made.actions == (do.AddMember("web", "/a"),) and made.after.endswith("0 processes, limits /a\n")
-    assert plan(host(rule("web", members=["/a"])), [target("web", member="/a", cgroup_path="/a")]).actions == ()
+    made = plan(host(rule("web")), [target("web", places=["/a"], cgroup_paths=["/a"])])
+    assert placed(made) == {"/a": Place("web", False)} and made.after.endswith("0 processes, limits /a\n")
+    assert plan(host(rule("web", places=["/a"])), [target("web", places=["/a"], cgroup_paths=["/a"])]).actions == ()
 
 
 def test_a_cgroup_belongs_to_one_rule() -> None:
-    with pytest.raises(LimiterError, match="already limited by the rule 'web'") as error:
-        plan(host(rule("web", members=["/a"]), rule("db")), [target("db", member="/a", cgroup_path="/a")])
+    with pytest.raises(LimiterError, match="by the rule 'db': it is already limited by 'web'") as error:
+        plan(host(rule("web", places=["/a"]), rule("db")), [target("db", places=["/a"], cgroup_paths=["/a"])])
     assert error.value.kind == "member_taken"
 
 
 def test_absent_with_a_member_takes_only_that_out() -> None:
-    state = host(rule("web", members=["/a", "/b"]))
-    made = plan(state, [target("web", member="/a", cgroup_path="/a", state="absent")])
-    assert made.actions == (do.RemoveMember("web", "/a"),) and made.rules["web"].members == ("/b",)
+    state = host(rule("web", places=["/a", "/b"]))
+    made = plan(state, [target("web", places=["/a"], cgroup_paths=["/a"], state="absent")])
+    assert placed(made) == {"/b": Place("web", False)} and made.rules["web"].places == ("/b",)
+
+
+def test_in_a_list_a_rule_has_the_places_that_are_named_and_no_others() -> None:
+    state = host(rule("web", places=["/a", "/b"]), rule("db", places=["/c"]))
+    made = plan(state, [target("web", places=["/b", "/c"], cgroup_paths=["/b", "/c"]), target("db")], whole=True)
+    assert placed(made) == {"/b": Place("web", False), "/c": Place("web", False)}
+    assert made.before == "db: 1000000 B/s (8 Mbit/s), bucket 1000000 B, 0 processes, limits /c\n" + (
+        "web: 1000000 B/s (8 Mbit/s), bucket 1000000 B, 0 processes, limits /a, limits /b\n"
+    )
+    assert "limits /b, limits /c\n" in made.after and "limits /a" not in made.after
+
+
+def test_an_empty_list_of_places_is_no_place_not_the_whole_rule() -> None:
+    state = host(rule("web", places=["/a"]))
+    assert plan(state, [target("web", cgroup_paths=[], state="absent")]).actions == ()
+    assert kinds(plan(state, [target("web", cgroup_paths=["/speed_limiter/web"], state="absent")])) == [
+        "SetPlaces",
+        "RemoveRule",
+    ]
+
+
+def test_each_is_kept_and_changed_only_by_who_says_so() -> None:
+    state = host(rule("web", places=["/a-*"])._replace(each=True))
+    assert plan(state, [target("web", rate="1000000")]).actions == ()
+    made = plan(state, [target("web", each=False)])
+    assert placed(made) == {"/a-*": Place("web", False)}
+    assert made.before.endswith("limits each of /a-*\n") and made.after.endswith("limits /a-*\n")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_patterns_of_equal_rank_are_refused_by_name(whole: bool) -> None:
+    with pytest.raises(LimiterError, match=r"/\*a/b and /a\*/b match the same") as error:
+        plan(
+            host(rule("web", places=["/a*/b"]), rule("db")),
+            [
+                target("web", places=["/a*/b"], cgroup_paths=["/a*/b"]),
+                target("db", places=["/*a/b"], cgroup_paths=["/*a/b"]),
+            ],
+            whole=whole,
+        )
+    assert error.value.kind == "ambiguous_patterns"
 
 
 def test_four_rules_nest_and_five_do_not() -> None:
-    nested = [rule("root", members=["/"]), rule("a", members=["/a"]), rule("b", members=["/a/b"]), rule("c"), rule("d")]
-    fourth = target("c", member="/a/b/c", cgroup_path="/a/b/c")
-    assert kinds(plan(host(*nested), [fourth])) == ["AddMember"]
-    with pytest.raises(LimiterError, match="root, a, b, c, d") as error:
-        plan(host(*nested), [fourth, target("d", member="/a/b/c/d", cgroup_path="/a/b/c/d")])
-    assert error.value.kind == "nested_too_deep"
+    nested = [rule("root", places=["/"]), rule("a", places=["/a"]), rule("b", places=["/a/b"]), rule("c"), rule("d")]
+    fourth = target("c", places=["/a/b/c"], cgroup_paths=["/a/b/c"])
+    assert kinds(plan(host(*nested), [fourth])) == ["SetPlaces"]
+    with pytest.raises(LimiterError, match="a, b, c, d, root") as error:
+        plan(host(*nested), [fourth, target("d", places=["/a/b/c/d"], cgroup_paths=["/a/b/c/d"])])
+    assert error.value.kind == "too_many_rules"
 
 
-def test_two_members_of_one_rule_count_once() -> None:
-    rules = [rule("a", members=["/a", "/a/b", "/a/b/c", "/a/b/c/d"])]
-    assert kinds(plan(host(*rules), [target("a", member="/a/b/c/d/e", cgroup_path="/a/b/c/d/e")])) == ["AddMember"]
+def test_two_places_of_one_rule_count_once() -> None:
+    rules = [rule("a", places=["/a", "/a/b", "/a/b/c", "/a/b/c/d"])]
+    assert kinds(plan(host(*rules), [target("a", places=["/a/b/c/d/e"], cgroup_paths=["/a/b/c/d/e"])])) == ["SetPlaces"]
 
 
 def test_leaving_a_cgroup_with_limits_is_told() -> None:
@@ -244,9 +291,9 @@ def test_a_rule_that_is_not_there_by_its_id_takes_nothing_from_others() -> None:
 
 
 def test_absent_with_a_process_and_a_cgroup_takes_both_out() -> None:
-    state = host(rule("web", members=["/a"], pids=[5, 6]))
-    both = target("web", [(5, 50, "/speed_limiter/web")], member="/a", cgroup_path="/a", state="absent")
-    assert sorted(kinds(plan(state, [both]))) == ["Release", "RemoveMember"]
+    state = host(rule("web", places=["/a"], pids=[5, 6]))
+    both = target("web", [(5, 50, "/speed_limiter/web")], places=["/a"], cgroup_paths=["/a"], state="absent")
+    assert sorted(kinds(plan(state, [both]))) == ["Release", "SetPlaces"]
 
 
 def test_absent_by_process_leaves_its_children_in_rules_that_they_were_put_in_by_name() -> None:
@@ -276,18 +323,18 @@ def test_a_process_that_is_named_for_two_rules_is_an_error() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_rule_is_renamed_in_one_task_whatever_the_order(order: tuple[int, int]) -> None:
-    targets = [target("old", state="absent"), target("new", member="/a", cgroup_path="/a", rate="1000000")]
-    made = plan(host(rule("old", members=["/a"])), [targets[index] for index in order])
-    assert kinds(made) == ["MakeRule", "AddMember", "RemoveRule"]
+    targets = [target("old", state="absent"), target("new", places=["/a"], cgroup_paths=["/a"], rate="1000000")]
+    made = plan(host(rule("old", places=["/a"])), [targets[index] for index in order])
+    assert kinds(made) == ["MakeRule", "SetPlaces", "RemoveRule"]
 
 
 def test_a_purge_hands_the_cgroup_over_too() -> None:
     made = plan(
-        host(rule("old", members=["/a"])),
-        [target("new", member="/a", cgroup_path="/a", rate="1000000")],
+        host(rule("old", places=["/a"])),
+        [target("new", places=["/a"], cgroup_paths=["/a"], rate="1000000")],
         purge=True,
     )
-    assert kinds(made) == ["MakeRule", "AddMember", "RemoveRule"]
+    assert kinds(made) == ["MakeRule", "SetPlaces", "RemoveRule"]
 
 
 def test_what_goes_goes_last() -> None:

@@ -20,7 +20,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.r
         ({"name": "web", "last": True}, "bad_options", "name and last exclude each other"),
         ({"name": "web", "cgroup_id": 5}, "bad_options", "name and cgroup_id exclude each other"),
         ({"name": "web", "pids": [5], "processes": {"name": "x"}}, "bad_options", "pids and processes exclude"),
-        ({"last": True, "cgroup_path": "/a"}, "bad_options", "cgroup_path goes with name"),
+        ({"last": True, "cgroup_paths": ["/a"]}, "bad_options", "cgroup_paths goes with name"),
         ({"pids": [5, 6], "rate": "1m"}, "bad_options", "needs a name"),
         ({"processes": {"name": "x"}, "rate": "1m"}, "bad_options", "needs a name"),
         ({"name": "web", "processes": {"name": None}}, "bad_selector", "nothing is selected"),

@@ -39,8 +39,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         ({"name": "web", "pids": [5], "processes": {"name": "x"}}, "pids and processes exclude each other. Give one"),
         ({"name": "web", "pid": 5, "processes": {"name": "x"}}, "pids and processes exclude each other. Give one"),
         ({"name": "web", "cgroup_id": 5}, "name and cgroup_id exclude each other. Give one of them."),
-        ({"cgid": 5, "cgroup_path": "/a"}, "cgroup_path goes with name, not with cgroup_id or last"),
-        ({"rate": "5m"}, "no rule is named. Give name, cgroup_id, last, cgroup_path or pids."),
+        ({"cgid": 5, "cgroup_path": "/a"}, "cgroup_paths goes with name, not with cgroup_id or last"),
+        ({"rate": "5m"}, "no rule is named. Give name, cgroup_id, last, cgroup_paths or pids."),
     ],
 )
 def test_what_is_declared_is_refused_in_our_words(run: Run, options: dict[str, t.Any], words: str) -> None:

@@ -38,7 +38,7 @@ class Attachments:
 
     def __init__(self, libbpf: Libbpf, cgroup_mount: str) -> None:
         self._libbpf, self._hooks, self._links = libbpf, Hooks(libbpf, cgroup_mount), Links(libbpf)
-        self._migration = Migration(libbpf, self._links)
+        self._migration = Migration(libbpf, self._links, cgroup_mount)
 
     def current(self) -> Program | None:
         """The program that limits now, of whatever version; None where none is attached, or where it has lost its

@@ -15,13 +15,22 @@ from .maps import Maps
 _HALVES = (range(1, 1 << 31), range(1 << 31, 1 << 32))
 
 
-def switch(maps: Maps, root: int, graph: t.Sequence[Node], rules: t.Mapping[str, int], each: t.Container[str]) -> None:
+def switch(
+    maps: Maps,
+    root: int,
+    graph: t.Sequence[Node],
+    rules: t.Mapping[str, int],
+    each: t.Container[str],
+    source: int = 0,
+) -> None:
     """Has cgroups found by a graph from now on, and by no earlier one. An empty one finds nothing.
 
     ``root``: id of the cgroup at which paths begin. ``rules``: the ids of the rules that nodes name. ``each``: those
-    that give every cgroup a budget of its own. A run that is killed leaves the graph that there was or the whole new
-    one. Killed before it raises the generation, it leaves cached answers of the old graph until the next change. The
-    next switch removes what else is left. Raises KernelError, LimiterError ``map_full``.
+    that give every cgroup a budget of its own. ``source``: checksum of the places that the graph was made of.
+
+    A run that is killed leaves the graph that there was or the whole new one. Killed before it raises the generation,
+    it leaves cached answers of the old graph until the next change. The next switch removes what else is left. Raises
+    KernelError, LimiterError ``map_full``.
     """
     old, new = reversed(_HALVES) if maps.graph().node in _HALVES[1] else _HALVES
     _remove(maps, new)
@@ -36,7 +45,7 @@ def switch(maps: Maps, root: int, graph: t.Sequence[Node], rules: t.Mapping[str,
             key = layout.EDGE.pack(number, shape, _encoded(name))
             maps.of(catalog.EDGE).update(key, layout.INDEX.pack(new.start + after))
     # Before the generation: no program may keep an answer of the old graph for longer than that.
-    maps.write_graph(layout.Graph(root, new.start if graph else 0))
+    maps.write_graph(layout.Graph(root, new.start if graph else 0, source))
     maps.bump_generation()
     _remove(maps, old)
 

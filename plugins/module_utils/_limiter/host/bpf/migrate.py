@@ -17,7 +17,7 @@ import typing as t
 
 from ...core import catalog, layout, schemas
 from ...core.policy import Limit
-from . import pins
+from . import pins, places
 from .libbpf import Libbpf, closing_fd
 from .links import Links
 from .maps import Map, Maps
@@ -30,8 +30,8 @@ _MOST_MAPS = 64  # of one program
 class Migration:
     """From an earlier version's maps to this one's. Every method may raise KernelError."""
 
-    def __init__(self, libbpf: Libbpf, links: Links) -> None:
-        self._libbpf, self._links = libbpf, links
+    def __init__(self, libbpf: Libbpf, links: Links, mount: str) -> None:
+        self._libbpf, self._links, self._mount = libbpf, links, mount
 
     def is_unfinished(self) -> bool:
         return any(pins.exists(name) for name in catalog.PASSING)
@@ -39,6 +39,10 @@ class Migration:
     def fill(self, earlier: Maps, carry_fd: int) -> None:
         """Fills the new maps, which are pinned already; so is the program that carries over, from now on."""
         self._libbpf.call("bpf_obj_pin", carry_fd, pins.path(catalog.CARRY.name).encode())
+        if earlier.schema < catalog.PLACE.since:
+            with _opened(self._libbpf, catalog.PLACE.name) as new:
+                for number, place in enumerate(places.of_members(earlier, self._path_of)):
+                    new.update(layout.INDEX.pack(number), places.packed(place))
         for row in catalog.NEXT.values():
             if row is not catalog.STATE and row.kept and schemas.changed(row, earlier.schema):
                 with _opened(self._libbpf, row.next) as new:
@@ -82,6 +86,9 @@ class Migration:
     def abandon(self) -> None:
         """Removes what is only there while a layout changes."""
         pins.unpin(catalog.PASSING)
+
+    def _path_of(self, cgroup_id: int) -> str | None:
+        return self._libbpf.cgroup_path_of(self._mount, cgroup_id)
 
     def _copy_states(self, earlier: Maps, carry_fd: int) -> None:
         limits, moment = earlier.limits(), self._run(carry_fd, ())

@@ -11,6 +11,7 @@ import time
 import typing as t
 
 from ...core.errors import LimiterError
+from ...core.patterns import Pattern, fits
 from .. import mounts
 from ..errnos import errno_text
 from . import processes
@@ -121,9 +122,27 @@ class Cgroups:
             return None
         return status.st_ino if status.st_mode & 0o170000 == 0o040000 else None
 
+    def is_roots(self, cgroup: str) -> bool:
+        """Whether only root can make cgroups in it. One that is gone is."""
+        try:
+            status = os.lstat(self.absolute(cgroup))
+        except OSError:
+            return True
+        return status.st_uid == 0 and not status.st_mode & 0o022
+
     def depth(self, cgroup: str) -> int:
         """Levels below ``/``, which is 0. What lies above a cgroup namespace's root cannot be seen nor counted."""
         return 0 if cgroup == "/" else cgroup.count("/")
+
+    def matching(self, pattern: Pattern) -> list[str]:
+        """The cgroups that a pattern names now."""
+        found = [""]
+        for name in pattern.names:
+            if isinstance(name, str):
+                found = [f"{above}/{name}" for above in found]
+            else:
+                found = [f"{above}/{one}" for above in found for one in self._children(above or "/") if fits(one, name)]
+        return [cgroup or "/" for cgroup in found if self.exists(cgroup or "/")]
 
     # ---- the rules' own cgroups
 

@@ -1,0 +1,149 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The places of a host's rules: told to the program, and completed after a run that was killed.
+
+The place map is the truth, and the graph follows from it. A program that may not look into the kernel's memory finds no
+names. Then the cgroups that are there now become members by their ids, which every rule task brings up to date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from ..core import catalog
+from ..core import places as core
+from ..core.errors import LimiterError
+from ..core.names import is_leaf
+from ..core.patterns import Node, parse, rules_on
+from ..core.places import Place, Places, Stored
+from ..host.bpf import graph
+from ..host.bpf import places as kernel
+from .host import Host
+
+BLIND = (
+    "the kernel forbids BPF to look into its memory (lockdown), so cgroups are not found by their names: the rules "
+    "hold for the cgroups that are there now, without budgets of their own, and not for those that are made later, as "
+    "by a restart. Run this task again then"
+)
+
+
+def read(host: Host) -> list[Stored]:
+    """All places, also of rules that are gone."""
+    if host.maps is None:
+        return []
+    if host.maps.schema < catalog.PLACE.since:
+        return kernel.of_members(host.maps, host.path_of)
+    return list(kernel.read(host.maps).values())
+
+
+def by_rule(host: Host) -> dict[str, list[Stored]]:
+    """The places of each rule that has some, by its name."""
+    found: dict[str, list[Stored]] = {}
+    stored = read(host)
+    names = host.cgroups.rules_by_id() if stored else {}
+    for place in stored:
+        if place.rule in names:
+            found.setdefault(names[place.rule], []).append(place)
+    return found
+
+
+def of_host(host: Host) -> dict[str, Place]:
+    return {place.pattern: Place(name, place.each) for name, places in by_rule(host).items() for place in places}
+
+
+def cgroups_of(host: Host, patterns: t.Iterable[str]) -> set[str]:
+    """The cgroups that these patterns name now."""
+    return {cgroup for pattern in patterns for cgroup in host.cgroups.matching(parse("cgroup_paths", pattern))}
+
+
+def rules_on_way(host: Host, cgroup: str) -> list[str]:
+    """The rules that hold in place for a cgroup, the innermost last."""
+    return [rule for rule in rules_on(core.graph_of(of_host(host)), cgroup) if rule is not None]
+
+
+def put(host: Host, places: Places, made: t.Sequence[Node]) -> None:
+    """Have these places and no others; ``made``: their graph. Packets are under the old ones or the new ones.
+
+    Raises LimiterError ``no_rule``, ``map_full``.
+    """
+    if host.opened_maps.schema < catalog.PLACE.since:
+        _follow_ids(host, places, by_id=True)
+        return
+    ids = {name: _identifier(host, name) for name in {place.rule for place in places.values()}}
+    stored = [Stored(ids[place.rule], place.each, pattern) for pattern, place in places.items()]
+    kernel.write(host.opened_maps, stored)
+    _show(host, stored, places, made, ids)
+
+
+def complete(host: Host) -> None:
+    """What a run that was killed has left: a graph of other places, places of rules that are gone, and the members by
+    which an earlier version limited in place.
+    """
+    if host.maps is None or host.is_earlier:
+        return
+    stored = read(host)
+    places = of_host(host)
+    now = host.maps.graph()
+    alive = {place.rule for place in stored} & host.cgroups.rules_by_id().keys()
+    blind = is_blind(host)
+    root = host.cgroups.identifier("/")
+    as_wanted = (now.source, bool(now.node)) == (core.fingerprint(stored), bool(stored) and not blind)
+    if as_wanted and (now.root == root or not stored) and all(place.rule in alive for place in stored):
+        _follow_ids(host, places, blind)
+        return
+    # Of two sets of which a killed run left a part each, a graph can be made; see `kernel.write`.
+    with contextlib.suppress(LimiterError):
+        put(host, places, core.graph_of(places))
+
+
+def _show(
+    host: Host, stored: t.Sequence[Stored], places: Places, made: t.Sequence[Node], ids: t.Mapping[str, int]
+) -> None:
+    blind = is_blind(host)
+    each = {place.rule for place in places.values() if place.each}
+    root = host.cgroups.identifier("/") or 0
+    graph.switch(host.opened_maps, root, () if blind else made, ids, each, core.fingerprint(stored))
+    _follow_ids(host, places, blind)
+
+
+def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
+    """Members by id where the program finds no names, and only there."""
+    maps, cgroups = host.opened_maps, host.cgroups
+    there = {member: rule for member, rule in maps.members().items() if member != rule and not _is_leaf(host, member)}
+    if not there and not by_id:
+        return
+    wanted: dict[int, int] = {}
+    if by_id and places:
+        made = core.graph_of(places)
+        for pattern in places:
+            for cgroup in cgroups_of(host, [pattern]):
+                rule, member = rules_on(made, cgroup)[-1], cgroups.identifier(cgroup)
+                if rule is not None and member is not None:
+                    wanted[member] = _identifier(host, rule)
+    for member, owner in wanted.items():
+        if there.get(member) != owner:
+            maps.add_member(member, owner)
+    for member in there.keys() - wanted.keys():
+        maps.remove_member(member)
+    if wanted != there:
+        maps.bump_generation()
+
+
+def is_blind(host: Host) -> bool:
+    """Whether the program that is loaded finds no cgroups by their names."""
+    return host.maps is not None and not host.is_earlier and bool(host.maps.control().blind)
+
+
+def _is_leaf(host: Host, member: int) -> bool:
+    return is_leaf(host.path_of(member) or "")
+
+
+def _identifier(host: Host, name: str) -> int:
+    found = host.cgroups.identifier(host.cgroups.rule_cgroup(name))
+    if found is None:
+        raise LimiterError(
+            "no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again"
+        )
+    return found
