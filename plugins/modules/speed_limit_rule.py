@@ -8,9 +8,8 @@ short_description: Limit the bandwidth of a group of processes
 version_added: 0.1.0
 description:
   - Limits what the processes of a rule send, together, with a token bucket on the cgroup egress hook of the kernel.
-  - Processes are moved into the rule's own cgroup and remember where they came from, or a cgroup that exists already (a
-    service, a slice,
-    a user, a container) is limited in place. Connections that are open already are limited too.
+  - Processes are moved into the rule's own cgroup and remember where they came from. Or cgroups (services, slices, users,
+    containers) are limited in place, by their paths, over restarts. Connections that are open already are limited too.
   - On a host where the program is not loaded yet, it is loaded, and built first if it must be.
 author:
   - Speed Limiter contributors (@speed-limiter)
@@ -29,9 +28,8 @@ options:
     description:
       - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently
         taken out.
-      - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_path) of another
-        cgroup, that cgroup is no longer limited; with neither, the rule goes, and all its processes go back. O(rate)
-        and O(bucket) are ignored.
+      - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_paths), these are no
+        longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are ignored.
     type: str
     choices: [present, absent]
     default: present
@@ -79,13 +77,33 @@ options:
       - Neither this nor O(processes) ever takes process 1, kernel threads, or the task's own process and its ancestors.
     type: bool
     default: true
-  cgroup_path:
+  cgroup_paths:
     description:
-      - A cgroup, as an absolute path or as C(/proc/PID/cgroup) shows it.
-      - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member of
-        the rule
-        O(name), with all that runs in it and below it. No process is moved then.
-    type: str
+      - Cgroups to limit in place, with all that runs in them and below them, as paths that begin with a slash, as
+        C(/proc/PID/cgroup) shows them, or below the mount point of cgroup2. No process is moved. O(name) is needed.
+      - Each name of a path may have one star, which stands for any text, also none: V(/system.slice/web-*.service).
+      - They are found by their names and need not exist. What is made later, or made again by a restart, is limited
+        from its first packet on.
+      - Where several paths match a cgroup, the most specific one holds: from the top down, a name before a star, and a
+        longer text before a shorter one. The rules of the cgroups above hold too, at most four in all.
+      - A path directly below C(speed_limiter) selects the rule of that name instead.
+    type: list
+    elements: str
+    aliases: [cgroup_path]
+  each:
+    description:
+      - Every cgroup that a path matches gets a budget of its own, with the rate and the bucket of the rule, instead of
+        one for all of them together. So each user or each container can have the same limit.
+      - Refused where users could make such cgroups themselves, and as many budgets as they want.
+      - Without this option a rule keeps what it has; a new one has one budget for all.
+    type: bool
+  everything:
+    description:
+      - Confirms that O(cgroup_paths) may name what holds the connection by which the task came, or others like it:
+        V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in. Without it
+        such a path is refused, since it is often a template that came out empty.
+    type: bool
+    default: false
   cgroup_id:
     description:
       - Selects an existing rule by the id of its cgroup.
@@ -110,13 +128,21 @@ EXAMPLES = r"""
     processes:
       name: restic
 
-- name: Limit a slice in place, with all its services, also those that start later
+- name: Limit two services together, over restarts
   speed_limiter.ebpf.speed_limit_rule:
     name: mirror
     rate: 20m
     bucket: 4m
-    cgroup_path: /mirror.slice
+    cgroup_paths: [/system.slice/rsyncd.service, /system.slice/mirror-*.service]
   register: mirror
+
+- name: Limit every user to 50 Mbit/s, also those who log in later
+  speed_limiter.ebpf.speed_limit_rule:
+    name: users
+    rate: 50mbit
+    cgroup_paths: [/user.slice/user-*.slice]
+    each: true
+    everything: true
 
 - name: Stop the play where the rule is there and does not limit
   ansible.builtin.assert:
@@ -132,14 +158,14 @@ EXAMPLES = r"""
   speed_limiter.ebpf.speed_limit_rule:
     name: "{{ item }}"
     rate: 10m
-    cgroup_path: "/{{ item }}.slice"
+    cgroup_paths: ["/{{ item }}.slice"]
   loop: [sync, reports]
 
 - name: Limit what another host of the play sends
   speed_limiter.ebpf.speed_limit_rule:
     name: mirror
     rate: "{{ mirror.rule.rate }}"
-    cgroup_path: /mirror.slice
+    cgroup_paths: [/mirror.slice]
   delegate_to: mirror.example.com
 
 - name: Move another process into the rule that was set last
@@ -191,11 +217,23 @@ rule:
       returned: success
       sample: 4217
     members:
-      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first.
+      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first; those that it limits
+        in place may have stars.
       type: list
       elements: str
       returned: success
       sample: [/sys/fs/cgroup/speed_limiter/backup]
+    each:
+      description: Whether every cgroup that it limits in place has a budget of its own.
+      type: bool
+      returned: success
+      sample: false
+    waiting:
+      description: Those of RV(rule.members) that name no cgroup now. They are limited as soon as they exist.
+      type: list
+      elements: str
+      returned: success
+      sample: []
     pids:
       description: Processes in the rule's own cgroup.
       type: list

@@ -31,11 +31,11 @@ options:
         type: str
       state:
         description:
-          - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is
-            silently taken out.
-          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_path)
-            of another cgroup, that cgroup is no longer limited; with neither, the rule goes, and all its processes go
-            back. O(rules[].rate) and O(rules[].bucket) are ignored.
+          - V(present) makes the rule, or changes what is given of it, and adds processes. What it limits in place is
+            what O(rules[].cgroup_paths) names, and nothing else: what is no longer named is taken out.
+          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_paths),
+            these are no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and
+            O(rules[].bucket) are ignored.
         type: str
         choices: [present, absent]
         default: present
@@ -84,13 +84,34 @@ options:
             its ancestors.
         type: bool
         default: true
-      cgroup_path:
+      cgroup_paths:
         description:
-          - A cgroup, as an absolute path or as C(/proc/PID/cgroup) shows it.
-          - Directly below C(speed_limiter) it selects the rule of that name. Any other is limited in place, as a member
-            of the rule
-            O(rules[].name), with all that runs in it and below it. No process is moved then.
-        type: str
+          - Cgroups to limit in place, with all that runs in them and below them, as paths that begin with a slash, as
+            C(/proc/PID/cgroup) shows them, or below the mount point of cgroup2. No process is moved. O(rules[].name) is
+            needed.
+          - Each name of a path may have one star, which stands for any text, also none: V(/system.slice/web-*.service).
+          - They are found by their names and need not exist. What is made later, or made again by a restart, is limited
+            from its first packet on.
+          - Where several paths match a cgroup, the most specific one holds: from the top down, a name before a star,
+            and a longer text before a shorter one. The rules of the cgroups above hold too, at most four in all.
+          - A path directly below C(speed_limiter) selects the rule of that name instead.
+        type: list
+        elements: str
+        aliases: [cgroup_path]
+      each:
+        description:
+          - Every cgroup that a path matches gets a budget of its own, with the rate and the bucket of the rule, instead
+            of one for all of them together. So each user or each container can have the same limit.
+          - Refused where users could make such cgroups themselves, and as many budgets as they want.
+          - Without this option there is one budget for all.
+        type: bool
+      everything:
+        description:
+          - Confirms that O(rules[].cgroup_paths) may name what holds the connection by which the task came, or others
+            like it: V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in.
+            Without it such a path is refused, since it is often a template that came out empty.
+        type: bool
+        default: false
       cgroup_id:
         description:
           - Selects an existing rule by the id of its cgroup.
@@ -124,7 +145,7 @@ EXAMPLES = r"""
           name: restic
       - name: mirror
         rate: 20m
-        cgroup_path: /mirror.slice
+        cgroup_paths: [/mirror.slice]
   register: limits
 
 - name: Show what was changed, and how it was before
@@ -141,8 +162,8 @@ EXAMPLES = r"""
     rules: "{{ slices | map('combine', {'rate': '50mbit'}) }}"
   vars:
     slices:
-      - {name: shop, cgroup_path: /shop.slice}
-      - {name: mail, cgroup_path: /mail.slice}
+      - {name: shop, cgroup_paths: [/shop.slice]}
+      - {name: mail, cgroup_paths: [/mail.slice]}
 """
 
 RETURN = r"""

@@ -194,17 +194,17 @@ def nested(web: Cgroups) -> Iterator[list[str]]:
 def test_a_fifth_rule_on_one_way_up_is_refused(web: Cgroups, nested: list[str]) -> None:
     for level, path in enumerate(nested[:4]):
         rule(name=f"level-{level}", cgroup_path=path, rate="1m")
-    words = [nested[4], "5 rules", "level-0, level-1, level-2, level-3, new", "at most 4", "Take one of them out"]
-    with refused_unchanged("nested_too_deep", *words):
+    words = ["more than 4 rules", "level-0, level-1, level-2, level-3, new", "fewer levels"]
+    with refused_unchanged("too_many_rules", *words):
         rule(**NEW, cgroup_path=nested[4])
-    with refused_unchanged("nested_too_deep", "at most 4"):
-        rules({"name": "web", "rate": "2m"}, {**NEW, "cgroup_path": "/"})
+    with refused_unchanged("too_many_rules", "more than 4"):
+        rules({"name": "web", "rate": "2m"}, {**NEW, "cgroup_path": "/", "everything": True})
     rule(name="level-0", state="absent")
     assert rule(**NEW, cgroup_path=nested[4])["changed"]
 
 
 def test_a_cgroup_deeper_than_the_program_looks_is_refused(web: Cgroups, nested: list[str]) -> None:
-    with refused_unchanged("bad_cgroup_path", nested[15], "16 levels", "Limit a cgroup above it"):
+    with refused_unchanged("bad_cgroup_path", nested[15], "16 names", "15 levels"):
         rule(**NEW, cgroup_path=nested[15])
     assert rule(**NEW, cgroup_path=nested[14])["changed"]
 

@@ -15,6 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import places
 
 from . import limiter
 from .dataplane import compile_object
@@ -44,6 +45,7 @@ def program(version: Version, pacing: bool = True) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "MAPS", maps)
         patch.setattr(catalog, "LIMITER", catalog.LIMITER._replace(programs=programs, maps=maps))
+        patch.setattr(places, "complete", lambda host: None)
         limiter.program(object=version.path, pacing=pacing)
         with opened() as pinned:
             pinned.write_control(pinned.control()._replace(schema=schema))

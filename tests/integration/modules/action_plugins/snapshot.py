@@ -36,6 +36,7 @@ class ActionModule(ActionBase):
         }
         config = {entry["key"]: entry["value"] for entry in dump("rate_limit_config_map")}
         members = {entry["key"]: entry["value"] for entry in dump("rate_limit_member_map")}
+        places = [entry["value"] for entry in dump("rate_limit_place_map")]
         names = {cgroup["id"]: path for path, cgroup in hierarchy.items()}
         rules = {
             path.rpartition("/")[2]: {
@@ -43,7 +44,8 @@ class ActionModule(ActionBase):
                 "rate": config.get(cgroup["id"], {}).get("rate_bps"),
                 "bucket": config.get(cgroup["id"], {}).get("bucket_size"),
                 "members": sorted(
-                    f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]
+                    [f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]]
+                    + [f"{mount}{place['pattern']}" for place in places if place["rule"] == cgroup["id"]]
                 ),
                 "pids": cgroup["pids"],
             }
