@@ -16,10 +16,8 @@ from ..core.errors import LimiterError
 from ..host.interpreter import importable
 from ..host.root import check_root
 from .argspec import Spec
+from .call import Result
 from .respawn import elsewhere, respawn
-
-Result = dict[str, t.Any]
-
 
 Options = t.Mapping[str, t.Any]
 
@@ -84,10 +82,6 @@ def run(
     for warning in [*result.pop("warnings", ()), *([hint] if hint else [])]:
         module.warn(warning)
     module.exit_json(**result)
-
-
-def diff_of(before: str, after: str) -> Result:
-    return {"before": before, "after": after, "before_header": "before", "after_header": "after"}
 
 
 def _needs(options: t.Mapping[str, t.Any]) -> list[str]:

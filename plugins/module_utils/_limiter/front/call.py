@@ -1,0 +1,24 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is asked for, and what comes of it: the same for a module of Ansible and for the command `limiter`."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ..work.host import RunCommand
+
+Result = dict[str, t.Any]
+
+
+class Call(t.Protocol):
+    """AnsibleModule has these, and so has what the command makes of its arguments."""
+
+    params: t.Any  # options by their names
+    check_mode: bool
+    run_command: RunCommand
+
+
+def diff_of(before: str, after: str) -> Result:
+    return {"before": before, "after": after, "before_header": "before", "after_header": "after"}
