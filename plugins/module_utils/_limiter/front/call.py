@@ -15,9 +15,15 @@ Result = dict[str, t.Any]
 class Call(t.Protocol):
     """AnsibleModule has these, and so has what the command makes of its arguments."""
 
-    params: t.Any  # options by their names
-    check_mode: bool
-    run_command: RunCommand
+    @property
+    def params(self) -> t.Mapping[str, t.Any]:
+        """Options by their names."""
+
+    @property
+    def check_mode(self) -> bool: ...
+
+    @property
+    def run_command(self) -> RunCommand: ...
 
 
 def diff_of(before: str, after: str) -> Result:
