@@ -62,7 +62,7 @@ def _guarded(words: t.Sequence[str]) -> int:
     arguments = None
     try:
         built = parser.build()
-        if list(words) == ["_names"]:  # the completion asks
+        if list(words) == ["_names"]:  # the completion in a shell asks
             _print(commands.rule_names())
             return DONE
         arguments = built.parse_args(words)
