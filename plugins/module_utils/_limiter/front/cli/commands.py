@@ -12,8 +12,8 @@ import typing as t
 
 from ...core import layout
 from ...core.errors import LimiterError
-from ...core.policy import FIELDS
 from ...generated.version import VERSION
+from ..argspec import rule_spec
 from ..call import Result
 
 # Modules are imported where they are used: what a command does not need would cost it time.
@@ -77,10 +77,9 @@ def rule_names() -> list[str]:
 def _rule(arguments: argparse.Namespace, state: str) -> Result:
     from ..modules.rule import work
 
-    names = ("name", *(field.name for field in FIELDS), "pids", "children", "cgroup_path", "cgroup_id", "last")
-    given = {name: getattr(arguments, name, None) for name in names}
+    given = {name: getattr(arguments, name, None) for name in rule_spec()}
     options = {name: value for name, value in given.items() if value is not None}
-    return work(Command({"state": state, **options}, arguments.check))
+    return work(Command({**options, "state": state}, arguments.check))
 
 
 def _set(arguments: argparse.Namespace) -> Result:

@@ -93,10 +93,16 @@ def _set(add: _Adding) -> None:
     _pids(parser, "a process that the rule takes, with its children; can be given several times")
     _limits(parser)
     _no_children(parser)
+    _cgroup_paths(
+        parser,
+        "a cgroup that is limited in place, with all below it, and again whenever it is made anew; a star stands for a "
+        "part of a name. Can be given several times",
+    )
     parser.add_argument(
-        "--cgroup-path",
-        metavar="PATH",
-        help="a cgroup that is limited in place, with all below it: a slice, a service, a container",
+        "--each", action="store_true", default=None, help="every cgroup that matches gets a limit of its own"
+    )
+    parser.add_argument(
+        "--everything", action="store_true", help="also where the limit would hold for your own connection to this host"
     )
 
 
@@ -106,7 +112,7 @@ def _move(add: _Adding) -> None:
     _no_children(parser)
     chosen = parser.add_mutually_exclusive_group(required=True)
     _name(chosen, "the rule of this name")
-    chosen.add_argument("--cgroup-path", metavar="PATH", help="the rule of this cgroup, /speed_limiter/NAME")
+    _cgroup_paths(chosen, "the rule of this cgroup, /speed_limiter/NAME")
     chosen.add_argument("--cgid", type=int, metavar="ID", dest="cgroup_id", help="the rule whose cgroup has this id")
     chosen.add_argument("--last", action="store_true", help="the rule that was last changed")
 
@@ -120,7 +126,7 @@ def _unset(add: _Adding) -> None:
     _name(parser, "name of the rule")
     _pids(parser, "a process that goes back, with its children; can be given several times")
     _no_children(parser)
-    parser.add_argument("--cgroup-path", metavar="PATH", help="a cgroup that is limited in place and shall not be")
+    _cgroup_paths(parser, "a cgroup that is limited in place and shall not be; can be given several times")
 
 
 def _apply(add: _Adding) -> None:
@@ -205,6 +211,10 @@ def _pids(parser: argparse.ArgumentParser, text: str, required: bool = False) ->
     parser.add_argument(
         "-p", "--pid", type=int, action="append", metavar="PID", dest="pids", required=required, help=text
     )
+
+
+def _cgroup_paths(parser: t.Any, text: str) -> None:
+    parser.add_argument("--cgroup-path", action="append", metavar="PATH", dest="cgroup_paths", help=text)
 
 
 def _no_children(parser: argparse.ArgumentParser) -> None:

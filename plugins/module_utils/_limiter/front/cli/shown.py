@@ -59,7 +59,12 @@ def listing(result: Result, width: int | None, more: str) -> list[str]:
 def _rule(rule: Facts) -> list[str]:
     use = rule["use"] or {}
     mount = rule["cgroup_path"][: -len(f"/speed_limiter/{rule['name']}")]
-    in_place = [member[len(mount) :] or "/" for member in (rule["members"] or [])[1:]]
+    each = "each " if rule["each"] else ""
+    waiting = set(rule["waiting"] or ())
+    in_place = [
+        f"{each}{member[len(mount) :] or '/'}{' (absent)' if member in waiting else ''}"
+        for member in (rule["members"] or [])[1:]
+    ]
     return [
         rule["name"],
         UNKNOWN if rule["rate"] is None else short_rate(rule["rate"]),
@@ -67,7 +72,7 @@ def _rule(rule: Facts) -> list[str]:
         short_rate(use["rate"]) if "rate" in use else UNKNOWN,
         ("yes" if use["binds"] else "no") if "binds" in use else UNKNOWN,
         str(len(rule["pids"])),
-        " ".join(in_place),
+        ", ".join(in_place),
     ]
 
 
