@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import typing as t
-from fractions import Fraction
 
 from .errors import LimiterError
 
@@ -78,6 +77,8 @@ def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, fo
         raise LimiterError(kind, f"{option}: {value!r} is refused", why, f"Give {forms}")
     if "." not in match.group(1):
         return int(match.group(1)) * factor
+    from fractions import Fraction  # here, since it takes longer to import than all of this package's core
+
     exact = Fraction(match.group(1)) * factor
     if exact.denominator != 1:
         raise LimiterError(

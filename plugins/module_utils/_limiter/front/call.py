@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ..work.host import RunCommand
-
 Result = dict[str, t.Any]
+RunCommand = t.Callable[..., "tuple[int, str, str]"]  # arguments -> return code, output, errors
 
 
 class Call(t.Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import typing as t
 
 from ...core import layout
@@ -28,6 +27,8 @@ class Command(t.NamedTuple):
     @staticmethod
     def run_command(arguments: t.Sequence[str], check_rc: bool = False) -> tuple[int, str, str]:
         """As AnsibleModule's: in the C locale."""
+        import subprocess
+
         done = subprocess.run(
             arguments,
             stdin=subprocess.DEVNULL,

@@ -9,7 +9,6 @@ import errno
 import os
 import signal
 import sys
-import traceback
 import typing as t
 
 from ...core.errors import LimiterError
@@ -88,6 +87,8 @@ def _guarded(words: t.Sequence[str]) -> int:
         why = f"{errno.errorcode.get(error.errno or 0, 'OSError')} ({error.strerror})"
         return _refused(arguments, f"{what} could not be used: {why}. What was done is undone.", "os_error")
     except Exception as error:  # a defect: told in one line, with its place
+        import traceback
+
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}, line {place.lineno}"
         text = f"this is a defect of limiter: {type(error).__name__}: {error} ({where}). What was done is undone."
