@@ -65,7 +65,6 @@ class Named:
             self._made.pop().rmdir()
 
 
-
 def opened() -> Maps:
     maps = Maps.open(load())
     assert maps is not None

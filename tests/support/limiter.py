@@ -29,7 +29,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.task import DECLARED
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task as ansible_task
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
@@ -104,7 +104,7 @@ def _compiled(arguments: tuple[str, ...]) -> str:
 @functools.cache
 def _module(name: str) -> tuple[Any, ArgumentSpecValidator, dict[str, Any]]:
     module = importlib.import_module(f"{_MODULES}.{name.removeprefix('speed_limit_')}")
-    with mock.patch.object(module, "run") as run:
+    with mock.patch.object(ansible_task, "run") as run:
         module.main()
     work, spec = run.call_args.args
     return work, ArgumentSpecValidator(spec), dict(run.call_args.kwargs)
@@ -119,7 +119,7 @@ def task(module_name: str, /, check: bool = False, **options: Any) -> dict[str, 
         check_root()
     validated = validator.validate(options)
     if validated.error_messages:
-        if all(isinstance(error, DECLARED) for error in validated.errors.errors):
+        if all(isinstance(error, ansible_task.DECLARED) for error in validated.errors.errors):
             more["parse"](validated.validated_parameters)
         raise LimiterError("options", "; ".join(validated.error_messages))
     module = SimpleNamespace(params=validated.validated_parameters, check_mode=check, run_command=run_command)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import typing as t
-from fractions import Fraction
 
 from .errors import LimiterError
 
@@ -78,6 +77,8 @@ def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, fo
         raise LimiterError(kind, f"{option}: {value!r} is refused", why, f"Give {forms}")
     if "." not in match.group(1):
         return int(match.group(1)) * factor
+    from fractions import Fraction  # here, since it takes longer to import than all of this package's core
+
     exact = Fraction(match.group(1)) * factor
     if exact.denominator != 1:
         raise LimiterError(
@@ -88,8 +89,24 @@ def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, fo
 
 def show_rate(rate: int) -> str:
     """``5242880`` as ``5242880 B/s (41.9 Mbit/s)``."""
+    return f"{rate} B/s ({short_rate(rate)})"
+
+
+def short_rate(rate: int) -> str:
+    """``5242880`` as ``41.9 Mbit/s``."""
     for factor, unit in ((10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**3, "kbit/s")):
         if rate * 8 >= factor:
-            number = rate * 8 / factor
-            return f"{rate} B/s ({number:.3g} {unit})" if number < 999.5 else f"{rate} B/s ({number:.0f} {unit})"
-    return f"{rate} B/s ({rate * 8} bit/s)"
+            return f"{_three_digits(rate * 8 / factor)} {unit}"
+    return f"{rate * 8} bit/s"
+
+
+def short_size(size: int) -> str:
+    """``5242880`` as ``5 MiB``."""
+    for factor, unit in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
+        if size >= factor:
+            return f"{_three_digits(size / factor)} {unit}"
+    return f"{size} B"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.3g}" if number < 999.5 else f"{number:.0f}"

@@ -64,9 +64,13 @@ def parse_request(options: Options, where: str = "") -> Request:
     )
 
 
-def parse_requests(rules: t.Sequence[Options]) -> tuple[Request, ...]:
-    """The requests of a list. Errors name the index; a name that comes twice is ``bad_options``."""
-    requests = tuple(parse_request(options, f"rules[{index}]: ") for index, options in enumerate(rules))
+def parse_requests(rules: t.Sequence[Options], wheres: t.Sequence[str] | None = None) -> tuple[Request, ...]:
+    """The requests of a list. Errors name the index, or begin with what ``wheres`` has for each; a name that comes
+    twice is ``bad_options``.
+    """
+    if wheres is None:
+        wheres = [f"rules[{index}]: " for index in range(len(rules))]
+    requests = tuple(parse_request(options, where) for options, where in zip(rules, wheres))
     first: dict[str, str] = {}
     for request in requests:
         name = request.name if request.name or len(request.pids) != 1 else f"pid-{request.pids[0]}"

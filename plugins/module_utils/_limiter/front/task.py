@@ -16,10 +16,8 @@ from ..core.errors import LimiterError
 from ..host.interpreter import importable
 from ..host.root import check_root
 from .argspec import Spec
+from .call import Result
 from .respawn import elsewhere, respawn
-
-Result = dict[str, t.Any]
-
 
 Options = t.Mapping[str, t.Any]
 
@@ -60,19 +58,21 @@ def run(
     spec: Spec,
     root: bool = True,
     parse: t.Callable[[Options], object] | None = None,
+    needs: t.Sequence[str] = (),
     **checks: t.Any,
 ) -> None:
     """Run a module: ``work`` gets the AnsibleModule and returns the result; a LimiterError fails the task.
 
     ``root``: it fails at once as another user. ``checks``: what is declared of the options, as ``mutually_exclusive``;
-    ``parse`` raises the LimiterError whose words are better than Ansible's.
+    ``parse`` raises the LimiterError whose words are better than Ansible's. ``needs``: imports that are wanted whatever
+    the options are, the first of which nothing works without.
     """
     module = _Module(parse, argument_spec=spec, **checks)
     hint = ""
     try:
         if root:
             check_root()
-        hint = _find_interpreter(_needs(module.params))
+        hint = _find_interpreter(needs or _needs(module.params))
         result = work(module)
     except LimiterError as error:
         hint = f" {hint}" if hint and error.kind == "missing_dependency" else ""
@@ -84,10 +84,6 @@ def run(
     for warning in [*result.pop("warnings", ()), *([hint] if hint else [])]:
         module.warn(warning)
     module.exit_json(**result)
-
-
-def diff_of(before: str, after: str) -> Result:
-    return {"before": before, "after": after, "before_header": "before", "after_header": "after"}
 
 
 def _needs(options: t.Mapping[str, t.Any]) -> list[str]:

@@ -127,15 +127,15 @@ def load_if_needed(host: Host) -> Loading:
     """What a rule task does where no program is loaded, or an earlier version's: that is replaced where it is."""
     if host.attachments.current() and not host.is_earlier:
         return Loading([], [])
-    return load(host, choose_object(host, copied=True), *_place(host))
+    return load(host, choose_object(host, copied=True), *place(host))
 
 
 def would_load_if_needed(host: Host) -> list[str]:
     """What load_if_needed would do where it is needed."""
-    return would_load(host, choose_object(host, copied=True), *_place(host)).done
+    return would_load(host, choose_object(host, copied=True), *place(host)).done
 
 
-def _place(host: Host) -> tuple[str, bool]:
+def place(host: Host) -> tuple[str, bool]:
     """The attach point of the program that is there, or the default, and whether sockets are to be paced."""
     current = host.attachments.current()
     return (current.cgroup, current.pacing != "off") if current else ("/", True)

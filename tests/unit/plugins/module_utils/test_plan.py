@@ -57,7 +57,9 @@ def target(
     if (found or dead) and "processes" not in options:
         options["pids"] = [process.pid for process in found] + list(dead)
     request = parse_request(options)
-    return Target(request, name, automatic, tuple(places), found, tuple(process.pid for process in found), tuple(dead), ())
+    return Target(
+        request, name, automatic, tuple(places), found, tuple(process.pid for process in found), tuple(dead), ()
+    )
 
 
 def placed(made: Plan) -> Places:

@@ -11,7 +11,7 @@ import typing as t
 import pytest
 from ansible.module_utils import basic
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import call, task
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import RULE_CHECKS, rule_spec
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules import info, rule, rules
 
@@ -59,7 +59,7 @@ def test_what_ansible_refuses_besides_is_said_as_ansible_says_it(run: Run) -> No
 def test_null_is_not_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def work(module: basic.AnsibleModule) -> task.Result:
+    def work(module: basic.AnsibleModule) -> call.Result:
         seen.append(parse_request(module.params))
         return {"changed": False}
 

@@ -5,23 +5,23 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
+import functools
+import typing as t
 
 from ...host.root import check_root
 from ...work.info import Info
-from ..respawn import elsewhere
-from ..task import Result, run
+from ..call import Call, Result
 
 PARTS = ("host", "program", "rules", "processes", "hook")
 
 
-def work(module: AnsibleModule) -> Result:
-    """What was asked for."""
-    gather = [part for part in PARTS if part in module.params["gather"]]
+def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None] = lambda needs: None) -> Result:
+    """What was asked for. ``interpreter_with``: another interpreter that has what this one lacks."""
+    gather = [part for part in PARTS if part in call.params["gather"]]
     if gather != ["host"]:
         check_root()
-    asked_for = (module.params[option] for option in ("name", "pid", "cgroup_path"))
-    info = Info(module.run_command, elsewhere, *asked_for)
+    asked_for = (call.params[option] for option in ("name", "pid", "cgroup_path"))
+    info = Info(call.run_command, interpreter_with, *asked_for)
     look = {
         "host": info.describe_host,
         "program": info.program,
@@ -37,8 +37,11 @@ def work(module: AnsibleModule) -> Result:
 
 
 def main() -> None:
+    from ..respawn import elsewhere  # here, since the command has no Ansible
+    from ..task import run
+
     run(
-        work,
+        functools.partial(work, interpreter_with=elsewhere),
         {
             "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": list(PARTS)},
             "name": {"type": "str"},

@@ -7,32 +7,20 @@ from __future__ import annotations
 
 import contextlib
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ...host.lock import host_lock
 from ...work.enforce import LOCK_SECONDS
 from ...work.host import Host
-from ...work.program import (
-    ABSENT,
-    attach,
-    detach,
-    program_line,
-)
-from ..task import Result, diff_of, run
+from ...work.program import ABSENT, Change, attach, detach, place, program_line
+from ..call import Call, Result, diff_of
 
 
-def work(module: AnsibleModule) -> Result:
+def work(call: Call) -> Result:
     """The program, from options to result."""
-    state, check = module.params["state"], module.check_mode
+    state, check = call.params["state"], call.check_mode
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(module.run_command)
-        if state == "absent":
-            change = detach(host, check)
-        else:
-            cgroup = host.cgroups.relative(module.params["cgroup_path"])
-            paced = module.params["pacing"]
-            change = attach(host, module.params["object"], cgroup, paced, state == "reloaded", check)
-    before = change.before
+        host = Host.open(call.run_command)
+        change = detach(host, check) if state == "absent" else _attached(host, call)
+    before, after = change.before, change.pacing or {}
     # An object that got lost is built and loaded again, though the program that runs is the same.
     built = any(action.startswith("built ") for action in change.done)
     warnings = list(change.warnings)
@@ -44,7 +32,7 @@ def work(module: AnsibleModule) -> Result:
         "diff": diff_of(
             (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
             + ("object: missing or out of date\n" if built else ""),
-            (program_line(change.identity, change.cgroup, module.params["pacing"]) if change.identity else ABSENT)
+            (program_line(change.identity, change.cgroup, after["state"] != "off") if change.identity else ABSENT)
             + ("object: built\n" if built else ""),
         ),
         "program": program if change.identity else None,
@@ -54,7 +42,19 @@ def work(module: AnsibleModule) -> Result:
     }
 
 
+def _attached(host: Host, call: Call) -> Change:
+    """What is not given stays as it is; modules always give it."""
+    cgroup, paced = place(host)
+    if call.params["cgroup_path"] is not None:
+        cgroup = host.cgroups.relative(call.params["cgroup_path"])
+    if call.params["pacing"] is not None:
+        paced = call.params["pacing"]
+    return attach(host, call.params["object"], cgroup, paced, call.params["state"] == "reloaded", call.check_mode)
+
+
 def main() -> None:
+    from ..task import run  # here, since the command has no Ansible
+
     run(
         work,
         {

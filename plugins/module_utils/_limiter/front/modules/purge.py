@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import contextlib
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ...host.lock import host_lock
 from ...work.enforce import LOCK_SECONDS, facts
 from ...work.host import Host
 from ...work.program import ABSENT, program_line
 from ...work.purge import carry_out, find
-from ..task import Result, diff_of, run
+from ..call import Call, Result, diff_of
 
 
-def work(module: AnsibleModule) -> Result:
+def work(call: Call) -> Result:
     """A purge, from its scope to what it removed."""
-    scope, check = module.params["scope"], module.check_mode
+    scope, check = call.params["scope"], call.check_mode
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(module.run_command, any_version=scope == "all")
+        host = Host.open(call.run_command, any_version=scope == "all")
         purge, state = find(host, scope)
         rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
         warnings = list(purge.warnings)
@@ -44,4 +42,6 @@ def work(module: AnsibleModule) -> Result:
 
 
 def main() -> None:
+    from ..task import run  # here, since the command has no Ansible
+
     run(work, {"scope": {"type": "str", "choices": ["stale", "rules", "all"], "default": "rules"}})

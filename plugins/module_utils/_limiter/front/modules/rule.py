@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ...core.request import parse_request
 from ...work.enforce import enforce, selection
 from ..argspec import RULE_CHECKS, rule_spec
-from ..task import Result, diff_of, run
+from ..call import Call, Result, diff_of
 
 
-def work(module: AnsibleModule) -> Result:
+def work(call: Call) -> Result:
     """One rule, from options to result."""
-    request = parse_request(module.params)
-    done = enforce(module.run_command, [request], module.check_mode)
+    request = parse_request(call.params)
+    done = enforce(call.run_command, [request], call.check_mode)
     target = done.plan.targets[0]
     name = target.name or next(iter(done.plan.changed), "")
     return {
@@ -32,4 +30,6 @@ def work(module: AnsibleModule) -> Result:
 
 
 def main() -> None:
+    from ..task import run  # here, since the command has no Ansible
+
     run(work, rule_spec(), parse=parse_request, **RULE_CHECKS)

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
+import typing as t
 
+from ...core.model import Request
 from ...core.request import parse_requests
 from ...work.enforce import Done, enforce, selection
 from ..argspec import RULE_CHECKS, rule_spec
-from ..task import Result, diff_of, run
+from ..call import Call, Result, diff_of
 
 
 def summary(done: Done) -> dict[str, int]:
@@ -26,10 +27,14 @@ def summary(done: Done) -> dict[str, int]:
     }
 
 
-def work(module: AnsibleModule) -> Result:
+def work(call: Call) -> Result:
     """All rules, from options to result."""
-    requests = parse_requests(module.params["rules"])
-    done = enforce(module.run_command, requests, module.check_mode, everything=True, purge=module.params["purge"])
+    return follow(call, parse_requests(call.params["rules"]), call.params["purge"])
+
+
+def follow(call: Call, requests: t.Sequence[Request], purge: bool) -> Result:
+    """Requests, wherever they come from, to result."""
+    done = enforce(call.run_command, requests, call.check_mode, everything=True, purge=purge)
     selections = {
         target.name or target.request.where.rstrip(": "): selection(target)
         for target in done.plan.targets
@@ -53,6 +58,8 @@ def work(module: AnsibleModule) -> Result:
 
 
 def main() -> None:
+    from ..task import run  # here, since the command has no Ansible
+
     run(
         work,
         {

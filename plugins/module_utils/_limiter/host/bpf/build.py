@@ -4,17 +4,16 @@
 """Compiling the program on this host, once for each combination of source, compiler, kernel types and architecture.
 
 Commands run through ``run_command``, which is AnsibleModule's: (list of arguments) -> (return code, output, errors).
+hashlib and shutil are imported where they are used: that takes time, and most tasks build nothing.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
 import json
 import os
 import re
-import shutil
 import typing as t
 
 from ...core import catalog
@@ -57,6 +56,8 @@ class Inputs(t.NamedTuple):
 
 def inputs(run_command: RunCommand) -> Inputs:
     """What an object would be built from now. Raises LimiterError: ``no_compiler``, ``no_btf``."""
+    import hashlib
+
     compiler, version = find_compiler(run_command)
     architecture = os.uname().machine
     digest = hashlib.sha256()
@@ -253,11 +254,15 @@ def _btf_digest() -> str:
 
 
 def _digest(path: str) -> str:
+    import hashlib
+
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
 def _find(command: str) -> str | None:
+    import shutil
+
     # sbin: where some distributions have bpftool, and where a task's PATH may not lead
     return shutil.which(command, path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin")
 

@@ -1,0 +1,242 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands of `limiter`, their options, and all that help and manual say of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing as t
+
+from ...core.rates import BUCKET_FORMS, RATE_FORMS
+
+DESCRIPTION = "Limits how much network bandwidth groups of processes use. Ansible's modules see the same rules."
+
+EXIT_STATUS = (
+    ("0", "Done, or nothing was to be done; with --check: it could be done."),
+    ("1", "Refused: nothing was changed. The reason is on the standard error, with its kind in parentheses."),
+    ("2", "The command line is wrong."),
+    ("130", "Interrupted: what was begun is undone. (129 and 143: the same, by SIGHUP and SIGTERM.)"),
+)
+
+EXAMPLES = (
+    ("limiter set -p 1234 -r 5m", "Process 1234 and its children send at most 5 MiB/s together."),
+    ("limiter set --name mirror -r 160mbit --cgroup-path /mirror.slice", "A slice is limited where it is."),
+    ("limiter move -p 9999 --last", "Another process joins the rule that was set last."),
+    ("limiter unset -p 1234", "The process goes back to the cgroup that it came from."),
+    ("limiter apply --purge --check --diff rules.json", "Show what would change if these were the only rules."),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> t.NoReturn:
+        self.exit(2, f"limiter: {message}\nTry '{self.prog} --help'.\n")
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser; what it returns has the command's name as ``command``."""
+    parser = _Parser(
+        prog="limiter",
+        description=DESCRIPTION,
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version of the collection, and end")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog="limiter")
+    common = _common()
+    for add in (_set, _move, _unset, _apply, _list, _reload, _unload, _purge):
+        add(_Adding(commands, common))
+    return parser
+
+
+def _epilog() -> str:
+    status = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_STATUS)
+    examples = "\n".join(f"  {line}\n      {meaning}" for line, meaning in EXAMPLES)
+    return (
+        f"exit status:\n{status}\n\nexamples:\n{examples}\n\n`limiter COMMAND --help` tells the options of a command."
+    )
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("what is shown")
+    group.add_argument("--check", action="store_true", help="change nothing; show what would be changed")
+    group.add_argument("--diff", action="store_true", help="show what is changed as it was and as it is")
+    group.add_argument("--json", action="store_true", help="print the result of the Ansible module, as JSON")
+    return common
+
+
+class _Adding(t.NamedTuple):
+    commands: t.Any
+    common: argparse.ArgumentParser
+
+    def __call__(self, name: str, text: str, more: str = "", changes: bool = True) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = self.commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. {more}".strip(),
+            parents=[self.common] if changes else [],
+            allow_abbrev=False,
+        )
+        return parser
+
+
+def _set(add: _Adding) -> None:
+    parser = add(
+        "set",
+        "make a rule, or change one",
+        "Without a name, the rule belongs to one process and is called pid-PID. Nothing is taken out of a rule.",
+    )
+    _name(parser, "name of the rule")
+    _pids(parser, "a process that the rule takes, with its children; can be given several times")
+    _limits(parser)
+    _no_children(parser)
+    _cgroup_paths(
+        parser,
+        "a cgroup that is limited in place, with all below it, and again whenever it is made anew; a star stands for a "
+        "part of a name. Can be given several times",
+    )
+    parser.add_argument(
+        "--each", action="store_true", default=None, help="every cgroup that matches gets a limit of its own"
+    )
+    parser.add_argument(
+        "--everything", action="store_true", help="also where the limit would hold for your own connection to this host"
+    )
+
+
+def _move(add: _Adding) -> None:
+    parser = add("move", "move processes into a rule that is there")
+    _pids(parser, "a process, which is moved with its children; can be given several times", required=True)
+    _no_children(parser)
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    _name(chosen, "the rule of this name")
+    _cgroup_paths(chosen, "the rule of this cgroup, /speed_limiter/NAME")
+    chosen.add_argument("--cgid", type=int, metavar="ID", dest="cgroup_id", help="the rule whose cgroup has this id")
+    chosen.add_argument("--last", action="store_true", help="the rule that was last changed")
+
+
+def _unset(add: _Adding) -> None:
+    parser = add(
+        "unset",
+        "let processes or a cgroup go, or remove a rule",
+        "Processes go back to the cgroups that they came from. A rule whose name alone is given is removed.",
+    )
+    _name(parser, "name of the rule")
+    _pids(parser, "a process that goes back, with its children; can be given several times")
+    _no_children(parser)
+    _cgroup_paths(parser, "a cgroup that is limited in place and shall not be; can be given several times")
+
+
+def _apply(add: _Adding) -> None:
+    parser = add(
+        "apply",
+        "make the rules of files, all or none",
+        "A file has a list of rules, or a mapping whose key rules has one; each rule has the options of the Ansible "
+        "module speed_limit_rules. Files are JSON, or YAML if their names end with .yml or .yaml and Python's yaml is "
+        "installed.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a file of rules; - is the standard input")
+    parser.add_argument(
+        "--purge", action="store_true", help="remove all other rules, but for those that belong to one process"
+    )
+
+
+def _list(add: _Adding) -> None:
+    parser = add(
+        "list",
+        "show the rules, processes or programs",
+        "NOW is what a rule let pass in the last second, BINDS whether it holds its senders back. A pipe gets the "
+        "whole width, a terminal what fits it.",
+        changes=False,
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "-p",
+        "--pid",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PID",
+        help="the processes in rules; or this one, and the rules that limit it",
+    )
+    shown.add_argument("--bpf", action="store_true", help="the BPF programs that see what is sent, ours or not")
+    _name(parser, "only this rule")
+    parser.add_argument("--cgroup-path", metavar="PATH", help="only what limits this cgroup")
+    parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
+
+
+def _reload(add: _Adding) -> None:
+    parser = add(
+        "reload",
+        "load the program again, or for the first time",
+        "It is replaced without a gap; rules and counters stay. Where it is attached, and whether it paces, stay too "
+        "unless they are given.",
+    )
+    parser.add_argument(
+        "-o",
+        "--bpf-obj",
+        metavar="OBJECT",
+        help="an object file that was built elsewhere; by default /usr/lib/speed_limiter/limiter.bpf.o, built anew "
+        "where it is out of date",
+    )
+    parser.add_argument("--cgroup-path", metavar="PATH", help="attach it to this cgroup; rules limit what is below it")
+    pacing = parser.add_mutually_exclusive_group()
+    pacing.add_argument("--pacing", action="store_true", default=None, help="pace TCP at its fair share of a rule")
+    pacing.add_argument(
+        "--no-pacing", action="store_false", dest="pacing", help="leave TCP to the token bucket alone, too"
+    )
+
+
+def _unload(add: _Adding) -> None:
+    add("unload", "unload the program", "Rules stay and limit nothing until it is loaded again.")
+
+
+def _purge(add: _Adding) -> None:
+    parser = add("purge", "remove all rules", "Processes go back to the cgroups that they came from.")
+    parser.add_argument(
+        "--scope",
+        choices=["stale", "rules", "all"],
+        default="rules",
+        help="stale: only what was left behind; rules: all rules, the default; all: the program, too",
+    )
+
+
+def _name(parser: t.Any, text: str) -> None:
+    parser.add_argument("--name", metavar="NAME", help=text)
+
+
+def _pids(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    parser.add_argument(
+        "-p", "--pid", type=int, action="append", metavar="PID", dest="pids", required=required, help=text
+    )
+
+
+def _cgroup_paths(parser: t.Any, text: str) -> None:
+    parser.add_argument("--cgroup-path", action="append", metavar="PATH", dest="cgroup_paths", help=text)
+
+
+def _no_children(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-children",
+        action="store_false",
+        dest="children",
+        help="leave children that run already; what a process starts later is limited with it in any case",
+    )
+
+
+def _limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-r", "--rate", metavar="RATE", help=f"what it may send: {RATE_FORMS}")
+    parser.add_argument(
+        "-b",
+        "--bucket",
+        metavar="BYTES",
+        help=f"how much may be sent at once after a pause: {BUCKET_FORMS}; by default what the rate sends in a second",
+    )
+
+
+def usage(parser: argparse.ArgumentParser) -> t.NoReturn:
+    """What is said where no command is given."""
+    parser.print_usage(sys.stderr)
+    parser.error("no command is given")

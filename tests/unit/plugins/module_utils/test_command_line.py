@@ -1,0 +1,380 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command limiter, from its arguments to what it asks of the modules' work, and from their result to its output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import rule_spec
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli import commands, main, parser
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli.completion import completion
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli.files import requests_of
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli.manual import manual
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.modules import (
+    info,
+    program,
+    purge,
+    rule,
+    rules,
+)
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated.version import VERSION
+
+Asked = list[tuple[str, dict[str, t.Any], bool]]
+Captured = pytest.CaptureFixture[str]
+NOTHING = {"changed": False, "warnings": [], "rules": [], "processes": [], "hook": [], "program": None}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the modules were asked for: nothing is done."""
+    calls: Asked = []
+    monkeypatch.setattr(main, "_listen", lambda: None)
+    for name, module in (("info", info), ("program", program), ("purge", purge), ("rule", rule)):
+
+        def work(call: t.Any, name: str = name) -> dict[str, t.Any]:
+            calls.append((name, dict(call.params), call.check_mode))
+            return dict(NOTHING)
+
+        monkeypatch.setattr(module, "work", work)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "options"),
+    [
+        ("set --pid 5 --rate 5m", "rule", {"pids": [5], "rate": "5m", "children": True}),
+        (
+            "set -p 5 -p 6 -r 512k -b 1m --name web",
+            "rule",
+            {"pids": [5, 6], "rate": "512k", "bucket": "1m", "name": "web"},
+        ),
+        ("set --name a -r 1m --cgroup-path /a --cgroup-path /b-*", "rule", {"cgroup_paths": ["/a", "/b-*"]}),
+        (
+            "set --name a --each --everything --no-children",
+            "rule",
+            {"each": True, "everything": True, "children": False},
+        ),
+        ("move --pid 5 --last", "rule", {"pids": [5], "last": True}),
+        ("move -p 5 --cgid 77", "rule", {"pids": [5], "cgroup_id": 77}),
+        ("move -p 5 --cgroup-path /speed_limiter/web", "rule", {"pids": [5], "cgroup_paths": ["/speed_limiter/web"]}),
+        ("move -p 5 --name web", "rule", {"pids": [5], "name": "web"}),
+        ("unset --pid 5", "rule", {"pids": [5], "state": "absent"}),
+        ("unset --name web", "rule", {"name": "web", "state": "absent"}),
+        ("reload", "program", {"state": "reloaded", "object": None, "cgroup_path": None, "pacing": None}),
+        (
+            "reload -o /o --cgroup-path /a --no-pacing",
+            "program",
+            {"object": "/o", "cgroup_path": "/a", "pacing": False},
+        ),
+        ("reload --bpf-obj /o --pacing", "program", {"object": "/o", "pacing": True}),
+        ("unload", "program", {"state": "absent"}),
+        ("list", "info", {"gather": ["rules"], "name": None, "pid": None, "cgroup_path": None}),
+        ("list --pid", "info", {"gather": ["processes"], "pid": None}),
+        ("list -p 5", "info", {"gather": ["rules", "processes"], "pid": 5}),
+        ("list --bpf", "info", {"gather": ["program", "hook"]}),
+        ("list --name web --cgroup-path /a", "info", {"name": "web", "cgroup_path": "/a"}),
+        ("purge", "purge", {"scope": "rules"}),
+        ("purge --scope all", "purge", {"scope": "all"}),
+    ],
+)
+def test_what_a_command_asks_for(asked: Asked, words: str, module: str, options: dict[str, t.Any]) -> None:
+    assert main.main(words.split()) == 0
+    ((name, given, check),) = asked
+    assert name == module and options.items() <= given.items()
+    assert check == (module == "info")
+    if module == "rule":
+        assert given.keys() <= rule_spec().keys()
+        assert given["state"] == options.get("state", "present")
+
+
+@pytest.mark.parametrize("words", ["set --name a -r 1m", "move -p 5 --last", "unset -p 5", "reload", "unload", "purge"])
+def test_check(asked: Asked, words: str) -> None:
+    assert main.main([*words.split(), "--check"]) == 0
+    assert asked[0][2]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("", "no command is given"),
+        ("limit", "argument COMMAND: invalid choice: 'limit'"),
+        ("set --pid x", "argument -p/--pid: invalid int value: 'x'"),
+        ("set --pi 5", "unrecognized arguments: --pi 5"),
+        ("set web", "unrecognized arguments: web"),
+        ("move -p 5", "one of the arguments --name --cgroup-path --cgid --last is required"),
+        ("move --last", "the following arguments are required: -p/--pid"),
+        ("move -p 5 --last --name web", "argument --name: not allowed with argument --last"),
+        ("list --pid --bpf", "argument --bpf: not allowed with argument -p/--pid"),
+        ("apply", "the following arguments are required: FILE"),
+        ("purge --scope most", "argument --scope: invalid choice: 'most'"),
+    ],
+)
+def test_a_wrong_command_line_is_2(asked: Asked, capsys: Captured, words: str, text: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(words.split())
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and not asked and not captured.out
+    lines = captured.err.splitlines()
+    assert lines[-2].startswith(f"limiter: {text}") and lines[-1].startswith("Try 'limiter")
+
+
+def test_an_error_is_1_with_its_kind(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(arguments: argparse.Namespace) -> dict[str, t.Any]:
+        raise LimiterError("dead_process", "the process 5 does not exist", "", "Name\x1b[2J another")
+
+    monkeypatch.setattr(commands, "run", refuse)
+    text = "the process 5 does not exist. Name?[2J another."
+    assert main.main(["set", "-p", "5"]) == 1
+    assert capsys.readouterr() == ("", f"limiter: {text} (dead_process)\n")
+    assert main.main(["set", "-p", "5", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["kind"] == "dead_process" and json.loads(captured.out)["failed"]
+    assert captured.err == f"limiter: {text} (dead_process)\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (LimiterError("other_schema", "the maps are of another version"), f"This command is of version {VERSION};"),
+        (
+            OSError(28, "No space left on device", "/a"),
+            "/a could not be used: ENOSPC (No space left on device). What was",
+        ),
+        (OSError("text"), "a file of the host could not be used"),
+        (ZeroDivisionError("one"), "this is a defect of limiter: ZeroDivisionError: one (test_command_line.py, line"),
+    ],
+)
+def test_every_error_is_told_in_words(
+    asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(arguments: argparse.Namespace) -> dict[str, t.Any]:
+        raise error
+
+    monkeypatch.setattr(commands, "run", fail)
+    assert main.main(["list"]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out and words in captured.err and "Traceback" not in captured.err
+
+
+def test_an_interrupt_is_130(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(arguments: argparse.Namespace) -> dict[str, t.Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run", interrupt)
+    assert main.main(["list"]) == 130
+    assert "(interrupted)" in capsys.readouterr().err
+
+
+def test_version(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_schema_of_host", lambda: 99)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert main.main(["--version"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"limiter {VERSION} (speed_limiter.ebpf), schema ")
+    assert second == "what limits on this host is of a newer version, schema 99"
+
+
+BACKUP: dict[str, t.Any] = {
+    "name": "backup",
+    "rate": 20971520,
+    "bucket": 1048576,
+    "cgroup_path": "/sys/fs/cgroup/speed_limiter/backup",
+    "members": ["/sys/fs/cgroup/speed_limiter/backup", "/sys/fs/cgroup/a.slice", "/sys/fs/cgroup/b-*.slice"],
+    "each": None,
+    "waiting": ["/sys/fs/cgroup/b-*.slice"],
+    "pids": [4, 5],
+    "use": {"rate": 12500000, "binds": True},
+}
+UNSEEN = {**BACKUP, "name": "unseen", "rate": None, "bucket": None, "members": None, "waiting": None, "use": None}
+LONG = {**BACKUP, "name": "r" * 128, "each": True}
+
+
+def show(asked: Asked, monkeypatch: pytest.MonkeyPatch, words: str = "list", **result: t.Any) -> int:
+    monkeypatch.setattr(commands, "run", lambda arguments: {**NOTHING, **result})
+    return main.main(words.split())
+
+
+def test_the_table_of_rules(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show(asked, monkeypatch, rules=[BACKUP, UNSEEN], processes=None, hook=None, warnings=["look out"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "RULE          RATE  BUCKET         NOW  BINDS  PIDS  IN PLACE",
+        "backup  168 Mbit/s   1 MiB  100 Mbit/s  yes       2  /a.slice, /b-*.slice (absent)",
+        "unseen           -       -           -  -         2",
+    ]
+    assert captured.err == "limiter: warning: look out\n"
+
+
+@pytest.mark.parametrize(("locale", "more"), [("C.UTF-8", "…"), ("C", "..."), ("en_US.ISO-8859-1", "...")])
+def test_a_terminal_gets_what_fits(
+    asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch, locale: str, more: str
+) -> None:
+    monkeypatch.setattr(main, "_width", lambda: 80)
+    monkeypatch.setenv("LC_ALL", locale)
+    process = {
+        "pid": 4194304,
+        "rule": "r" * 128,
+        "cgroup": "/speed_limiter/" + "r" * 128,
+        "command": "限速\n\x1b[2J" * 50,
+    }
+    assert show(asked, monkeypatch, rules=[LONG], processes=[process], hook=None) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("4194304  rrr") and more in lines[1] and "\x1b" not in lines[1]
+    assert lines[4].startswith("rrrr") and more in lines[4] and "168 Mbit/s" in lines[4]
+    for line in lines:
+        assert sum(2 if letter in "限速" else 1 for letter in line) <= 80
+
+
+def test_programs(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacing = {"state": "off", "reason": "pacing is switched off", "open_connections_reason": None}
+    loaded = {"identity": "source:01", "cgroup": "/", "pacing": pacing}
+    hook = [{"id": 7, "name": "limit_egress", "ours": True, "attach_flags": "multi", "cgroup": "/"}]
+    nothing = {"rules": None, "processes": None}
+    assert show(asked, monkeypatch, "list --bpf", hook=hook, program=loaded, **nothing) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "loaded    source:01",
+        "attached  /",
+        "pacing    off",
+        "          pacing is switched off",
+        "",
+        "ID  NAME          OURS  FLAGS  CGROUP",
+        " 7  limit_egress  yes   multi  /",
+    ]
+    assert show(asked, monkeypatch, "list --bpf", hook=[], program=None, **nothing) == 0
+    assert capsys.readouterr().out.startswith("No program is loaded: nothing limits.\n")
+
+
+CHANGE = {
+    "changed": True,
+    "diff": {"before": "a: 1 B/s\nb: 1 B/s\n", "after": "a: 1 B/s\nb: absent\n"},
+    "program_actions": ["loaded it"],
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("purge", ["changed: b: absent", "done: loaded it"]),
+        ("purge --check", ["would change: b: absent", "would be done: loaded it"]),
+        ("purge --diff", ["- b: 1 B/s", "+ b: absent", "done: loaded it"]),
+    ],
+)
+def test_a_change(
+    asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch, words: str, lines: list[str]
+) -> None:
+    assert show(asked, monkeypatch, words, **CHANGE) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_no_change(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show(asked, monkeypatch, "unload") == 0
+    assert capsys.readouterr().out == "unchanged\n"
+
+
+def test_a_change_that_the_diff_does_not_show(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"before": "program: x\n", "after": "program: x\n"}
+    assert show(asked, monkeypatch, "purge --scope stale", changed=True, diff=same) == 0
+    assert capsys.readouterr().out == "changed\n"
+    uneven = {"before": "a: 1 B/s\n", "after": "a: absent\nprogram: absent\n"}
+    assert show(asked, monkeypatch, "purge --diff", changed=True, diff=uneven) == 0
+    assert capsys.readouterr().out.splitlines() == ["- a: 1 B/s", "+ a: absent", "+ program: absent"]
+
+
+def test_json_is_the_result(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show(asked, monkeypatch, "purge --json", **CHANGE, warnings=["look out"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {**NOTHING, **CHANGE, "warnings": ["look out"]}
+    assert captured.err == "limiter: warning: look out\n"
+
+
+# ---- files
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_files_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = write(tmp_path / "one.json", '[{"name": "a", "rate": "1m"}, {"name": "b", "state": "absent"}]')
+    two = write(tmp_path / "two.yml", "rules: [{name: c, rate: 8mbit}]")
+    seen: list[t.Any] = []
+
+    def follow(call: t.Any, requests: t.Any, purge: bool) -> dict[str, t.Any]:
+        seen.append((call.check_mode, [(one.name, dict(one.given)) for one in requests], purge))
+        return dict(NOTHING)
+
+    monkeypatch.setattr(main, "_listen", lambda: None)
+    monkeypatch.setattr(rules, "follow", follow)
+    assert main.main(["apply", "--purge", "--check", one, two]) == 0
+    assert seen == [(True, [("a", {"rate": 1048576}), ("b", {}), ("c", {"rate": 1000000})], True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind", "words"),
+    [
+        ("a.json", "{", "bad_file", "a.json is no JSON: Expecting"),
+        ("a.json", "- name: a", "bad_file", "The name of a file in YAML ends with .yml or .yaml."),
+        ("a.json", "[" * 100000, "bad_file", "a.json is no JSON"),
+        ("a.json", '{"rule": []}', "bad_file", "a.json has no rules. Give a list of rules"),
+        ("a.json", "3", "bad_file", "a.json has no rules"),
+        ("a.yml", "a: [", "bad_file", "a.yml is no YAML"),
+        ("a.yml", "", "bad_file", "a.yml has no rules"),
+        ("a.json", '[{"name": "a"}, {"nme": "b"}]', "bad_options", "a.json: rules[1]: there is no option 'nme'"),
+        ("a.json", '[{"name": "a", "rate": "5mb"}]', "bad_rate", "a.json: rules[0]: rate: '5mb' is refused"),
+        ("a.json", '[{"name": "a"}, {"name": "a"}]', "bad_options", "was already given by"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, name: str, text: str, kind: str, words: str) -> None:
+    with pytest.raises(LimiterError) as raised:
+        requests_of([write(tmp_path / name, text)])
+    assert raised.value.kind == kind and words in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path, word in ((tmp_path / "none", "ENOENT"), (tmp_path, "EISDIR")):
+        with pytest.raises(LimiterError, match=word) as raised:
+            requests_of([str(path)])
+        assert raised.value.kind == "unreadable_file"
+    (tmp_path / "latin").write_bytes(b'["\xff"]')
+    with pytest.raises(LimiterError) as raised:
+        requests_of([str(tmp_path / "latin")])
+    assert raised.value.kind == "bad_file"
+
+
+def test_yaml_where_nothing_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(LimiterError, match="Install python3-yaml .* or give JSON") as raised:
+        requests_of([write(tmp_path / "a.yaml", "[]")])
+    assert raised.value.kind == "no_yaml"
+
+
+# ---- manual and completion
+
+
+def every_option() -> t.Iterator[tuple[str, str]]:
+    for action in parser.build()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command, options in action.choices.items():
+                for option in options._actions:
+                    yield from ((command, form) for form in option.option_strings)
+
+
+def test_manual_and_completion_have_every_command_and_option() -> None:
+    page, script = manual("the mark"), completion("the mark")
+    assert page.startswith('.\\" the mark.\n.TH LIMITER 8') and script.startswith("# the mark.\n")
+    for command, option in every_option():
+        assert f".SS limiter {command}\n" in page
+        if option not in ("-h", "--help"):
+            assert option.replace("-", "\\-") in page
+        line = next(line for line in script.splitlines() if line.strip().startswith(f"{command}) "))
+        assert option in line.replace('"', " ").split()
