@@ -41,8 +41,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = "/etc/systemd/system"
 # Of this machine's /etc, what PAM, D-Bus, programs and their libraries read.
 _SETTINGS = (
-    "alternatives dbus-1 group gshadow ld.so.cache ld.so.conf ld.so.conf.d login.defs nsswitch.conf pam.conf pam.d "
-    "passwd protocols security services shadow shells ssl"
+    "alternatives containers dbus-1 group gshadow ld.so.cache ld.so.conf ld.so.conf.d login.defs nsswitch.conf "
+    "pam.conf pam.d passwd protocols security services shadow shells ssl"
 )
 # For hardware, or slow, or changes of the kernel that all share.
 _MASKED = (
@@ -59,17 +59,19 @@ _INTO = 'echo 0 >"$1/cgroup.procs"; shift; exec "$@"'
 # Run in new namespaces, with the root, systemd's path and what is to be seen of this machine.
 _BECOME = """
 set -eu
-root=$1 program=$2
-shift 2
+root=$1 usr=$2 program=$3
+shift 3
 mount --bind "$root" "$root"
 cd "$root"
-mount --rbind /usr usr
+mount --rbind "$usr" usr
 for seen; do
     case $seen in /run/*|/tmp/*) ;; *) mkdir -p ".$seen"; mount --rbind "$seen" ".$seen" ;; esac
 done
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
+mount --bind proc/sys/net proc/sys/net
+mount -o remount,bind,rw proc/sys/net
 mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t bpf -o mode=0700 bpf sys/fs/bpf
@@ -99,8 +101,8 @@ _numbers = itertools.count()
 class Host:
     """One that has booted."""
 
-    def __init__(self, directory: Path, network: str | None = None) -> None:
-        self._root, self._network = directory, network
+    def __init__(self, directory: Path, network: str | None = None, userland: str = "") -> None:
+        self._root, self._network, self._userland = directory, network, userland
         self._outer: subprocess.Popen[bytes] | None = None
         self.pid = 0  # systemd's, as this test sees it
         self._furnish()
@@ -194,12 +196,12 @@ class Host:
         for name in ("usr", "proc", "sys", "dev", "run", "tmp", "root", "var/log/journal", "etc/systemd/system"):
             (self._root / name).mkdir(parents=True)
         for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-            if Path("/", name).is_dir():
+            if Path(f"{self._userland}/{name}").is_dir():
                 (self._root / name).symlink_to(f"usr/{name}")
         (self._root / "var/run").symlink_to("/run")
         etc = self._root / "etc"
         for name in _SETTINGS.split():
-            here = Path("/etc", name)
+            here = Path(f"{self._userland}/etc", name)
             if here.is_dir():
                 shutil.copytree(here, etc / name, symlinks=True)
             elif here.exists():
@@ -218,7 +220,18 @@ class Host:
         self._cgroup.mkdir()
         network = ["nsenter", f"--net=/run/netns/{self._network}"] if self._network else ["unshare", "--net"]
         apart = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--propagation=private"]
-        apart += ["--cgroup", "--uts", "--ipc", "sh", "-c", _BECOME, "sh", str(self._root), PROGRAM]
+        apart += [
+            "--cgroup",
+            "--uts",
+            "--ipc",
+            "sh",
+            "-c",
+            _BECOME,
+            "sh",
+            str(self._root),
+            f"{self._userland}/usr",
+            PROGRAM,
+        ]
         command = ["sh", "-ec", _INTO, "sh", str(self._cgroup), *network, *apart, *self._seen()]
         log = (self._root / "boot.log").open("wb")
         with log:
@@ -260,11 +273,15 @@ class Host:
 
 
 @contextlib.contextmanager
-def booted(network: str | None = None) -> Iterator[Host]:
-    """A new host; ``network``: in that network namespace, a name of `ip netns`, for example `net.Pair.sender`."""
+def booted(network: str | None = None, userland: str = "") -> Iterator[Host]:
+    """A new host; ``network``: in that network namespace, a name of `ip netns`, for example `net.Pair.sender`.
+
+    ``userland``: with the /usr and the /etc of another Debian, which debootstrap has made there (with systemd, dbus and
+    libpam-systemd). Modules run in it only if it has this Python.
+    """
     with tempfile.TemporaryDirectory(dir="/run", prefix="host-") as directory:
         os.chmod(directory, 0o755)
-        host = Host(Path(directory), network)
+        host = Host(Path(directory), network, userland)
         try:
             yield host
         finally:

@@ -18,7 +18,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 PACKAGE = Path(plan.__file__).parent.parent
 LAYERS = ("core", "generated", "host", "work", "front")  # each may import those before it
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
-PURE = {"__future__", "re", "typing", "fractions", "struct", "zlib"}
+PURE = {"__future__", "json", "re", "typing", "fractions", "struct", "zlib"}
 
 
 def name(path: Path) -> str:
