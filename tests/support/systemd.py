@@ -142,12 +142,12 @@ class Host:
         ]
         return ["sh", "-ec", _INTO, "sh", str(self.cgroup("/init.scope")), *enter]
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        """What a command inside prints; it must succeed, or fail."""
+    def run(self, *command: str, fails: bool | None = False) -> str:
+        """What a command inside prints; it must succeed, or with ``fails`` fail (None: either)."""
         done = subprocess.run(
             [*self.prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
-        assert bool(done.returncode) == fails, f"{' '.join(command)}: {done.stdout}"
+        assert fails in (None, bool(done.returncode)), f"{' '.join(command)}: {done.stdout}"
         return done.stdout.strip()
 
     def task(self, module: str, /, **options: Any) -> dict[str, Any]:
