@@ -92,6 +92,9 @@ class Request(t.NamedTuple):
     selector: Selector | None
     children: bool
     cgroup_paths: tuple[str, ...]
+    units: tuple[str, ...]  # full names
+    users: tuple[str, ...]
+    containers: tuple[str, ...]
     takes_places: bool  # an option about cgroups that are limited in place is given, even an empty list
     each: bool | None
     everything: bool

@@ -8,19 +8,24 @@ from __future__ import annotations
 import typing as t
 
 from . import policy
+from .containers import check_name
 from .errors import LimiterError
 from .model import Request, Selector
 from .names import check_rule_name
+from .units import full_name
 
 Options = t.Mapping[str, t.Any]
 
+# Cgroups that are limited in place, however they are named.
+_IN_PLACE = ("cgroup_paths", "units", "users", "containers")
 _EXCLUSIVE = (("pids", "processes"), ("name", "cgroup_id", "last"))
 
 
 def parse_request(options: Options, where: str = "") -> Request:
     """One rule's options as a Request. ``where`` begins every error, for example ``rules[3]: ``.
 
-    Raises LimiterError: ``bad_options``, ``bad_name``, ``bad_rate``, ``bad_bucket``, ``bad_pid``, ``bad_selector``.
+    Raises LimiterError: ``bad_options``, ``bad_name``, ``bad_rate``, ``bad_bucket``, ``bad_pid``, ``bad_selector``,
+    ``bad_unit``, ``bad_container``.
     """
     given = {key: value for key, value in options.items() if value is not None and value is not False}
     for group in _EXCLUSIVE:
@@ -43,8 +48,12 @@ def parse_request(options: Options, where: str = "") -> Request:
         raise _bad(where, "no rule is named", "Give name, cgroup_id, last, cgroup_paths or pids")
     if not chosen and present and (selector is not None or len(pids) != 1):
         raise _bad(where, "a rule for several processes needs a name", "Add name")
-    if "cgroup_paths" in given and ("cgroup_id" in given or "last" in given):
-        raise _bad(where, "cgroup_paths goes with name, not with cgroup_id or last", "Give name and cgroup_paths")
+    in_place = {key: tuple(dict.fromkeys(given.get(key, ()))) for key in _IN_PLACE}
+    for key in _IN_PLACE:
+        if key in given and ("cgroup_id" in given or "last" in given):
+            raise _bad(where, f"{key} goes with name, not with cgroup_id or last", f"Give name and {key}")
+    for container in in_place["containers"]:
+        check_name(where, container)
     return Request(
         where=where,
         present=present,
@@ -57,8 +66,11 @@ def parse_request(options: Options, where: str = "") -> Request:
         pids=pids,
         selector=selector,
         children=options.get("children") is not False,
-        cgroup_paths=tuple(dict.fromkeys(given.get("cgroup_paths", ()))),
-        takes_places="cgroup_paths" in given,
+        cgroup_paths=in_place["cgroup_paths"],
+        units=tuple(dict.fromkeys(full_name(where, unit) for unit in in_place["units"])),
+        users=in_place["users"],
+        containers=in_place["containers"],
+        takes_places=any(key in given for key in _IN_PLACE),
         each=options.get("each"),
         everything=options.get("everything") is True,
     )
@@ -96,7 +108,7 @@ def _pids(where: str, given: Options) -> tuple[int, ...]:
                 "bad_pid",
                 f"{where}pid 1 is refused",
                 "the init process is never moved",
-                "Limit a unit or a slice with cgroup_paths",
+                "Limit a unit with units",
             )
     return tuple(dict.fromkeys(pids))
 

@@ -15,7 +15,11 @@ Spec = dict[str, dict[str, t.Any]]
 # What excludes what, for tools that read the specification. `last: false` says nothing, which cannot be declared.
 # core/request.py refuses the same and more, and its words are what a user reads: they name the rule of a list.
 RULE_CHECKS: dict[str, t.Any] = {
-    "mutually_exclusive": [["pids", "processes"], ["name", "cgroup_id"], ["cgroup_paths", "cgroup_id"]],
+    "mutually_exclusive": [
+        ["pids", "processes"],
+        ["name", "cgroup_id"],
+        *([option, "cgroup_id"] for option in ("cgroup_paths", "units", "users", "containers")),
+    ],
     "required_one_of": [["name", "cgroup_id", "last", "cgroup_paths", "pids", "processes"]],
 }
 
@@ -38,6 +42,9 @@ def rule_spec() -> Spec:
         },
         "children": {"type": "bool", "default": True},
         "cgroup_paths": {"type": "list", "elements": "str", "aliases": ["cgroup_path"]},
+        "units": {"type": "list", "elements": "str", "aliases": ["unit"]},
+        "users": {"type": "list", "elements": "str", "aliases": ["user"]},
+        "containers": {"type": "list", "elements": "str", "aliases": ["container"]},
         "each": {"type": "bool"},
         "everything": {"type": "bool", "default": False},
         "cgroup_id": {"type": "int", "aliases": ["cgid"]},

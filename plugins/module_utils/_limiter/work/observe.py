@@ -18,9 +18,13 @@ from ..host import memory
 from ..host.groups import processes
 from . import places
 from .host import Host
+from .named import Named
 
 # Where a host is reached by ssh: whoever limits these limits his own connection, or the next one.
-_WHERE_CONNECTIONS_END = ("/system.slice/ssh.service", "/system.slice/sshd.service", "/user.slice")
+_WHERE_CONNECTIONS_END = (
+    *(f"/system.slice/{name}" for name in ("ssh.service", "ssh.socket", "sshd.service", "sshd.socket")),
+    "/user.slice",
+)
 
 
 def observe(
@@ -48,6 +52,7 @@ class _Observation:
             self.names |= set(self.cgroups.rule_names())
 
     def look(self, requests: t.Sequence[Request]) -> tuple[HostState, tuple[Target, ...], list[str]]:
+        self.named = Named(requests)
         targets = tuple(self._target(request) for request in requests)
         for target in targets:
             self.names |= {target.name} if target.name else {f"pid-{pid}" for pid in target.request.pids}
@@ -107,10 +112,13 @@ class _Observation:
                 name = self._own_cgroup(request, name, path)
             else:
                 patterns.append(normal("cgroup_paths:", path))
+        found, warnings = self.named.patterns(request)
+        patterns += found
+        self.warnings += [warning for warning in warnings if warning not in self.warnings]
         if patterns and name is None:
             raise LimiterError(
                 "bad_options",
-                f"{request.where}cgroup_paths: {patterns[0]} is limited in place",
+                f"{request.where}{patterns[0]} is limited in place",
                 "that needs the name of a rule",
                 "Add name",
             )

@@ -18,7 +18,7 @@ import typing as t
 
 from ...core import catalog
 from ...core.errors import LimiterError
-from .. import files
+from .. import commands, files
 from ..errnos import errno_text
 from ..kernel import BTF
 
@@ -73,7 +73,7 @@ def find_compiler(run_command: RunCommand) -> tuple[str, str]:
     """
     unfit: list[str] = []
     for name in itertools.chain(["clang"], _numbered_compilers()):
-        compiler = _find(name)
+        compiler = commands.find(name)
         if compiler is None:
             continue
         code, version, errors = run_command([compiler, "--version"], check_rc=False)
@@ -169,7 +169,7 @@ def check_headers(run_command: RunCommand) -> None:
 
 def vmlinux_header(run_command: RunCommand) -> str:
     """The running kernel's types as C: by bpftool, or by libbpf where no bpftool runs (Ubuntu's may be a wrapper)."""
-    bpftool = _find("bpftool")
+    bpftool = commands.find("bpftool")
     if bpftool is not None:
         code, output, _errors = run_command([bpftool, "btf", "dump", "file", BTF, "format", "c"], check_rc=False)
         if code == 0 and "preserve_access_index" in output and output.rstrip().endswith("#endif /* __VMLINUX_H__ */"):
@@ -258,13 +258,6 @@ def _digest(path: str) -> str:
 
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
-
-
-def _find(command: str) -> str | None:
-    import shutil
-
-    # sbin: where some distributions have bpftool, and where a task's PATH may not lead
-    return shutil.which(command, path=f"{os.environ.get('PATH', os.defpath)}:/usr/bin:/usr/sbin")
 
 
 def _make_directory(path: str) -> None:
