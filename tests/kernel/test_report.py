@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import ansible.template
 import pytest
-from ansible.parsing.dataloader import DataLoader
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
+from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report import text
+from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report.fleet import Fleet
+from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report.hosts import Answers, read
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, rule, rules
 
-PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 WANTED: dict[str, Any] = {"name": "mirror", "rate": "1m", "cgroup_path": "/mirror"}
 
 
@@ -37,16 +37,8 @@ def member() -> Iterator[str]:
 
 def reported(wanted: dict[str, Any]) -> str:
     """As report.yml registers it, for two hosts that are alike."""
-    found = {
-        "speed_limiter_seen": info(gather=["host", "rules"]),
-        "speed_limiter_compared": {**rules(wanted, check=True), "failed": False},
-        "speed_limiter_named": [wanted["name"]],
-    }
-    trusted = getattr(ansible.template, "trust_as_template", str)  # since ansible-core 2.19
-    template = trusted((PLAYBOOKS / "templates" / "report.txt.j2").read_text())
-    variables = {"ansible_play_hosts_all": ["a", "b"], "hostvars": {"a": found, "b": found}}
-    text: str = ansible.template.Templar(DataLoader(), variables=variables).template(template)
-    return text
+    answers = Answers(info(gather=["host", "rules"]), {**rules(wanted, check=True), "failed": False}, [wanted["name"]])
+    return text.render(Fleet([read(name, answers) for name in ("a", "b")], "2026-11-27T13:00:00Z"))
 
 
 def test_hosts_that_are_as_wanted_are_counted(member: str) -> None:
@@ -57,10 +49,10 @@ def test_hosts_that_are_as_wanted_are_counted(member: str) -> None:
 def test_rules_that_do_not_limit_are_not_as_wanted(member: str) -> None:
     rule(**WANTED)
     program(cgroup_path="/speed_limiter")  # the member is not below it
-    text = reported(WANTED)
-    assert text.startswith("2 hosts: 0 as wanted, 0 differ, 0 failed, 0 unreachable, 2 not limited\n")
-    assert "2 not limited: a, b\n    the program does not run for /mirror: nothing limits it." in text
-    assert "+ mirror" not in text
+    shown = reported(WANTED)
+    assert shown.startswith("2 hosts: 0 as wanted, 0 differ, 0 failed, 0 unreachable, 2 not limited\n")
+    assert "2 not limited: a, b\n    the program does not run for /mirror: nothing limits it." in shown
+    assert "+ mirror" not in shown
     changed = reported({**WANTED, "rate": "2m"})
     assert "2 not limited: a, b\n" in changed and "\n    + mirror: 2097152 B/s" in changed
 
@@ -68,9 +60,9 @@ def test_rules_that_do_not_limit_are_not_as_wanted(member: str) -> None:
 def test_kernels_that_have_lost_the_cgroups_of_new_sockets_are_in_the_report(member: str) -> None:
     rule(**WANTED)
     with mock.patch.object(association, "look", return_value=Association(LOST, "it was tried")):
-        text = reported(WANTED)
-    assert ", 2 not limited\n" in text
-    assert "    new connections are not limited: after a program has used net_cls" in text
+        shown = reported(WANTED)
+    assert ", 2 not limited\n" in shown
+    assert "    new connections are not limited: after a program has used net_cls" in shown
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 COLLECTION = "ansible_collections.speed_limiter.ebpf.plugins.modules."
-MODULES = ("speed_limit_rule", "speed_limit_rules", "speed_limit_program", "speed_limit_purge", "speed_limit_info")
+MODULES = (
+    "speed_limit_rule",
+    "speed_limit_rules",
+    "speed_limit_program",
+    "speed_limit_purge",
+    "speed_limit_info",
+    "speed_limit_report",
+)
 
 
 def documented(module: str, part: str) -> t.Any:

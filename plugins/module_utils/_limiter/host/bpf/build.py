@@ -4,7 +4,7 @@
 """Compiling the program on this host, once for each combination of source, compiler, kernel types and architecture.
 
 Commands run through ``run_command``, which is AnsibleModule's: (list of arguments) -> (return code, output, errors).
-hashlib and shutil are imported where they are used: that takes time, and most tasks build nothing.
+hashlib is imported where it is used: that takes time, and most tasks build nothing.
 """
 
 from __future__ import annotations
