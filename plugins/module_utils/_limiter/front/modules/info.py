@@ -21,15 +21,15 @@ def work(module: AnsibleModule) -> Result:
     if gather != ["host"]:
         check_root()
     asked_for = (module.params[option] for option in ("name", "pid", "cgroup_path"))
-    info = Info(module.run_command, elsewhere, *asked_for)
-    look = {
-        "host": info.describe_host,
-        "program": info.program,
-        "rules": info.rules,
-        "processes": info.processes,
-        "hook": info.hook,
-    }
-    found: Result = {part: look[part]() for part in gather}
+    with Info(module.run_command, elsewhere, *asked_for) as info:
+        look = {
+            "host": info.describe_host,
+            "program": info.program,
+            "rules": info.rules,
+            "processes": info.processes,
+            "hook": info.hook,
+        }
+        found: Result = {part: look[part]() for part in gather}
     unseen = info.unseen if gather != ["host"] else []
     missing = found["host"]["missing"] if "host" in found else ()
     told = [text for text in unseen if text not in missing]

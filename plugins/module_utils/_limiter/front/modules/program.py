@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ...host.lock import host_lock
-from ...work.enforce import LOCK_SECONDS
 from ...work.host import Host
 from ...work.program import (
     ABSENT,
@@ -24,31 +20,32 @@ from ..task import Result, diff_of, run
 def work(module: AnsibleModule) -> Result:
     """The program, from options to result."""
     state, check = module.params["state"], module.check_mode
-    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(module.run_command)
+    with Host.opened(module.run_command, changes=not check) as host:
         if state == "absent":
             change = detach(host, check)
         else:
             cgroup = host.cgroups.relative(module.params["cgroup_path"])
             paced = module.params["pacing"]
             change = attach(host, module.params["object"], cgroup, paced, state == "reloaded", check)
-    before = change.before
+    before, lost, done = change.before, host.lost, [*host.lost.actions, *change.done]
     # An object that got lost is built and loaded again, though the program that runs is the same.
     built = any(action.startswith("built ") for action in change.done)
-    warnings = list(change.warnings)
+    warnings = [*lost.warnings(check), *change.warnings]
     if change.unenforced:
         warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
     program = {"identity": change.identity, "cgroup": change.cgroup, "pacing": change.pacing}
     return {
-        "changed": bool(change.done),
+        "changed": bool(done),
         "diff": diff_of(
-            (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
+            lost.before
+            + (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
             + ("object: missing or out of date\n" if built else ""),
-            (program_line(change.identity, change.cgroup, module.params["pacing"]) if change.identity else ABSENT)
+            lost.after
+            + (program_line(change.identity, change.cgroup, module.params["pacing"]) if change.identity else ABSENT)
             + ("object: built\n" if built else ""),
         ),
         "program": program if change.identity else None,
-        "actions": list(change.done),
+        "actions": done,
         "unenforced_rules": list(change.unenforced),
         "warnings": warnings,
     }

@@ -36,7 +36,7 @@ def work(module: AnsibleModule) -> Result:
         if target.request.takes_processes
     }
     return {
-        "changed": bool(done.plan.actions),
+        "changed": done.changed,
         "diff": diff_of(done.plan.before, done.plan.after),
         "summary": summary(done),
         "rules": [done.after[name] for name in done.plan.changed if name in done.after],
