@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.association import LOST, Association
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
@@ -44,6 +45,14 @@ def reported(wanted: dict[str, Any]) -> str:
 def test_hosts_that_are_as_wanted_are_counted(member: str) -> None:
     rule(**WANTED)
     assert reported(WANTED).strip() == "2 hosts: 2 as wanted, 0 differ, 0 failed, 0 unreachable"
+
+
+def test_a_limiter_that_is_not_pinned_is_told(member: str) -> None:
+    rule(**WANTED)
+    Path(pins.path("rate_limit_config_map")).unlink()
+    assert "+ pins of the limiter: complete" in reported(WANTED)
+    rule(**WANTED)
+    assert "2 as wanted" in reported(WANTED)
 
 
 def test_rules_that_do_not_limit_are_not_as_wanted(member: str) -> None:

@@ -25,10 +25,6 @@ from .program import would_load_if_needed
 
 Facts = dict[str, t.Any]
 
-# Longer than building the program takes; another task that still holds the lock then is not one that is worth waiting
-# for.
-LOCK_SECONDS = 120.0
-
 
 class Done(t.NamedTuple):
     plan: Plan
@@ -38,13 +34,16 @@ class Done(t.NamedTuple):
     before: t.Mapping[str, Facts]  # the rules that change, as they were
     after: t.Mapping[str, Facts]  # and as they are
 
+    @property
+    def changed(self) -> bool:
+        return bool(self.plan.actions or self.program)
+
 
 def enforce(
     run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False
 ) -> Done:
     """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed."""
-    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(run_command)
+    with Host.opened(run_command, changes=not check) as host:
         state, targets, seen = observe(host, requests, everything)
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
@@ -56,7 +55,10 @@ def enforce(
             applied = apply(host, made, state.memory)
         after = {name: facts(host, made.rules[name], look=not check) for name in names if name in made.rules}
         idle = tuple(unenforced(host, made, check))
-    return Done(made, (*seen, *made.warnings, *applied.warnings, *idle), idle, applied.program, before, after)
+    lost = host.lost
+    warnings = (*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle)
+    made = made._replace(before=lost.before + made.before, after=lost.after + made.after)
+    return Done(made, warnings, idle, (*lost.actions, *applied.program), before, after)
 
 
 def unenforced(host: Host, made: Plan, check: bool) -> list[str]:

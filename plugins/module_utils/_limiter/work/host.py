@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 from ..core.errors import LimiterError
@@ -14,9 +15,15 @@ from ..host.bpf.attachments import Attachments
 from ..host.bpf.libbpf import Libbpf, load
 from ..host.bpf.maps import Maps
 from ..host.groups.cgroups import Cgroups
+from ..host.lock import host_lock
 from ..host.root import check_root
+from .lost import Lost, pinned_again
 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
+
+# Longer than building the program takes; another task that still holds the lock then is not one that is worth waiting
+# for.
+LOCK_SECONDS = 120.0
 
 
 class Host:
@@ -30,7 +37,25 @@ class Host:
         self.maps: Maps | None = None
         self.other_maps: Maps | None = None
         self._any_version = any_version
+        self.lost = Lost()
         self.refresh()
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(
+        cls, run_command: RunCommand, changes: bool, any_version: bool = False, purges: bool = False
+    ) -> t.Iterator[Host]:
+        """As `open`, until the end of the context. Where it ``changes`` what is there, it holds the host's lock. What
+        limits and is not pinned any more is found (`lost.pinned_again`).
+        """
+        with host_lock(LOCK_SECONDS) if changes else contextlib.nullcontext():
+            check_root()
+            kernel.check_bits()
+            cgroups, libbpf = Cgroups.find(), load()
+            with pinned_again(libbpf, cgroups.mount, changes, purges) as lost:
+                host = cls(cgroups, libbpf, run_command, any_version)
+                host.lost = lost
+                yield host
 
     @classmethod
     def open(cls, run_command: RunCommand, any_version: bool = False) -> Host:

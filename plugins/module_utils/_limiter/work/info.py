@@ -7,6 +7,7 @@ comes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -58,12 +59,31 @@ class Info:
         self.cgroups = self._try(Cgroups.find)
         self.cgroup = self._asked_for()
         self.library = self._try(load)
-        self.host = self._try(lambda: Host.open(run_command, True)) if self.cgroups and self.library else None
+        self._opened = contextlib.ExitStack()
+        self.host = self._try(self._open) if self.cgroups and self.library else None
         if self.host and self.host.other_maps:
             self.missing.append(str(other_schema(self.host.other_maps.schema)))
         if self.host is None or self.host.other_maps:
             self.unseen += self.missing
         self.sockets = self._sockets()
+
+    def __enter__(self) -> Info:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._opened.close()
+
+    def _open(self) -> Host:
+        """Also what limits and is not pinned, as far as one can go on with it."""
+        try:
+            host = self._opened.enter_context(Host.opened(self.run_command, changes=False, any_version=True))
+        except LimiterError as error:
+            if error.kind != "hidden_limiter":
+                raise
+            self.warnings.append(str(error))
+            return Host.open(self.run_command, any_version=True)
+        self.warnings += host.lost.warnings(check=True)
+        return host
 
     def _asked_for(self) -> str | None:
         """The cgroup that was asked for: by its path, or as the one of a process. What is not there is an error."""

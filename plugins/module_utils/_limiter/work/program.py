@@ -110,7 +110,7 @@ def would_load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> L
     if not os.path.exists(kernel.BTF):
         host.libbpf.run("btf__free", host.libbpf.pointer("btf__load_vmlinux_btf"))
     done = [] if pins.is_mounted() else [f"mounted bpffs at {pins.BPFFS}"]
-    if done or not os.path.isdir(pins.PIN_DIR):
+    if done or not os.path.isdir(pins.directory()):
         done.append(f"made {pins.PIN_DIR}")
     if wanted.stale:
         build.check_headers(host.run_command)

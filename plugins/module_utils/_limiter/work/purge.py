@@ -16,6 +16,7 @@ from ..host.bpf import pins
 from ..host.groups import processes
 from .apply import apply, forget_rule
 from .host import Host
+from .lost import alone
 from .observe import observe
 from .program import unload
 
@@ -68,7 +69,7 @@ def _paths(host: Host) -> tuple[list[str], list[str]]:
         paths.append(managed)
     foreign = pins.foreign()
     left += [f"{pins.PIN_DIR}/{name} was not made by this collection and stays" for name in foreign]
-    if not foreign and os.path.isdir(pins.PIN_DIR):
+    if not foreign and os.path.isdir(pins.directory()):
         paths.append(pins.PIN_DIR)
     return paths, left
 
@@ -107,6 +108,9 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
         if any(purge.remains):
             host.maps.bump_generation()
     if everything:
+        for other in host.lost.others:
+            with alone(host.libbpf, other):
+                warnings += unload(Host(host.cgroups, host.libbpf, host.run_command, any_version=True))
         warnings += unload(host)
         pins.remove()
         host.cgroups.remove_managed()

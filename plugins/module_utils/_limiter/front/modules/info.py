@@ -21,15 +21,15 @@ def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None]
     if gather != ["host"]:
         check_root()
     asked_for = (call.params[option] for option in ("name", "pid", "cgroup_path"))
-    info = Info(call.run_command, interpreter_with, *asked_for)
-    look = {
-        "host": info.describe_host,
-        "program": info.program,
-        "rules": info.rules,
-        "processes": info.processes,
-        "hook": info.hook,
-    }
-    found: Result = {part: look[part]() for part in gather}
+    with Info(call.run_command, interpreter_with, *asked_for) as info:
+        look = {
+            "host": info.describe_host,
+            "program": info.program,
+            "rules": info.rules,
+            "processes": info.processes,
+            "hook": info.hook,
+        }
+        found: Result = {part: look[part]() for part in gather}
     unseen = info.unseen if gather != ["host"] else []
     missing = found["host"]["missing"] if "host" in found else ()
     told = [text for text in unseen if text not in missing]

@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
-from ...host.lock import host_lock
-from ...work.enforce import LOCK_SECONDS
 from ...work.host import Host
 from ...work.program import ABSENT, Change, attach, detach, place, program_line
 from ..call import Call, Result, diff_of
@@ -17,26 +13,28 @@ from ..call import Call, Result, diff_of
 def work(call: Call) -> Result:
     """The program, from options to result."""
     state, check = call.params["state"], call.check_mode
-    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(call.run_command)
+    with Host.opened(call.run_command, changes=not check) as host:
         change = detach(host, check) if state == "absent" else _attached(host, call)
     before, after = change.before, change.pacing or {}
+    lost, done = host.lost, [*host.lost.actions, *change.done]
     # An object that got lost is built and loaded again, though the program that runs is the same.
     built = any(action.startswith("built ") for action in change.done)
-    warnings = list(change.warnings)
+    warnings = [*lost.warnings(check), *change.warnings]
     if change.unenforced:
         warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
     program = {"identity": change.identity, "cgroup": change.cgroup, "pacing": change.pacing}
     return {
-        "changed": bool(change.done),
+        "changed": bool(done),
         "diff": diff_of(
-            (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
+            lost.before
+            + (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
             + ("object: missing or out of date\n" if built else ""),
-            (program_line(change.identity, change.cgroup, after["state"] != "off") if change.identity else ABSENT)
+            lost.after
+            + (program_line(change.identity, change.cgroup, after["state"] != "off") if change.identity else ABSENT)
             + ("object: built\n" if built else ""),
         ),
         "program": program if change.identity else None,
-        "actions": list(change.done),
+        "actions": done,
         "unenforced_rules": list(change.unenforced),
         "warnings": warnings,
     }

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
-
-from ...host.lock import host_lock
-from ...work.enforce import LOCK_SECONDS, facts
+from ...work.enforce import facts
 from ...work.host import Host
 from ...work.program import ABSENT, program_line
 from ...work.purge import carry_out, find
@@ -18,13 +15,13 @@ from ..call import Call, Result, diff_of
 def work(call: Call) -> Result:
     """A purge, from its scope to what it removed."""
     scope, check = call.params["scope"], call.check_mode
-    with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
-        host = Host.open(call.run_command, any_version=scope == "all")
+    everything = scope == "all"
+    with Host.opened(call.run_command, changes=not check, any_version=everything, purges=everything) as host:
         purge, state = find(host, scope)
         rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
-        warnings = list(purge.warnings)
+        warnings = [*host.lost.warnings(check), *purge.warnings]
         if not check:
-            warnings += carry_out(host, purge, state, everything=scope == "all")
+            warnings += carry_out(host, purge, state, everything)
     removed = {
         "rules": rules,
         "pids": list(purge.pids),
@@ -35,10 +32,13 @@ def work(call: Call) -> Result:
         "paths": list(purge.paths),
     }
     before, after = purge.plan.before, purge.plan.after
+    if not everything:
+        before, after = host.lost.before + before, host.lost.after + after
     if purge.program and state.program:
         before += program_line(purge.program, state.program.cgroup, state.program.pacing != "off")
         after += ABSENT
-    return {"changed": any(removed.values()), "removed": removed, "diff": diff_of(before, after), "warnings": warnings}
+    changed = any(removed.values()) or bool(host.lost.names)
+    return {"changed": changed, "removed": removed, "diff": diff_of(before, after), "warnings": warnings}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def work(call: Call) -> Result:
     target = done.plan.targets[0]
     name = target.name or next(iter(done.plan.changed), "")
     return {
-        "changed": bool(done.plan.actions),
+        "changed": done.changed,
         "diff": diff_of(done.plan.before, done.plan.after),
         "rule": done.after.get(name),
         "previous": done.before.get(name),

@@ -41,7 +41,7 @@ def follow(call: Call, requests: t.Sequence[Request], purge: bool) -> Result:
         if target.request.takes_processes
     }
     return {
-        "changed": bool(done.plan.actions),
+        "changed": done.changed,
         "diff": diff_of(done.plan.before, done.plan.after),
         "summary": summary(done),
         "rules": [done.after[name] for name in done.plan.changed if name in done.after],

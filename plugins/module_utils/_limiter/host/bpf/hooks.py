@@ -86,6 +86,11 @@ class Hooks:
             found.append({**entry, "cgroup": where, "ours": program_id in ours})
         return found
 
+    def attached(self, cgroup: str) -> list[int]:
+        """The ids of the programs that are attached there to egress. Raises LimiterError as `on_egress`."""
+        with self.open_cgroup(cgroup) as fd:
+            return self._query(fd, catalog.EGRESS, 0)[0]
+
     def _query(self, cgroup_fd: int, hook: catalog.Hook, query_flags: int) -> tuple[list[int], int]:
         """Ids of the programs attached (or effective), and the flags they were attached with."""
         new, room = self._libbpf.ffi.new, 128
@@ -109,12 +114,9 @@ class Hooks:
             room *= 4
 
     def _program_name(self, program_id: int) -> str | None:
-        fd = self._libbpf.try_call("bpf_prog_get_fd_by_id", program_id)
-        if fd == -errno.ENOENT:
-            return None
-        if fd < 0:
-            raise KernelError("a BPF program cannot be opened by its id", -fd)
-        with closing_fd(fd):
+        with self._libbpf.opened_by_id("prog", program_id) as fd:
+            if fd is None:
+                return None
             name = self._libbpf.ffi.string(self._libbpf.info(fd, "bpf_prog_info").name)
         return t.cast(bytes, name).decode("utf-8", "replace")
 

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libbpf and four calls of libc, through cffi's ABI mode: nothing is compiled, and only _cffi_backend is imported.
+"""libbpf and a few calls of libc, through cffi's ABI mode: nothing is compiled, and only _cffi_backend is imported.
 
 A call of libbpf is named by its C name: ``libbpf.call("bpf_obj_pin", fd, path)``. A failure is a `KernelError`.
 """
@@ -44,6 +44,10 @@ _OPERATIONS = {
     "bpf_obj_pin": "a BPF object cannot be pinned",
     "bpf_obj_get_info_by_fd": "a BPF object cannot be examined",
     "bpf_prog_get_fd_by_id": "a BPF program cannot be opened by its id",
+    "bpf_prog_bind_map": "a BPF map cannot be bound to the program",
+    "bpf_map_get_fd_by_id": "a BPF map cannot be opened by its id",
+    "bpf_link_get_fd_by_id": "a BPF link cannot be opened by its id",
+    "bpf_link_get_next_id": "the BPF links of this host cannot be listed",
     "bpf_prog_query": "the BPF programs of a cgroup cannot be listed",
     "bpf_link_create": "the BPF program cannot be attached",
     "bpf_link_update": "the attached BPF program cannot be replaced",
@@ -72,6 +76,7 @@ _LIBBPF_ERRORS = 4000
 _LEVEL_DEBUG = 2
 _LOG_BYTES = 1 << 24  # what libbpf itself allows the verifier's log to grow to
 _FILEID_KERNFS = 0xFE
+_MOST_MAPS = 64  # of one program
 
 # libbpf prints through one function for the whole process, the last that it was given: what it says belongs to every
 # instance, and the function must outlive the instance that gave it, or freed memory is called.
@@ -149,6 +154,38 @@ class Libbpf:
         info = self.ffi.new(f"struct {struct} *")
         self.call("bpf_obj_get_info_by_fd", fd, info, self.ffi.new("uint32_t *", self.ffi.sizeof(info[0])))
         return info
+
+    @contextlib.contextmanager
+    def opened_by_id(self, kind: str, identifier: int) -> t.Iterator[int | None]:
+        """A ``prog``, ``map`` or ``link`` by its id; None where it is gone. Raises KernelError."""
+        fd = self.try_call(f"bpf_{kind}_get_fd_by_id", identifier)
+        if fd == -errno.ENOENT:
+            yield None
+            return
+        if fd < 0:
+            raise KernelError(_OPERATIONS[f"bpf_{kind}_get_fd_by_id"], -fd)
+        with closing_fd(fd):
+            yield fd
+
+    def maps_of(self, program_fd: int) -> list[int]:
+        """The ids of the maps that a program uses."""
+        info, size = self.ffi.new("struct bpf_prog_info *"), self.ffi.new("uint32_t *")
+        ids = self.ffi.new("uint32_t[]", _MOST_MAPS)
+        info.nr_map_ids, info.map_ids = _MOST_MAPS, int(self.ffi.cast("uintptr_t", ids))
+        size[0] = self.ffi.sizeof(info[0])
+        self.call("bpf_obj_get_info_by_fd", program_fd, info, size)
+        return list(ids[0 : min(info.nr_map_ids, _MOST_MAPS)])
+
+    def link_ids(self) -> t.Iterator[int]:
+        """Of all links of this kernel, whoever made them. Raises KernelError."""
+        identifier = self.ffi.new("uint32_t *")
+        while True:
+            result = self.try_call("bpf_link_get_next_id", identifier[0], identifier)
+            if result == -errno.ENOENT:
+                return
+            if result < 0:
+                raise KernelError(_OPERATIONS["bpf_link_get_next_id"], -result)
+            yield identifier[0]
 
     def cgroup_path_of(self, mount: str, cgroup_id: int) -> str | None:
         """The path below the cgroup2 ``mount`` of the cgroup with this id (``/`` is the mount itself).
@@ -270,3 +307,26 @@ def mount_bpffs(path: str) -> None:
     flags = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC
     if _libc().mount(b"bpf", path.encode(), b"bpf", flags, b"mode=0700") < 0:
         raise KernelError(f"bpffs cannot be mounted at {path}", _ffi().errno)
+
+
+# Since Linux 5.2, with the same numbers on every architecture; not every libc knows them.
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_SET_STRING, _CREATE, _CLOSE_ON_EXEC = 1, 6, 1
+
+
+def private_bpffs() -> int:
+    """A bpffs of this process's own, which ends with the returned descriptor. Raises KernelError."""
+    ffi, system_call = _ffi(), _libc().syscall
+    nothing = ffi.cast("void *", 0)
+
+    def call(number: int, *arguments: t.Any) -> int:
+        passed = [ffi.cast("long", entry) if isinstance(entry, int) else entry for entry in arguments]
+        result = int(system_call(number, *passed))
+        if result < 0:
+            raise KernelError("a bpffs cannot be made for a look at what is not pinned", ffi.errno)
+        return result
+
+    with closing_fd(call(_FSOPEN, ffi.new("char[]", b"bpf"), _CLOSE_ON_EXEC)) as fd:
+        call(_FSCONFIG, fd, _SET_STRING, ffi.new("char[]", b"mode"), ffi.new("char[]", b"0700"), 0)
+        call(_FSCONFIG, fd, _CREATE, nothing, nothing, 0)
+        return call(_FSMOUNT, fd, _CLOSE_ON_EXEC, 0)

@@ -24,7 +24,6 @@ from .maps import Map, Maps
 
 _MOST = 16  # as CARRY_MOST in bpf/carry.h
 _ETHERNET, _NOW = bytes(14), 8
-_MOST_MAPS = 64  # of one program
 
 
 class Migration:
@@ -140,17 +139,8 @@ class Migration:
 
     def _maps_of(self, program_id: int) -> set[int]:
         """Their ids."""
-        bpf = self._libbpf
-        fd = bpf.try_call("bpf_prog_get_fd_by_id", program_id)
-        if fd < 0:  # none is attached any more
-            return set()
-        with closing_fd(fd):
-            info, size = bpf.ffi.new("struct bpf_prog_info *"), bpf.ffi.new("uint32_t *")
-            ids = bpf.ffi.new("uint32_t[]", _MOST_MAPS)
-            info.nr_map_ids, info.map_ids = _MOST_MAPS, int(bpf.ffi.cast("uintptr_t", ids))
-            size[0] = bpf.ffi.sizeof(info[0])
-            bpf.call("bpf_obj_get_info_by_fd", fd, info, size)
-            return set(ids[0 : min(info.nr_map_ids, _MOST_MAPS)])
+        with self._libbpf.opened_by_id("prog", program_id) as fd:
+            return set() if fd is None else set(self._libbpf.maps_of(fd))
 
 
 @contextlib.contextmanager

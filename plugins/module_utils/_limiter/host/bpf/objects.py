@@ -91,8 +91,11 @@ def load(
                 refused.pop(row, None)
             refused[attempt[-1]] = why
             continue
+        loaded = {row: bpf.call("bpf_program__fd", programs[row]) for row in attempt}
+        for pinned in places:  # also what it does not read lasts as long, and is found with it where pins are lost
+            bpf.call("bpf_prog_bind_map", loaded[catalog.LIMIT], bpf.call("bpf_map__fd", maps[pinned]), bpf.ffi.NULL)
         _pin(bpf, maps, places)
-        return LoadedObject({row: bpf.call("bpf_program__fd", programs[row]) for row in attempt}, refused)
+        return LoadedObject(loaded, refused)
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -15,21 +15,49 @@ from ...core import catalog, layout, schemas
 from ...core.errors import LimiterError
 from .. import mounts
 from ..errnos import errno_text
-from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs
+from .libbpf import KernelError, Libbpf, closing_fd, mount_bpffs, private_bpffs
 
 _UNCHANGING = [row for row in catalog.MAPS if not row.next]  # in all versions
 
 BPFFS = "/sys/fs/bpf"
 PIN_DIR = f"{BPFFS}/speed_limiter"
+_bpffs = BPFFS  # another one while `aside`
+
+
+def directory() -> str:
+    """Where our pins are: PIN_DIR, or what stands in for it."""
+    return f"{_bpffs}/speed_limiter"
 
 
 def path(name: str) -> str:
-    return f"{PIN_DIR}/{name}"
+    return f"{directory()}/{name}"
+
+
+@contextlib.contextmanager
+def aside(libbpf: Libbpf, empty: bool = False) -> t.Iterator[None]:
+    """Meanwhile a directory that nobody else sees, and that nothing outlives, stands in for ours.
+
+    It has the same pins, or is ``empty``. So who may change nothing can look at what is not pinned as if it were.
+    Raises LimiterError as `check`, and KernelError.
+    """
+    global _bpffs
+    with contextlib.ExitStack() as stack:
+        names = [] if empty or not is_mounted() else list(filter(exists, catalog.PINS))
+        fds = [(name, stack.enter_context(closing_fd(libbpf.get(path(name))))) for name in names]
+        before, mounted = _bpffs, stack.enter_context(closing_fd(private_bpffs()))
+        _bpffs = f"/proc/self/fd/{mounted}"
+        try:
+            os.mkdir(directory(), 0o700)
+            for name, fd in fds:
+                libbpf.call("bpf_obj_pin", fd, path(name).encode())
+            yield
+        finally:
+            _bpffs = before
 
 
 def is_mounted() -> bool:
     """Whether a bpffs is what one sees at /sys/fs/bpf."""
-    return any(mount.point == BPFFS and mount.kind == "bpf" for mount in mounts.listed())
+    return _bpffs != BPFFS or any(mount.point == BPFFS and mount.kind == "bpf" for mount in mounts.listed())
 
 
 def exists(name: str) -> bool:
@@ -38,7 +66,7 @@ def exists(name: str) -> bool:
 
 def foreign() -> list[str]:
     """Names in our directory that are not ours; they are left alone."""
-    return sorted(set(_listed()) - set(catalog.PINS))
+    return sorted(set(_listed(PIN_DIR)) - set(catalog.PINS))
 
 
 def places(schema: int) -> dict[catalog.Map, str]:
@@ -56,17 +84,17 @@ def check(libbpf: Libbpf | None = None, schema: int | None = layout.SCHEMA) -> N
     where its mode lets others in; with ``libbpf`` also ``foreign_pin`` where one of our names is not what it should be,
     and ``not_permitted`` where we may open none. ``schema``: of the values in our maps; None: they may be of any size.
     """
-    if not os.path.lexists(PIN_DIR):
+    if not os.path.lexists(directory()):
         return
-    root = os.stat(BPFFS)
+    root = os.stat(_bpffs)
     if root.st_uid != 0 or (root.st_mode & 0o022 and not root.st_mode & stat.S_ISVTX):
         raise _unsafe(BPFFS, f"its owner is uid {root.st_uid} and its mode {stat.S_IMODE(root.st_mode):04o}")
-    _check_owner(PIN_DIR)
-    directory = os.stat(PIN_DIR, follow_symlinks=False)
-    if not stat.S_ISDIR(directory.st_mode):
+    _check_owner(directory())
+    status = os.stat(directory(), follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
         raise _unsafe(PIN_DIR, "it is not a directory")
-    if directory.st_mode & 0o077:
-        raise _unsafe(PIN_DIR, f"its mode is {stat.S_IMODE(directory.st_mode):04o}, where only 0700 keeps others out")
+    if status.st_mode & 0o077:
+        raise _unsafe(PIN_DIR, f"its mode is {stat.S_IMODE(status.st_mode):04o}, where only 0700 keeps others out")
     for name in _listed():
         _check_owner(path(name))
     if libbpf is not None:
@@ -122,7 +150,7 @@ def unpin(names: t.Iterable[str]) -> None:
         except OSError as error:
             raise KernelError(f"{path(name)} cannot be removed", error.errno or 0) from error
     with contextlib.suppress(OSError):
-        os.rmdir(PIN_DIR)
+        os.rmdir(directory())
 
 
 def drop_leftovers(libbpf: Libbpf) -> None:
@@ -156,7 +184,7 @@ def remove() -> list[str]:
             raise LimiterError("foreign_pin", f"{path(name)} cannot be removed", errno_text(error), _LOOK) from error
         removed.append(path(name))
     with contextlib.suppress(OSError):
-        os.rmdir(PIN_DIR)
+        os.rmdir(directory())
         removed.append(PIN_DIR)
     return removed
 
@@ -164,9 +192,9 @@ def remove() -> list[str]:
 _LOOK = f"Look at what is in {PIN_DIR} and who put it there, then remove it and run the task again"
 
 
-def _listed() -> list[str]:
+def _listed(place: str | None = None) -> list[str]:
     try:
-        return os.listdir(PIN_DIR)
+        return os.listdir(place or directory())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
