@@ -173,7 +173,7 @@ class Info:
             holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
-        return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
+        return [{**facts(self.host, rule, state.store.files), **self._state(can, rule)} for rule in found]
 
     def _outlines(self) -> list[Facts] | None:
         """What is known of the rules without the maps. Only these tell which rules limit a process or a cgroup."""
@@ -194,6 +194,7 @@ class Info:
                         "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
+                        "persistent": None,
                         "pacing": None,
                         "use": None,
                     }

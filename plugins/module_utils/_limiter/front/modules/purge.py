@@ -21,7 +21,8 @@ def work(call: Call) -> Result:
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
         host = Host.open(call.run_command, any_version=scope == "all")
         purge, state = find(host, scope)
-        rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
+        loaded = [state.rules[name] for name in purge.plan.changed if name in state.rules]
+        rules = [facts(host, rule, state.store.files) for rule in loaded]
         warnings = list(purge.warnings)
         if not check:
             warnings += carry_out(host, purge, state, everything=scope == "all")
@@ -32,6 +33,7 @@ def work(call: Call) -> Result:
         "stale_members": list(purge.remains.members),
         "program": purge.program,
         "pins": list(purge.pins),
+        "stored": list(purge.stored),
         "paths": list(purge.paths),
     }
     before, after = purge.plan.before, purge.plan.after
