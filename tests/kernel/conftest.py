@@ -14,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter, systemd
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
 from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair
@@ -130,6 +130,15 @@ def network() -> t.Iterator[Pair]:
     """Two namespaces, which are slow to make."""
     with Pair() as pair:
         yield pair
+
+
+@pytest.fixture(scope="module")
+def host(network: Pair) -> t.Iterator[systemd.Host]:
+    """A host with systemd, in the sender's namespace: `network` counts what it sends."""
+    if not os.path.exists(systemd.PROGRAM):
+        pytest.skip("systemd is not installed on this machine")
+    with systemd.booted(network.sender) as it:
+        yield it
 
 
 @pytest.fixture
