@@ -224,6 +224,11 @@ rules:
       type: str
       returned: success
       sample: backup
+    persistent:
+      description: Whether the rule is stored for the next boot.
+      type: bool
+      returned: success
+      sample: true
     counters:
       description:
         - What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire. The

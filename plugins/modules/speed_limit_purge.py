@@ -23,7 +23,7 @@ options:
       - V(stale) removes what was left behind, which is rules V(pid-<pid>) whose process has ended and left no
         descendant in it, rules that a killed
         task left half made, and entries of cgroups that are gone.
-      - V(rules) removes all rules, too.
+      - V(rules) removes all rules, too, with what is stored of them for the next boot.
       - V(all) also unloads the program and removes its maps, the cgroup C(speed_limiter) and what was remembered about
         processes.
     type: str
@@ -104,6 +104,12 @@ removed:
       type: list
       elements: str
       returned: success
+    stored:
+      description: Files of stored rules, also of those that were not loaded.
+      type: list
+      elements: str
+      returned: success
+      sample: [/etc/speed_limiter/rules.d/backup.json]
     paths:
       description: Directories and files.
       type: list

@@ -113,6 +113,16 @@ options:
     description:
       - Selects the rule that was last really changed on this host.
     type: bool
+  persistent:
+    description:
+      - V(true) stores the rule in C(/etc/speed_limiter/rules.d), and a host that was prepared by the role
+        P(speed_limiter.ebpf.setup#role) applies it when it boots, before its network is up.
+      - Cgroups that are limited in place are stored by their paths. A process does not survive a reboot, so V(true)
+        excludes O(pids) and O(processes); processes that are in the rule already are not stored.
+      - V(false) removes what is stored. Without this option a rule stays as persistent as it is, and what is stored
+        follows what the task changes.
+      - A rule that is removed is not stored any more either.
+    type: bool
 seealso:
   - module: speed_limiter.ebpf.speed_limit_rules
     description: Many rules in one task, and optionally no others.
@@ -136,13 +146,14 @@ EXAMPLES = r"""
     cgroup_paths: [/system.slice/rsyncd.service, /system.slice/mirror-*.service]
   register: mirror
 
-- name: Limit every user to 50 Mbit/s, also those who log in later
+- name: Limit every user to 50 Mbit/s, also those who log in later, and after each reboot
   speed_limiter.ebpf.speed_limit_rule:
     name: users
     rate: 50mbit
     cgroup_paths: [/user.slice/user-*.slice]
     each: true
     everything: true
+    persistent: true
 
 - name: Stop the play where the rule is there and does not limit
   ansible.builtin.assert:
@@ -240,6 +251,11 @@ rule:
       elements: int
       returned: success
       sample: [1234]
+    persistent:
+      description: Whether the rule is stored for the next boot.
+      type: bool
+      returned: success
+      sample: false
     counters:
       description:
         - What the rule passed, dropped and marked since it was made, in IP packets and IP bytes on the wire.

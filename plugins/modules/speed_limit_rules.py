@@ -121,6 +121,16 @@ options:
         description:
           - Selects the rule that was last really changed on this host.
         type: bool
+      persistent:
+        description:
+          - V(true) stores the rule in C(/etc/speed_limiter/rules.d), and a host that was prepared by the role
+            P(speed_limiter.ebpf.setup#role) applies it when it boots, before its network is up.
+          - Cgroups that are limited in place are stored by their paths. A process does not survive a reboot, so V(true)
+            excludes O(rules[].pids) and O(rules[].processes); processes that are in the rule already are not stored.
+          - V(false) removes what is stored. Without this option a rule stays as persistent as it is, and what is stored
+            follows what the task changes.
+          - A rule that is removed is not stored any more either.
+        type: bool
   purge:
     description:
       - Removes the rules that are not in O(rules). Rules that belong to one process (V(pid-1234)) are spared and

@@ -30,7 +30,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.p
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task as ansible_task
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, store
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
@@ -123,13 +123,13 @@ def task(module_name: str, /, check: bool = False, **options: Any) -> dict[str, 
             more["parse"](validated.validated_parameters)
         raise LimiterError("options", "; ".join(validated.error_messages))
     module = SimpleNamespace(params=validated.validated_parameters, check_mode=check, run_command=run_command)
-    with _closing_maps():
+    with closing_maps():
         result: dict[str, Any] = work(module)
     return result
 
 
 @contextlib.contextmanager
-def _closing_maps() -> Iterator[None]:
+def closing_maps() -> Iterator[None]:
     """A module leaves that to the end of its process."""
     opened: list[Maps] = []
 
@@ -181,6 +181,7 @@ class Snapshot(NamedTuple):
     program: tuple[str, str] | None
     remembered: Memory
     files: tuple[str, ...]
+    stored: dict[str, str]  # for the next boot
     places: dict[int, str | None]
 
 
@@ -212,6 +213,7 @@ def snapshot(*pids: int) -> Snapshot:
         program=(current.identity, current.cgroup) if current else None,
         remembered=remembered,
         files=tuple(sorted(set(_listed(memory.DIRECTORY)) - {"lock"})),
+        stored=_stored(),
         places={pid: process.cgroup if process else None for pid, process in found.items()},
     )
 
@@ -219,7 +221,14 @@ def snapshot(*pids: int) -> Snapshot:
 def nothing(*pids: int) -> Snapshot:
     """A host that the limiter was never on: what a purge of everything leaves, with these processes at home."""
     places = {pid: process.cgroup if (process := processes.read(pid)) else None for pid in pids}
-    return Snapshot((), {}, (), {}, (), None, memory.EMPTY, (), places)
+    return Snapshot((), {}, (), {}, (), None, memory.EMPTY, (), {}, places)
+
+
+def _stored() -> dict[str, str]:
+    """All that is in /etc/speed_limiter, with what a killed task left there."""
+    top = Path(store.DIRECTORY).parent
+    found = sorted(path for path in top.rglob("*") if path.is_file())
+    return {str(path.relative_to(top)): path.read_text() for path in found}
 
 
 def _listed(directory: str) -> list[str]:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import typing as t
 
-from .model import Process
+from .model import Process, StoredRule
 from .patterns import Node
 from .places import Places
 from .policy import Limit
+
+
+class StoreRules(t.NamedTuple):
+    """Write the files of rules, or remove them (None). All together, since each file is forced to the disk."""
+
+    files: t.Mapping[str, StoredRule | None]
 
 
 class LoadProgram(t.NamedTuple):
@@ -60,4 +66,4 @@ class RemoveRule(t.NamedTuple):
     name: str
 
 
-Action = t.Union[LoadProgram, MakeRule, SetLimit, SetPlaces, Take, Release, RemoveRule]
+Action = t.Union[StoreRules, LoadProgram, MakeRule, SetLimit, SetPlaces, Take, Release, RemoveRule]

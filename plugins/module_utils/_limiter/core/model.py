@@ -98,6 +98,7 @@ class Request(t.NamedTuple):
     takes_places: bool  # an option about cgroups that are limited in place is given, even an empty list
     each: bool | None
     everything: bool
+    persistent: bool | None  # None: as it is
 
 
 class Target(t.NamedTuple):
@@ -113,6 +114,47 @@ class Target(t.NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
+class StoredPlace(t.NamedTuple):
+    """Cgroups that a rule limits in place."""
+
+    path: str  # a pattern, as in patterns.py
+    kind: str = ""  # what the operator named it by, one of stored.KINDS; "": the path itself
+    name: str = ""  # what he called it
+    uid: int | None = None  # of a user
+
+
+class StoredRule(t.NamedTuple):
+    """What is stored of a rule, for the next boot."""
+
+    limit: Limit
+    places: tuple[StoredPlace, ...] = ()  # sorted
+    each: bool = False  # every cgroup that a place names has a budget of its own
+
+
+class Refused(t.NamedTuple):
+    """A file that is not applied."""
+
+    why: str
+    newer: bool = False  # a newer version of this collection wrote it
+
+
+File = t.Union[StoredRule, Refused]
+
+
+class Store(t.NamedTuple):
+    """The files of a host."""
+
+    files: t.Mapping[str, File] = {}  # by the name of the rule
+    strange: t.Mapping[str, str] = {}  # files that are no rule's, and why
+    unsafe: str | None = None  # why no file is read, nor written
+    sealed: str | None = None  # why no file can be written
+
+    @property
+    def locked(self) -> str | None:
+        """Why nothing here can be changed."""
+        return self.unsafe or self.sealed
+
+
 class HostState(t.NamedTuple):
     """The host as the plan sees it."""
 
@@ -121,3 +163,4 @@ class HostState(t.NamedTuple):
     program: Program | None
     lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> the limits that a process loses by leaving it
     earlier: bool = False  # the maps are an earlier version's
+    store: Store = Store()  # what is stored for the next boot

@@ -10,6 +10,7 @@ import re
 from .errors import LimiterError
 
 MAX_LENGTH = 128
+_AUTOMATIC = re.compile(r"pid-[0-9]+")
 _RULE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", re.ASCII)
 
 # Every file of cgroup2 is called <one of these>.<something>. A newer kernel may add such files, so every name of this
@@ -43,3 +44,8 @@ def check_rule_name(option: str, value: str) -> None:
 def is_leaf(cgroup: str) -> bool:
     """Whether a cgroup holds the processes that a rule takes of the cgroup above: `speed_limiter.<rule>`."""
     return cgroup.rpartition("/")[2].startswith("speed_limiter.")
+
+
+def is_automatic(name: str) -> bool:
+    """Whether this is the name of an automatic rule, one for a single process: ``pid-1234``."""
+    return _AUTOMATIC.fullmatch(name) is not None

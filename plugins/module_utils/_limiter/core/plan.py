@@ -5,25 +5,27 @@
 
 from __future__ import annotations
 
-import re
 import typing as t
 
+from . import actions as do
 from . import diff, policy
 from .actions import Action, LoadProgram, MakeRule, Release, RemoveRule, SetLimit, SetPlaces, Take
 from .errors import LimiterError
-from .model import HostState, Process, Rule, Target
+from .model import File, HostState, Process, Rule, Target
+from .names import is_automatic
 from .places import Place, graph_of, taken
 from .policy import Limit
+from .storing import Storing
 
 MANAGED = "/speed_limiter"
-_AUTOMATIC = re.compile(r"pid-[0-9]+")
 
 
 class Plan(t.NamedTuple):
     actions: tuple[Action, ...]
     targets: tuple[Target, ...]
     rules: t.Mapping[str, Rule]  # as they will be
-    changed: tuple[str, ...]  # names of the rules that change
+    files: t.Mapping[str, File]  # what is stored for the next boot, as it will be
+    changed: tuple[str, ...]  # names of the rules that change, or whose files do
     kept: tuple[str, ...]  # names of the rules that a purge spared
     before: str
     after: str
@@ -32,11 +34,6 @@ class Plan(t.NamedTuple):
     @property
     def loads_program(self) -> bool:
         return any(isinstance(action, LoadProgram) for action in self.actions)
-
-
-def is_automatic(name: str) -> bool:
-    """Whether this is the name of an automatic rule, one for a single process: ``pid-1234``."""
-    return _AUTOMATIC.fullmatch(name) is not None
 
 
 def rule_of(cgroup: str) -> str | None:
@@ -53,14 +50,14 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False, who
     ``ambiguous_patterns``, ``too_many_patterns``, ``too_many_rules``.
     """
     draft = _Draft(state, whole)
-    others = sorted(set(state.rules) - _names(targets))
+    others = sorted({*state.rules, *state.store.files} - _names(targets))
     # Removals are planned first, so that their cgroups are free for new rules, but done last (see finish).
     for target in targets:
         if not target.request.present:
             draft.absent(target)
     if purge:
         for name in others:
-            if name in draft.rules and not is_automatic(name):
+            if not is_automatic(name):
                 draft.remove(name)
     for target in targets:
         if target.request.present:
@@ -85,7 +82,7 @@ def _names(targets: t.Sequence[Target]) -> set[str]:
 
 
 def plan_removal(state: HostState, names: t.Sequence[str]) -> Plan:
-    """The steps that remove these rules."""
+    """The steps that remove these rules, with what is stored of them."""
     draft = _Draft(state)
     for name in names:
         draft.remove(name)
@@ -103,6 +100,7 @@ class _Draft:
         self.actions: list[Action] = []
         self.touched: dict[str, None] = {}
         self.warnings: list[str] = []
+        self.storing = Storing(state.store, self.warnings)
 
     def _do(self, action: Action, rule: Rule) -> None:
         self.actions.append(action)
@@ -153,6 +151,7 @@ class _Draft:
         rule = self.rules[name]
         if rule.limit != limit:
             self._do(SetLimit(name, limit), rule._replace(limit=limit))
+        self.storing.follow(request, self.rules.get(name))
 
     def _limit(self, target: Target, rule: Rule | None) -> Limit:
         values = policy.wanted(target.request.given, rule.limit if rule else None)
@@ -257,11 +256,12 @@ class _Draft:
             if request.cgroup_id is None and not request.last:
                 self._release_anywhere(target)
             return
-        if name not in self.rules:
-            return
         # An empty list names nothing, least of all the whole rule.
         if not (request.takes_processes or target.places or (request.takes_places and not request.cgroup_paths)):
             self.remove(name)
+            return
+        if name not in self.rules:
+            self.storing.leave_out(name, target.places)
             return
         rule = self.rules[name]
         left = tuple(pattern for pattern in rule.places if pattern not in target.places)
@@ -269,6 +269,7 @@ class _Draft:
             self._change(rule._replace(places=left))
         if request.takes_processes:
             self._release(name, {process.pid for process in target.processes if rule_of(process.cgroup) == name})
+        self.storing.follow(request, self.rules.get(name))
 
     def _release_anywhere(self, target: Target) -> None:
         """Absent by processes, without a rule: each goes back from whatever rule it is in, with its children there."""
@@ -300,8 +301,10 @@ class _Draft:
             self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Removes a rule with its places; its processes go back."""
-        self.rules.pop(name)
+        """Removes a rule with its places, and what is stored of it; its processes go back."""
+        self.storing.forget(name)
+        if self.rules.pop(name, None) is None:
+            return
         self.actions.append(RemoveRule(name))
         self.touched[name] = None
 
@@ -341,16 +344,26 @@ class _Draft:
         places = self._places()
         if places is not None:
             self.actions.append(places)
+        files = self.storing.changes()
         changed = tuple(
-            name for name in self.touched if name in removed or self.state.rules.get(name) != self.rules.get(name)
+            name
+            for name in dict.fromkeys([*self.touched, *files])
+            if name in removed or name in files or self.state.rules.get(name) != self.rules.get(name)
         )
         replaced = "not loaded" if self.state.program is None else "of an earlier version" if self.state.earlier else ""
         loads = bool(replaced) and any(target.request.present for target in targets)
-        before, after = diff.texts(changed, self.state.rules, self.rules, replaced if loads else "")
+        before, after = diff.texts(
+            changed,
+            diff.Side(self.state.rules, self.state.store.files),
+            diff.Side(self.rules, self.storing.files),
+            replaced if loads else "",
+        )
+        first: list[Action] = [*([do.StoreRules(files)] if files else []), *([LoadProgram()] if loads else [])]
         return Plan(
-            (*([LoadProgram()] if loads else []), *sorted(self.actions, key=self._goes)),
+            (*first, *sorted(self.actions, key=self._goes)),
             tuple(targets),
             self.rules,
+            self.storing.files,
             changed,
             tuple(name for name in spared if name in self.rules),
             before,

@@ -42,6 +42,8 @@ def parse_request(options: Options, where: str = "") -> Request:
             where, f"cgroup_id {cgroup_id} is refused", "Give the id of a rule's cgroup, as speed_limit_info shows it"
         )
     pids = _pids(where, given)
+    if present and given.get("persistent"):
+        _check_persistent(where, given)
     selector = _selector(where, given.get("processes"))
     chosen = [key for key in ("name", "cgroup_id", "last", "cgroup_paths") if given.get(key)]
     if not chosen and not pids and selector is None:
@@ -73,6 +75,7 @@ def parse_request(options: Options, where: str = "") -> Request:
         takes_places=any(key in given for key in _IN_PLACE),
         each=options.get("each"),
         everything=options.get("everything") is True,
+        persistent=options.get("persistent") if present else None,
     )
 
 
@@ -92,6 +95,17 @@ def parse_requests(rules: t.Sequence[Options], wheres: t.Sequence[str] | None = 
             raise _bad(request.where, f"the rule {name!r} was already given by {first[name]}", "Give each rule once")
         first[name] = request.where.rstrip(": ")
     return requests
+
+
+def _check_persistent(where: str, given: Options) -> None:
+    by_process = [key for key in ("pids", "processes") if key in given]
+    if by_process:
+        raise LimiterError(
+            "bad_options",
+            f"{where}persistent and {by_process[0]} exclude each other",
+            "a process does not survive a reboot",
+            "Limit its unit or its cgroup instead, or leave out persistent",
+        )
 
 
 def _bad(where: str, what: str, remedy: str) -> LimiterError:

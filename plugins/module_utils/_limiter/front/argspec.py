@@ -49,4 +49,5 @@ def rule_spec() -> Spec:
         "everything": {"type": "bool", "default": False},
         "cgroup_id": {"type": "int", "aliases": ["cgid"]},
         "last": {"type": "bool"},
+        "persistent": {"type": "bool"},
     }

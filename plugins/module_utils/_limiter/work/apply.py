@@ -15,6 +15,7 @@ from ..core.model import Memory, Process
 from ..core.places import graph_of
 from ..core.plan import Plan, rule_of
 from ..core.policy import Limit
+from ..host import store
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
 from ..host.sockets import borrow
@@ -58,6 +59,7 @@ class _Application:
         self.killed_before = remembered.settling
         self.protected = processes.protected(os.getpid())
         self.steps: dict[type, t.Callable[[t.Any], None]] = {
+            do.StoreRules: self._store_rules,
             do.LoadProgram: self._load_program,
             do.MakeRule: self._make_rule,
             do.SetLimit: self._set_limit,
@@ -128,6 +130,12 @@ class _Application:
             self.warnings += pacing.follow(self.concerned.pids())
 
     # The steps
+
+    def _store_rules(self, action: do.StoreRules) -> None:
+        """First of all: who is killed from now on leaves what the next boot makes, and the same task completes."""
+        before = store.contents(action.files)
+        self.undos.append(lambda: store.replace(before))
+        store.replace(action.files)
 
     def _load_program(self, action: do.LoadProgram) -> None:
         loaded = load_if_needed(self.host)

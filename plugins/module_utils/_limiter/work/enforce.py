@@ -12,7 +12,7 @@ import typing as t
 from ..core import policy
 from ..core.association import Association
 from ..core.errors import LimiterError
-from ..core.model import Request, Rule, Target
+from ..core.model import File, Request, Rule, StoredRule, Target
 from ..core.plan import MANAGED, Plan, plan
 from ..core.reasons import Counters
 from ..host.lock import host_lock
@@ -48,12 +48,12 @@ def enforce(
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
-        before = {name: facts(host, state.rules[name]) for name in names if name in state.rules}
+        before = {name: facts(host, state.rules[name], state.store.files) for name in names if name in state.rules}
         if check:
             applied = Applied((), tuple(would_load_if_needed(host)) if made.loads_program else ())
         else:
             applied = apply(host, made, state.memory)
-        after = {name: facts(host, made.rules[name], look=not check) for name in names if name in made.rules}
+        after = {name: facts(host, made.rules[name], made.files, not check) for name in names if name in made.rules}
         idle = tuple(unenforced(host, made, check))
     lost = host.lost
     warnings = (*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle)
@@ -112,7 +112,7 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
     )
 
 
-def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
+def facts(host: Host, rule: Rule, files: t.Mapping[str, File], look: bool = False) -> Facts:
     """A rule as modules return it. A new cgroup's id is None unless ``look`` says that it has been made."""
     cgroup = host.cgroups.rule_cgroup(rule.name)
     cgroup_id = host.cgroups.identifier(cgroup) if look else rule.cgroup_id
@@ -130,6 +130,7 @@ def facts(host: Host, rule: Rule, look: bool = False) -> Facts:
         ],
         "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
         "counters": (counters or Counters()).about(),
+        "persistent": isinstance(files.get(rule.name), StoredRule),
     }
 
 

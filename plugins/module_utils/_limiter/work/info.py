@@ -17,9 +17,9 @@ from ..core import association, pacing, policy, shortcomings, use
 from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.layout import State
-from ..core.model import Process, Rule
+from ..core.model import HostState, Process, Rule
 from ..core.plan import rule_of
-from ..host import kernel
+from ..host import kernel, store
 from ..host.bpf import build, pins
 from ..host.bpf.libbpf import load
 from ..host.bpf.maps import other_schema
@@ -27,7 +27,7 @@ from ..host.groups import processes
 from ..host.groups.cgroups import Cgroups
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
-from . import places
+from . import boot, places
 from .enforce import Facts, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
@@ -56,6 +56,7 @@ class Info:
         self.missing: list[str] = []
         self.unseen: list[str] = []
         self.warnings: list[str] = []
+        self._state_of_host: HostState | None = None
         self.cgroups = self._try(Cgroups.find)
         self.cgroup = self._asked_for()
         self.library = self._try(load)
@@ -185,15 +186,21 @@ class Info:
         """None without the maps."""
         if self.host is None or self.host.other_maps:
             return None
-        state, _targets, warnings = observe(self.host, (), everything=True)
-        self.warnings += warnings
+        state = self._observed(self.host)
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
         cgroup = self.cgroup
         if cgroup is not None:
             holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
-        return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
+        return [{**facts(self.host, rule, state.store.files), **self._state(can, rule)} for rule in found]
+
+    def _observed(self, host: Host) -> HostState:
+        """All rules; looked at once."""
+        if self._state_of_host is None:
+            self._state_of_host, _targets, warnings = observe(host, (), everything=True)
+            self.warnings += warnings
+        return self._state_of_host
 
     def _outlines(self) -> list[Facts] | None:
         """What is known of the rules without the maps. Only these tell which rules limit a process or a cgroup."""
@@ -214,6 +221,7 @@ class Info:
                         "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
+                        "persistent": None,
                         "pacing": None,
                         "use": None,
                     }
@@ -259,6 +267,16 @@ class Info:
             "cgroup": process.cgroup,
             "rule": rule_of(process.cgroup),
         }
+
+    def boot(self) -> Facts | None:
+        """What is stored for the next boot, and what is wrong with it."""
+        return self._seen(self._boot)
+
+    def _boot(self) -> Facts:
+        if self.host is None or self.host.other_maps:
+            return boot.look(self.run_command, store.read(), None)
+        state = self._observed(self.host)
+        return boot.look(self.run_command, state.store, state.rules)
 
     def hook(self) -> list[Facts] | None:
         """Every BPF program that runs for a packet that leaves the cgroup, ours or not."""

@@ -14,7 +14,7 @@ from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
 from ..core.plan import MANAGED, rule_of
-from ..host import memory
+from ..host import memory, store
 from ..host.groups import processes
 from . import places
 from .host import Host
@@ -48,6 +48,7 @@ class _Observation:
         self.own_cgroups = sorted({process.cgroup for process in ancestors if process and process.pid != 1})
         self.in_place = places.by_rule(host)
         self.names: set[str] = set(self.in_place)
+        self.everything = everything
         if everything:
             self.names |= set(self.cgroups.rule_names())
 
@@ -62,7 +63,10 @@ class _Observation:
         left = {process.cgroup for target in targets if target.request.present for process in target.processes}
         lost = {cgroup: tuple(self.cgroups.limits(cgroup)) for cgroup in left if not cgroup.startswith(f"{MANAGED}/")}
         program, earlier = self.host.attachments.current(), self.host.is_earlier
-        return HostState(rules, self.memory, program, lost, earlier), targets, self.warnings
+        files = store.read(None if self.everything else [target.name for target in targets if target.name])
+        if files.unsafe:
+            self.warnings.append(f"what is stored for the next boot is neither read nor changed: {files.unsafe}")
+        return HostState(rules, self.memory, program, lost, earlier, files), targets, self.warnings
 
     def _rule(self, name: str, limits: t.Mapping[int, t.Any] | None) -> Rule | None:
         cgroup = self.cgroups.rule_cgroup(name)

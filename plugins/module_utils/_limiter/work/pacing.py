@@ -108,7 +108,9 @@ class Concerned:
         self._host = host
         self._cgroups: set[str] = set()
         self._pids = set(leaving)
-        names = {action.name for action in actions if not isinstance(action, (do.LoadProgram, do.SetPlaces))}
+        names = {
+            action.name for action in actions if not isinstance(action, (do.StoreRules, do.LoadProgram, do.SetPlaces))
+        }
         self._too_many = len(names) > _MOST_RULES
         if self._too_many:
             return

@@ -135,6 +135,40 @@ def would_load_if_needed(host: Host) -> list[str]:
     return would_load(host, choose_object(host, copied=True), *place(host)).done
 
 
+def load_what_lies_there(host: Host, cgroup: str, paced: bool) -> tuple[list[str], list[str]]:
+    """What a boot does where no program is loaded: the object that lies there, whatever would be built now, since
+    asking that takes a compiler. It is built only where it cannot be loaded. Returns what was done, and warnings.
+    """
+    if host.attachments.current() and not host.is_earlier:
+        return [], []
+    if not host.cgroups.exists(cgroup):
+        raise LimiterError("no_cgroup", f"the program cannot be attached to {cgroup}", "there is no such cgroup yet")
+    remembered, warnings = memory.read()
+    with _settling(remembered):
+        loaded = _load_what_lies_there(host, cgroup, paced)
+    return loaded.done, [*warnings, *loaded.warnings]
+
+
+def _load_what_lies_there(host: Host, cgroup: str, paced: bool) -> Loading:
+    try:
+        build.check_owner(build.OBJECT)
+        identity = build.built_identity() or build.identity_of_object(build.OBJECT)
+        return load(host, Object(build.OBJECT, identity, stale=False), cgroup, paced)
+    except LimiterError as error:
+        if error.kind not in ("no_object", "bad_object", "load_failed"):
+            raise
+        return _load_built(host, error, cgroup, paced)
+
+
+def _load_built(host: Host, refusal: LimiterError, cgroup: str, paced: bool) -> Loading:
+    try:
+        wanted = Object(build.OBJECT, build.inputs(host.run_command).identity, stale=True)
+        return load(host, wanted, cgroup, paced)
+    except LimiterError as error:
+        why = f"{refusal.why}; and it cannot be built here: {error.what}: {error.why}"
+        raise LimiterError(refusal.kind, refusal.what, why, "The role setup brings one") from error
+
+
 def place(host: Host) -> tuple[str, bool]:
     """The attach point of the program that is there, or the default, and whether sockets are to be paced."""
     current = host.attachments.current()

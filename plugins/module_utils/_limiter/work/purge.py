@@ -9,9 +9,10 @@ import os
 import typing as t
 
 from ..core import catalog
-from ..core.model import HostState, Rule
-from ..core.plan import Plan, is_automatic, plan_removal
-from ..host import memory
+from ..core.model import HostState, Rule, Store
+from ..core.names import is_automatic
+from ..core.plan import Plan, plan_removal
+from ..host import memory, store
 from ..host.bpf import pins
 from ..host.groups import processes
 from .apply import apply, forget_rule
@@ -36,6 +37,7 @@ class Purge(t.NamedTuple):
     remains: Remains
     program: str | None  # the program's identity
     pins: tuple[str, ...]
+    stored: tuple[str, ...]  # files of rules
     paths: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -43,8 +45,10 @@ class Purge(t.NamedTuple):
 def find(host: Host, scope: str) -> tuple[Purge, HostState]:
     """What there is to remove in a scope: ``stale``, ``rules`` or ``all``. Touches nothing."""
     state, _targets, warnings = observe(host, (), everything=True)
+    if scope == "stale":  # what is half made was still wanted, and is what the next boot makes
+        state = state._replace(store=Store())
     names = [name for name, rule in sorted(state.rules.items()) if scope != "stale" or is_stale(state, rule)]
-    made = plan_removal(state, names)
+    made = plan_removal(state, [*names, *(name for name in sorted(state.store.files) if name not in names)])
     everything = scope == "all"
     paths, left = _paths(host) if everything else ([], [])
     return Purge(
@@ -53,6 +57,7 @@ def find(host: Host, scope: str) -> tuple[Purge, HostState]:
         remains=_remains(host),
         program=state.program.identity if state.program and everything else None,
         pins=tuple(name for name in catalog.PINS if pins.exists(name)) if everything else (),
+        stored=tuple(store.path_of(name) for name in sorted(state.store.files.keys() - made.files.keys())),
         paths=tuple(paths),
         warnings=(*warnings, *made.warnings, *left),
     ), state
@@ -115,4 +120,5 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
         pins.remove()
         host.cgroups.remove_managed()
         memory.remove()
+        store.remove_directory()
     return warnings

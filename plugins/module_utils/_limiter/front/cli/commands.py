@@ -98,6 +98,12 @@ def _apply(arguments: argparse.Namespace) -> Result:
     return follow(Command({}, arguments.check), requests_of(arguments.files), arguments.purge)
 
 
+def _restore(arguments: argparse.Namespace) -> Result:
+    from ..restore import restored
+
+    return restored(Command({}, arguments.check), arguments.cgroup_path, arguments.pacing)
+
+
 def _list(arguments: argparse.Namespace) -> Result:
     from ..modules.info import work
 
@@ -136,6 +142,7 @@ _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "move": _set,
     "unset": _unset,
     "apply": _apply,
+    "restore": _restore,
     "list": _list,
     "reload": _reload,
     "unload": _unload,

@@ -17,7 +17,7 @@ from ..call import Result
 from . import commands, parser
 from .tables import printable
 
-DONE, REFUSED = 0, 1
+DONE, REFUSED, PARTLY = 0, 1, 3
 READER_GONE = 128 + signal.SIGPIPE
 DEFAULT_WIDTH = 80
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -73,8 +73,10 @@ def _guarded(words: t.Sequence[str]) -> int:
         result = commands.run(arguments)
         for warning in result.get("warnings", ()):
             _say(f"warning: {warning}")
+        for problem in result.get("problems", ()):
+            _say(problem)
         _print(_lines(arguments, result))
-        return DONE
+        return PARTLY if result.get("problems") else DONE
     except LimiterError as error:
         hint = ""
         if error.kind == "other_schema":
@@ -109,6 +111,8 @@ def _lines(arguments: t.Any, result: Result) -> list[str]:
 
     if arguments.command == "list":
         return shown.listing(result, _width(), _more())
+    if arguments.command == "restore":
+        return shown.restored(result, arguments.check, arguments.diff)
     return shown.change(result, arguments.check, arguments.diff)
 
 

@@ -17,6 +17,7 @@ EXIT_STATUS = (
     ("0", "Done, or nothing was to be done; with --check: it could be done."),
     ("1", "Refused: nothing was changed. The reason is on the standard error, with its kind in parentheses."),
     ("2", "The command line is wrong."),
+    ("3", "From restore: a stored rule is not applied, for the reason on the standard error; all others are."),
     ("130", "Interrupted: what was begun is undone. (129 and 143: the same, by SIGHUP and SIGTERM.)"),
 )
 
@@ -46,7 +47,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="show the version of the collection, and end")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog="limiter")
     common = _common()
-    for add in (_set, _move, _unset, _apply, _list, _reload, _unload, _purge):
+    for add in (_set, _move, _unset, _apply, _restore, _list, _reload, _unload, _purge):
         add(_Adding(commands, common))
     return parser
 
@@ -104,6 +105,20 @@ def _set(add: _Adding) -> None:
     parser.add_argument(
         "--everything", action="store_true", help="also where the limit would hold for your own connection to this host"
     )
+    _persistent(parser)
+
+
+def _persistent(parser: argparse.ArgumentParser) -> None:
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--persistent",
+        action="store_true",
+        default=None,
+        help="store the rule, without processes, for the next boot; what is stored follows every later change",
+    )
+    chosen.add_argument(
+        "--no-persistent", action="store_false", dest="persistent", help="remove what is stored of the rule"
+    )
 
 
 def _move(add: _Adding) -> None:
@@ -140,6 +155,20 @@ def _apply(add: _Adding) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="a file of rules; - is the standard input")
     parser.add_argument(
         "--purge", action="store_true", help="remove all other rules, but for those that belong to one process"
+    )
+
+
+def _restore(add: _Adding) -> None:
+    parser = add(
+        "restore",
+        "make the stored rules, as at boot",
+        "Rules that were made with --persistent are stored in /etc/speed_limiter/rules.d. What is wrong with one of "
+        "them keeps no other from being made. Where no program is loaded, the object that lies there is loaded, and "
+        "built only where it cannot be. The unit speed_limiter.service runs this before the network is up.",
+    )
+    parser.add_argument("--cgroup-path", metavar="PATH", default="/", help="where a program that is loaded is attached")
+    parser.add_argument(
+        "--no-pacing", action="store_false", dest="pacing", help="a program that is loaded leaves TCP to the bucket"
     )
 
 

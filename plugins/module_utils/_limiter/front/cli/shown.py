@@ -108,6 +108,13 @@ def change(result: Result, check: bool, diff: bool) -> list[str]:
     return lines or ["would change" if check else "changed"]
 
 
+def restored(result: Result, check: bool, diff: bool) -> list[str]:
+    """One line, however many rules there are: it goes to the log of every boot."""
+    changed = f"{result['changed_rules']} {'would change' if check else 'changed'}"
+    lines = [f"stored rules: {result['applied']} applied ({changed}), {len(result['problems'])} refused"]
+    return [*(change(result, check, diff) if diff else [f"done: {one}" for one in result["program_actions"]]), *lines]
+
+
 def _side_by_side(before: t.Sequence[str], after: t.Sequence[str], kept: t.Collection[str]) -> list[str]:
     """The two texts have a line for each rule, in the same order."""
     if len(before) != len(after):

@@ -12,7 +12,7 @@ from ...host.root import check_root
 from ...work.info import Info
 from ..call import Call, Result
 
-PARTS = ("host", "program", "rules", "processes", "hook")
+PARTS = ("host", "program", "rules", "processes", "hook", "boot")
 
 
 def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None] = lambda needs: None) -> Result:
@@ -28,6 +28,7 @@ def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None]
             "rules": info.rules,
             "processes": info.processes,
             "hook": info.hook,
+            "boot": info.boot,
         }
         found: Result = {part: look[part]() for part in gather}
     unseen = info.unseen if gather != ["host"] else []

@@ -18,7 +18,8 @@ def work(call: Call) -> Result:
     everything = scope == "all"
     with Host.opened(call.run_command, changes=not check, any_version=everything, purges=everything) as host:
         purge, state = find(host, scope)
-        rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
+        loaded = [state.rules[name] for name in purge.plan.changed if name in state.rules]
+        rules = [facts(host, rule, state.store.files) for rule in loaded]
         warnings = [*host.lost.warnings(check), *purge.warnings]
         if not check:
             warnings += carry_out(host, purge, state, everything)
@@ -29,6 +30,7 @@ def work(call: Call) -> Result:
         "stale_members": list(purge.remains.members),
         "program": purge.program,
         "pins": list(purge.pins),
+        "stored": list(purge.stored),
         "paths": list(purge.paths),
     }
     before, after = purge.plan.before, purge.plan.after

@@ -17,7 +17,7 @@ from ..call import Call, Result, diff_of
 def summary(done: Done) -> dict[str, int]:
     """Rules by what happens to them."""
     created = sum(name not in done.before for name in done.after)
-    removed = sum(name not in done.after for name in done.before)
+    removed = sum(name not in done.after for name in done.plan.changed)
     stay = {target.name for target in done.plan.targets} & set(done.plan.rules) - set(done.plan.changed)
     return {
         "created": created,

@@ -101,16 +101,19 @@ def _numbered_compilers() -> t.Iterator[str]:
 
 def up_to_date(wanted: Inputs) -> bool:
     """Whether the object that lies there was built, completely, from these inputs."""
+    return built_identity() == wanted.identity
+
+
+def built_identity() -> str | None:
+    """The identity of what the object that lies there was built from, if it was built here and is as it was."""
     try:
         with open(STAMP, encoding="utf-8") as file:
             stamp = json.load(file)
-        return bool(
-            stamp["identity"] == wanted.identity
-            and not any(files.distrust(os.stat(path, follow_symlinks=False)) for path in (STAMP, OBJECT))
-            and stamp["sha256"] == _digest(OBJECT)
-        )
+        if any(files.distrust(os.stat(path, follow_symlinks=False)) for path in (STAMP, OBJECT)):
+            return None
+        return str(stamp["identity"]) if stamp["sha256"] == _digest(OBJECT) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def build(run_command: RunCommand) -> str:

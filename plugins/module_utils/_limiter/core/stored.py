@@ -1,0 +1,151 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is stored of a rule, for the next boot. Pure; `host/store.py` has the files.
+
+A rule is stored as a JSON object: ``schema``, the fields of its limit as in `policy.FIELDS`, and its ``places``. Each
+place has the pattern ``path``, and what the operator named it by: ``unit``, ``user`` with ``uid``, or ``container``.
+What is not understood as a whole is refused as a whole: half a rule could limit what nobody meant.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import patterns, policy
+from .errors import LimiterError
+from .model import File, Refused, Rule, StoredPlace, StoredRule
+from .policy import Limit
+
+SCHEMA = 1
+KINDS = ("unit", "user", "container")
+
+_MOST_SHOWN = 100  # characters of what is refused
+
+
+def form(rule: Rule, file: File | None = None) -> StoredRule:
+    """What a rule is stored as. What the operator named its places by is known from the file that is there."""
+    assert rule.limit is not None
+    known = {place.path: place for place in file.places} if isinstance(file, StoredRule) else {}
+    return StoredRule(rule.limit, tuple(known.get(path, StoredPlace(path)) for path in rule.places), rule.each)
+
+
+def to_json(stored: StoredRule) -> dict[str, t.Any]:
+    """What `from_json` reads."""
+    return {
+        "schema": SCHEMA,
+        **stored.limit._asdict(),
+        "places": [_place_to_json(place) for place in stored.places],
+        **({"each": True} if stored.each else {}),
+    }
+
+
+def from_json(value: object) -> File:
+    """A stored rule, or why it is refused, in one sentence."""
+    try:
+        return _read(value)
+    except _NewerError as error:
+        return Refused(str(error), newer=True)
+    except _WrongError as error:
+        return Refused(str(error))
+    except LimiterError as error:
+        return Refused(f"{_cut(error.what)}: {error.why}" if error.why else _cut(error.what))
+
+
+def show(file: File) -> str:
+    """A file in a diff."""
+    if isinstance(file, Refused):
+        return "stored in a file that is refused"
+    each = "each of " if file.each else ""
+    places = [f"limits {each}{place.path}" for place in file.places]
+    return f"stored as {', '.join([*policy.show(file.limit), *places])}"
+
+
+class _WrongError(Exception):
+    pass
+
+
+class _NewerError(Exception):
+    pass
+
+
+def _read(value: object) -> StoredRule:
+    if not isinstance(value, dict):
+        raise _WrongError("it holds no JSON object")
+    schema = value.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise _WrongError(f"its schema is {_shown(schema)}, which is no number of a schema")
+    if schema > SCHEMA:
+        raise _NewerError(f"its schema is {_shown(schema)}, and this version of the collection knows {SCHEMA} at most")
+    names = tuple(field.name for field in policy.FIELDS)
+    _check_keys(value, ("schema", *names, "places", "each"))
+    for name in names:
+        if name in value and not (_is_integer(value[name]) or isinstance(value[name], str)):
+            raise _WrongError(f"{name} {_shown(value[name])} is no number")
+    limit = policy.wanted(policy.parse("", value), None)
+    missing = [name for name, number in limit.items() if number is None]
+    if missing:
+        raise _WrongError(f"{missing[0]} is missing")
+    each = value.get("each", False)
+    if not isinstance(each, bool):
+        raise _WrongError(f"each {_shown(each)} is neither true nor false")
+    places = value.get("places", [])
+    if not isinstance(places, list):
+        raise _WrongError("places is no list")
+    found = sorted((_read_place(place) for place in places), key=lambda place: place.path)
+    for before, place in zip(found, found[1:]):
+        if before.path == place.path:
+            raise _WrongError(f"the path {place.path} is there twice")
+    return StoredRule(Limit(**t.cast("dict[str, int]", limit)), tuple(found), each)
+
+
+def _read_place(value: object) -> StoredPlace:
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        raise _WrongError(f"the place {_shown(value)} has no path")
+    kinds = [kind for kind in KINDS if kind in value]
+    if len(kinds) > 1:
+        raise _WrongError(f"the place {value['path']} is {' and '.join(kinds)} at once")
+    kind = kinds[0] if kinds else ""
+    _check_keys(value, ("path", *kinds, *(["uid"] if kind == "user" else [])))
+    name = value.get(kind, "")
+    if not isinstance(name, str):
+        raise _WrongError(f"the {kind} {_shown(name)} is no text")
+    uid = value.get("uid")
+    if uid is not None and not _is_integer(uid):
+        raise _WrongError(f"the uid {_shown(uid)} is no number")
+    path = value["path"]
+    if "\0" in path or "\n" in path or _is_broken(path) or _is_broken(name):
+        raise _WrongError(f"the path {_shown(path)} has characters that no cgroup's name has")
+    return StoredPlace(str(patterns.parse("path", path)), kind, name, uid)
+
+
+def _place_to_json(place: StoredPlace) -> dict[str, t.Any]:
+    named = {place.kind: place.name} if place.kind else {}
+    return {"path": place.path, **named, **({} if place.uid is None else {"uid": place.uid})}
+
+
+def _check_keys(value: dict[t.Any, t.Any], known: t.Sequence[str]) -> None:
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        raise _WrongError(f"this version of the collection does not know its field {_shown(unknown[0])}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
+def _is_broken(text: str) -> bool:
+    """Whether it cannot be the kernel's: JSON can hold half a character."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,144 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is stored is applied: when the host boots, and whenever somebody asks for it."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ..core.errors import LimiterError
+from ..core.model import File, Refused, Request, Rule, Store, StoredRule
+from ..core.stored import form
+from ..host import store
+from ..host.lock import host_lock
+from .enforce import LOCK_SECONDS, Done, enforce
+from .host import Host, RunCommand
+from .program import load_what_lies_there
+
+UNIT = "speed_limiter.service"
+
+
+class Applied(t.NamedTuple):
+    done: tuple[Done, ...]  # usually one
+    problems: tuple[str, ...]  # why a file is not applied; each begins with its path
+    program: tuple[str, ...]  # what was done to have a program loaded
+    warnings: tuple[str, ...]
+
+
+def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced: bool = True) -> Applied:
+    """Every stored rule is made as it is stored, all of them at once. What is bad stops nothing else.
+
+    ``cgroup``, ``paced``: for the program, where none is loaded.
+    Raises LimiterError where none can be applied, for the reason that all have in common.
+    """
+    found = store.read()
+    if found.unsafe:
+        raise LimiterError("unsafe_rules_directory", "no stored rule is applied", found.unsafe)
+    problems = _refused(found)
+    requests = [_request(name, file) for name, file in sorted(found.files.items()) if isinstance(file, StoredRule)]
+    if not requests:
+        return Applied((), tuple(problems), (), ())
+    program, warnings = ([], []) if check else _load(run_command, cgroup, paced)
+    done = _enforce(run_command, requests, check, problems)
+    for part in done:
+        program += part.program
+        warnings += part.warnings
+    return Applied(tuple(done), tuple(problems), tuple(program), tuple(dict.fromkeys(warnings)))
+
+
+def _load(run_command: RunCommand, cgroup: str, paced: bool) -> tuple[list[str], list[str]]:
+    with host_lock(LOCK_SECONDS):
+        return load_what_lies_there(Host.open(run_command), cgroup, paced)
+
+
+def _request(name: str, file: StoredRule) -> Request:
+    return Request(
+        where=f"{store.path_of(name)}: ",
+        present=True,
+        name=name,
+        cgroup_id=None,
+        last=False,
+        given=file.limit._asdict(),
+        takes_processes=False,
+        pids=(),
+        selector=None,
+        children=True,
+        cgroup_paths=tuple(place.path for place in file.places),
+        takes_places=True,
+        each=file.each,
+        everything=True,  # who stored it had to say so
+        persistent=None,
+    )
+
+
+def _enforce(run_command: RunCommand, requests: list[Request], check: bool, problems: list[str]) -> list[Done]:
+    """All in one step; where that is refused, those that can be: in halves, so that few bad ones cost few steps."""
+    try:
+        return [enforce(run_command, requests, check, everything=True)]
+    except LimiterError as error:
+        if error.kind == "locked":
+            raise
+        if len(requests) == 1:
+            problems.append(_told(requests[0].where, str(error)))
+            return []
+    half = len(requests) // 2
+    first = _enforce(run_command, requests[:half], check, problems)
+    return first + _enforce(run_command, requests[half:], check, problems)
+
+
+def _told(where: str, text: str) -> str:
+    return text if text.startswith(where) else f"{where}{text}"
+
+
+def _refused(found: Store) -> list[str]:
+    strange = [f"{store.DIRECTORY}/{name}: {why}" for name, why in sorted(found.strange.items())]
+    bad = [(name, file) for name, file in sorted(found.files.items()) if isinstance(file, Refused)]
+    return [*strange, *(f"{store.path_of(name)}: {file.why}" for name, file in bad)]
+
+
+def look(run_command: RunCommand, found: Store, rules: t.Mapping[str, Rule] | None) -> dict[str, t.Any]:
+    """What the next boot will make of this host, and what the last one has not: for people. ``rules``: those that are
+    loaded; None: not known.
+    """
+    unit = _unit(run_command)
+    problems = [found.unsafe] if found.unsafe else []
+    problems += _refused(found)
+    if rules is not None:
+        problems += [problem for name in sorted(found.files) for problem in _differs(name, found.files[name], rules)]
+    if unit is not None:
+        if unit["ActiveState"] == "failed":
+            problems.append(f"the unit {UNIT} has failed: journalctl -b -u {UNIT} shows why")
+        if found.files and unit["UnitFileState"] != "enabled":
+            problems.append(
+                f"nothing applies what is stored when this host boots: the unit {UNIT} is not enabled "
+                "(the role setup does that, by setup_boot)"
+            )
+    return {
+        "unit": None if unit is None else unit["ActiveState"] if unit["LoadState"] == "loaded" else "absent",
+        "enabled": None if unit is None else unit["UnitFileState"] == "enabled",
+        "stored": sorted(name for name, file in found.files.items() if isinstance(file, StoredRule)),
+        "problems": problems,
+    }
+
+
+def _differs(name: str, file: File, rules: t.Mapping[str, Rule]) -> list[str]:
+    if isinstance(file, Refused):
+        return []
+    rule = rules.get(name)
+    if rule is None or rule.limit is None:
+        return [f"{store.path_of(name)}: it is not applied: no such rule is loaded"]
+    if file != form(rule, file):
+        return [f"{store.path_of(name)}: it is not applied as it is: the rule that is loaded differs"]
+    return []
+
+
+def _unit(run_command: RunCommand) -> dict[str, str] | None:
+    """What systemd says of the unit; None where it does not run."""
+    if not os.path.isdir("/run/systemd/system"):
+        return None
+    properties = "LoadState,ActiveState,UnitFileState"
+    code, output, _errors = run_command(["systemctl", "show", f"--property={properties}", UNIT], check_rc=False)
+    said = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    return said if code == 0 and len(said) == 3 else None

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host that has lost all that was in its kernel gets its rules back from what is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.restore import restored
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import host
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
+from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
+from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import steps
+
+MOST_STEPS = 400
+WANTED: list[dict[str, Any]] = [
+    {"name": "web", "rate": "1m", "cgroup_paths": ["/service", "/system.slice/web@*.service"], "persistent": True},
+    {"name": "users", "rate": "50mbit", "bucket": "1m", "cgroup_paths": ["/users/user-*.slice"], "each": True}
+    | {"persistent": True},
+    {"name": "bare", "rate": "2m", "persistent": True},
+]
+
+
+def restore(**options: Any) -> dict[str, Any]:
+    """What `limiter restore` does."""
+    call = SimpleNamespace(params={}, check_mode=options.pop("check", False), run_command=limiter.run_command)
+    with limiter.closing_maps():
+        return restored(call, options.get("cgroup", "/"), options.get("paced", True))
+
+
+@pytest.fixture(scope="module")
+def empty_host() -> Iterator[None]:
+    with limiter.stand_in(), limiter.clean_host():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def an_object(empty_host: None, cgroups: Callable[[str], str]) -> Iterator[None]:
+    """The program has been built, and nothing is loaded."""
+    cgroups("/service")
+    program()
+    purge("all")
+    yield
+    purge("all")
+    for entry in stored.DIRECTORY.glob("*"):
+        entry.unlink()
+
+
+def loaded() -> list[dict[str, Any]]:
+    """The rules as they are, but for what is another one after each boot."""
+    return [
+        {key: entry[key] for key in ("name", "rate", "bucket", "members", "persistent")}
+        for entry in info(gather=["rules"])["rules"]
+    ]
+
+
+def test_rules_come_back_as_they_were_and_stay_so() -> None:
+    rules(*WANTED)
+    before, was_loaded, files = loaded(), info(gather=["program"])["program"]["identity"], snapshot().stored
+    stored.power_off()
+    assert info(gather=["rules", "boot"])["boot"]["problems"] == [
+        f"/etc/speed_limiter/rules.d/{name}.json: it is not applied: no such rule is loaded"
+        for name in ("bare", "users", "web")
+    ]
+    done = restore()
+    assert (done["applied"], done["changed_rules"], done["problems"]) == (3, 3, [])
+    assert loaded() == before and snapshot().stored == files
+    assert info(gather=["program"])["program"]["identity"] == was_loaded
+    assert not restore()["changed"]
+    assert not rules(*WANTED, purge=True)["changed"]
+    assert not program()["changed"]
+    assert info(gather=["boot"])["boot"]["problems"] == []
+
+
+def test_check_mode_says_what_it_would_do_and_does_nothing() -> None:
+    rules(*WANTED)
+    stored.power_off()
+    before = snapshot()
+    foretold = restore(check=True)
+    assert foretold["changed"] and foretold["applied"] == 3 and snapshot() == before
+    assert foretold["diff"]["before"].splitlines()[1:] == [
+        f"{name}: absent, stored as {limit}{places}"
+        for name, limit, places in (
+            ("bare", "2097152 B/s (16.8 Mbit/s), bucket 2097152 B", ""),
+            ("users", "6250000 B/s (50 Mbit/s), bucket 1048576 B", ", limits each of /users/user-*.slice"),
+            (
+                "web",
+                "1048576 B/s (8.39 Mbit/s), bucket 1048576 B",
+                ", limits /service, limits /system.slice/web@*.service",
+            ),
+        )
+    ]
+
+
+def test_what_is_stored_is_the_whole_truth_of_its_rule() -> None:
+    rule(**WANTED[0])
+    rule(name="web", rate="2m", cgroup_paths="/other", persistent=True)
+    stored.put("web", rate=1 << 20, places=[{"path": "/service", "unit": "service"}])
+    assert restore()["diff"]["after"].endswith("limits /service, persistent\n")
+    assert stored.content("web")["places"] == [{"path": "/service", "unit": "service"}]
+
+
+def into_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    "broken": lambda path: path.write_text('{"schema": 1, "ra'),
+    "somebody else's": lambda path: os.chown(path, 1000, 0),
+    "newer": lambda path: path.write_text('{"schema": 2}'),
+    "a directory": into_directory,
+    "of a path that is too deep": lambda path: path.write_text(
+        json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/x" * 16}]})
+    ),
+    "of another rule's path": lambda path: path.write_text(
+        json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/service"}]})
+    ),
+    "for cgroups that users make": lambda path: path.write_text(
+        json.dumps({"schema": 1, "rate": 8000, "each": True, "places": [{"path": "/user@1.service/*"}]})
+    ),
+    "of no rule": lambda path: path.rename(path.with_name("pid-1.json")),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
+def test_one_bad_file_is_named_and_stops_no_other(spoil: Callable[[Path], object]) -> None:
+    rules(*WANTED)
+    stored.power_off()
+    spoil(stored.put("zoo", rate=8000))
+    done = restore()
+    (problem,) = done["problems"]
+    assert problem.startswith("/etc/speed_limiter/rules.d/") and "\n" not in problem, problem
+    assert [entry["name"] for entry in loaded()] == ["bare", "users", "web"] and done["applied"] == 3
+    told = info(gather=["boot"])["boot"]["problems"]
+    assert len(told) == 1 and told[0].startswith(problem.partition(": ")[0])
+    for entry in stored.DIRECTORY.iterdir():
+        if entry.is_dir():
+            entry.rmdir()
+
+
+def test_of_two_files_with_the_same_path_the_first_is_made_and_the_other_named() -> None:
+    for name in ("a", "b", "c"):
+        stored.put(name, rate=8000, places=[{"path": "/service"}])
+    problems = restore()["problems"]
+    assert [problem.partition(": ")[0][-6:] for problem in problems] == ["b.json", "c.json"]
+    assert "already limited by 'a'" in problems[0]
+
+
+def test_nothing_stored_needs_nothing() -> None:
+    assert not restore()["changed"] and snapshot().program is None
+
+
+def test_a_directory_that_others_can_write_to_is_no_reason_to_limit() -> None:
+    rules(*WANTED)
+    stored.power_off()
+    stored.DIRECTORY.chmod(0o777)
+    try:
+        with refused("unsafe_rules_directory", "no stored rule is applied", "mode 0777"):
+            restore()
+        assert "others may write to it" in info(gather=["boot"])["boot"]["problems"][0]
+    finally:
+        stored.DIRECTORY.chmod(0o755)
+
+
+@contextlib.contextmanager
+def no_compiler() -> Iterator[None]:
+    with mock.patch.object(build, "_find", lambda command: None):
+        yield
+
+
+def test_the_object_that_lies_there_is_loaded_and_no_compiler_is_asked() -> None:
+    rules(*WANTED)
+    stored.power_off()
+    with no_compiler():
+        assert restore()["problems"] == []
+    assert not program()["changed"]
+
+
+def test_a_copied_object_is_loaded_as_the_role_loads_it() -> None:
+    rules(*WANTED)
+    Path(build.STAMP).unlink()
+    stored.power_off()
+    with no_compiler():
+        restore()
+    assert not program(object=build.OBJECT)["changed"]
+
+
+LOST: dict[str, tuple[Callable[[], object], str]] = {
+    "gone": (lambda: os.unlink(build.OBJECT), "no_object"),
+    "cut off": (lambda: os.truncate(build.OBJECT, 500), "bad_object"),
+}
+
+
+@pytest.mark.parametrize(("lose", "kind"), LOST.values(), ids=LOST)
+def test_an_object_that_cannot_be_loaded_is_built_once_where_that_is_possible(
+    lose: Callable[[], object], kind: str
+) -> None:
+    rules(*WANTED)
+    stored.power_off()
+    lose()
+    with no_compiler(), refused(kind, "cannot be built here: ", "clang is not installed", "role setup"):
+        restore()
+    assert snapshot().program is None
+    done = restore()
+    assert done["program_actions"][-2] == f"built {build.OBJECT}" and done["problems"] == []
+    stored.power_off()
+    assert not any("built" in action for action in restore()["program_actions"])
+
+
+def test_an_object_that_somebody_else_could_have_changed_is_refused() -> None:
+    rules(*WANTED)
+    stored.power_off()
+    os.chown(build.OBJECT, 1000, 0)
+    try:
+        with refused("unsafe_object", "uid 1000"):
+            restore()
+    finally:
+        os.chown(build.OBJECT, 0, 0)
+
+
+def test_without_libbpf_it_says_so() -> None:
+    rules(*WANTED)
+    stored.power_off()
+    gone = mock.patch.object(host, "load", lambda: libbpf.load("libbpf.so.none"))
+    with gone, refused("missing_dependency", "libbpf.so.none"):
+        restore()
+
+
+def test_a_program_is_attached_where_the_role_wants_it() -> None:
+    stored.put("web", rate=8000)
+    with refused("no_cgroup", "/none"):
+        restore(cgroup="/none")
+    restore(cgroup="/service", paced=False)
+    seen = info(gather=["program"])["program"]
+    assert (seen["cgroup"], seen["pacing"]["state"]) == ("/service", "off")
+
+
+def begin() -> None:
+    rules(*WANTED)
+    stored.power_off()
+
+
+def test_who_is_killed_between_any_two_steps_leaves_the_rest_to_the_next() -> None:
+    begin()
+    restore()
+    wanted, wanted_rules = snapshot(), loaded()
+    for step in steps(MOST_STEPS):
+        purge("all")
+        begin()
+        end, text = run_with(Fault.KILLED, step, restore)
+        info()
+        assert restore()["problems"] == []
+        assert snapshot() == wanted and loaded() == wanted_rules, f"killed before step {step}"
+        if (end, text) == (End.DONE, UNTOUCHED):
+            return
+    pytest.fail(f"more than {MOST_STEPS} steps")
+
+
+CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "stored": (lambda: rule(name="web", persistent=True), "web"),
+    "made": (lambda: rule(name="db", rate="1m", cgroup_paths="/db", persistent=True), "db"),
+    "changed": (lambda: rule(name="bare", rate="3m", cgroup_paths="/bare"), "bare"),
+    "forgotten": (lambda: rule(name="bare", persistent=False), "bare"),
+    "removed": (lambda: rule(name="bare", state="absent"), "bare"),
+    "replaced": (lambda: rules({"name": "db", "rate": "1m", "persistent": True}, purge=True), "db"),
+    "purged": (lambda: purge(), "bare"),
+}
+
+
+@pytest.mark.parametrize(("change", "name"), CHANGES.values(), ids=CHANGES)
+def test_after_a_kill_and_a_reboot_each_rule_is_as_before_or_as_wanted(
+    change: Callable[[], dict[str, Any]], name: str
+) -> None:
+    """Or one boot later: what a task was about to do is done by the same task, as if it had not been killed."""
+
+    def prepared() -> None:
+        purge("all")
+        rules({"name": "web", "rate": "1m", "cgroup_paths": "/service"}, *WANTED[1:])
+
+    def seen() -> dict[str, dict[str, Any]]:
+        return {entry["name"]: entry for entry in loaded()}
+
+    prepared()
+    before = seen()
+    change()
+    after, wanted = seen(), snapshot()
+    prepared()
+    stored.power_off()
+    restore()
+    rebooted_before = seen()
+    prepared()
+    change()
+    stored.power_off()
+    restore()
+    rebooted_after = seen()
+    for step in steps(MOST_STEPS):
+        prepared()
+        end, text = run_with(Fault.KILLED, step, change)
+        for one, found in seen().items():
+            assert found in (before.get(one), after.get(one)) or found["members"] == [], f"{one}, step {step}"
+        stored.power_off()
+        assert restore()["problems"] == []
+        rebooted = seen()
+        for one in {*rebooted_before, *rebooted_after, *rebooted}:
+            assert rebooted.get(one) in (rebooted_before.get(one), rebooted_after.get(one)), f"{one}, step {step}"
+        prepared()
+        run_with(Fault.KILLED, step, change)
+        change()
+        assert seen() == after and snapshot().stored == wanted.stored, f"step {step}"
+        if (end, text) == (End.DONE, UNTOUCHED):
+            return
+    pytest.fail(f"more than {MOST_STEPS} steps")
+
+
+def test_a_thousand_rules_come_back_soon() -> None:
+    for number in range(1000):
+        stored.put(f"rule{number}", rate=8000 + number, places=[{"path": f"/system.slice/unit{number}.service"}])
+    begun = time.monotonic()
+    done = restore()
+    print(f"1,000 stored rules: {time.monotonic() - begun:.2f} s")
+    assert done["applied"] == 1000 and done["problems"] == []
+    assert not restore()["changed"]
