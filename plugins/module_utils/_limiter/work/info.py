@@ -27,7 +27,7 @@ from ..host.groups.cgroups import Cgroups
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
 from . import places
-from .enforce import Facts, facts, socket_association
+from .enforce import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
 from .pacing import ability
@@ -173,7 +173,8 @@ class Info:
             holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
-        return [{**facts(self.host, rule), **self._state(can, rule)} for rule in found]
+        count = counter(self.host)
+        return [{**facts(self.host, rule, count), **self._state(can, rule)} for rule in found]
 
     def _outlines(self) -> list[Facts] | None:
         """What is known of the rules without the maps. Only these tell which rules limit a process or a cgroup."""
@@ -194,6 +195,7 @@ class Info:
                         "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
+                        "budgets": None,
                         "pacing": None,
                         "use": None,
                     }

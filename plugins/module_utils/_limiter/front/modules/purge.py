@@ -10,7 +10,7 @@ import contextlib
 from ansible.module_utils.basic import AnsibleModule
 
 from ...host.lock import host_lock
-from ...work.enforce import LOCK_SECONDS, facts
+from ...work.enforce import LOCK_SECONDS, counter, facts
 from ...work.host import Host
 from ...work.program import ABSENT, program_line
 from ...work.purge import carry_out, find
@@ -23,7 +23,8 @@ def work(module: AnsibleModule) -> Result:
     with contextlib.nullcontext() if check else host_lock(LOCK_SECONDS):
         host = Host.open(module.run_command, any_version=scope == "all")
         purge, state = find(host, scope)
-        rules = [facts(host, state.rules[name]) for name in purge.plan.changed]
+        count = counter(host)
+        rules = [facts(host, state.rules[name], count) for name in purge.plan.changed]
         warnings = list(purge.warnings)
         if not check:
             warnings += carry_out(host, purge, state, everything=scope == "all")
