@@ -8,8 +8,9 @@ short_description: Limit the bandwidth of a group of processes
 version_added: 0.1.0
 description:
   - Limits what the processes of a rule send, together, with a token bucket on the cgroup egress hook of the kernel.
-  - Processes are moved into the rule's own cgroup and remember where they came from. Or cgroups (services, slices, users,
-    containers) are limited in place, by their paths, over restarts. Connections that are open already are limited too.
+  - Processes are moved into the rule's own cgroup and remember where they came from. Or cgroups (services, slices,
+    users, containers) are limited in place, by their paths, over restarts. Connections that are open already are
+    limited too.
   - On a host where the program is not loaded yet, it is loaded, and built first if it must be.
 author:
   - Speed Limiter contributors (@speed-limiter)
@@ -81,10 +82,10 @@ options:
     description:
       - Cgroups to limit in place, with all that runs in them and below them, as paths that begin with a slash, as
         C(/proc/PID/cgroup) shows them, or below the mount point of cgroup2. No process is moved. O(name) is needed.
-      - Each name of a path may have one star, which stands for any text, also none: V(/system.slice/web-*.service).
+      - Each name of a path may have one star, which stands for any text, also none, as V(/system.slice/web-*.service).
       - They are found by their names and need not exist. What is made later, or made again by a restart, is limited
         from its first packet on.
-      - Where several paths match a cgroup, the most specific one holds: from the top down, a name before a star, and a
+      - Where several paths match a cgroup, the most specific one holds. From the top down, a name before a star, and a
         longer text before a shorter one. The rules of the cgroups above hold too, at most four in all.
       - A path directly below C(speed_limiter) selects the rule of that name instead.
     type: list
@@ -99,7 +100,7 @@ options:
     type: bool
   everything:
     description:
-      - Confirms that O(cgroup_paths) may name what holds the connection by which the task came, or others like it:
+      - Confirms that O(cgroup_paths) may name what holds the connection by which the task came, or others like it, as
         V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in. Without it
         such a path is refused, since it is often a template that came out empty.
     type: bool
@@ -228,8 +229,8 @@ rule:
       returned: success
       sample: 4217
     members:
-      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first; those that it limits
-        in place may have stars.
+      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first; those that it
+        limits in place may have stars.
       type: list
       elements: str
       returned: success

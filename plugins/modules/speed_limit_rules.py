@@ -32,7 +32,7 @@ options:
       state:
         description:
           - V(present) makes the rule, or changes what is given of it, and adds processes. What it limits in place is
-            what O(rules[].cgroup_paths) names, and nothing else: what is no longer named is taken out.
+            what O(rules[].cgroup_paths) names, and nothing else. What is no longer named is taken out.
           - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_paths),
             these are no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and
             O(rules[].bucket) are ignored.
@@ -89,10 +89,11 @@ options:
           - Cgroups to limit in place, with all that runs in them and below them, as paths that begin with a slash, as
             C(/proc/PID/cgroup) shows them, or below the mount point of cgroup2. No process is moved. O(rules[].name) is
             needed.
-          - Each name of a path may have one star, which stands for any text, also none: V(/system.slice/web-*.service).
+          - Each name of a path may have one star, which stands for any text, also none, as
+            V(/system.slice/web-*.service).
           - They are found by their names and need not exist. What is made later, or made again by a restart, is limited
             from its first packet on.
-          - Where several paths match a cgroup, the most specific one holds: from the top down, a name before a star,
+          - Where several paths match a cgroup, the most specific one holds. From the top down, a name before a star,
             and a longer text before a shorter one. The rules of the cgroups above hold too, at most four in all.
           - A path directly below C(speed_limiter) selects the rule of that name instead.
         type: list
@@ -108,7 +109,7 @@ options:
       everything:
         description:
           - Confirms that O(rules[].cgroup_paths) may name what holds the connection by which the task came, or others
-            like it: V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in.
+            like it, as V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in.
             Without it such a path is refused, since it is often a template that came out empty.
         type: bool
         default: false

@@ -27,7 +27,6 @@ from ansible_collections.speed_limiter.ebpf.tests.support.limiter import (
     rule,
     rules,
     senders,
-    task,
 )
 
 
@@ -160,9 +159,12 @@ def test_two_limiters_are_refused_and_told_and_a_purge_of_everything_ends_both(l
     try:
         both = attached(libbpf)
         assert len(both) == 2
-        for module, options in (("rule", {"name": "third", "rate": "1m"}), ("program", {}), ("purge", {})):
-            with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
-                task(f"speed_limit_{module}", **options)
+        with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
+            rule(name="third", rate="1m")
+        with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
+            program()
+        with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
+            purge()
         found = info()
         assert "two limiters" in " ".join(found["warnings"])
         assert [it["name"] for it in found["rules"]] == ["first", "second"]

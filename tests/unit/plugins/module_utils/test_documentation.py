@@ -43,11 +43,6 @@ def test_examples_give_options_that_there_are(module: str) -> None:
             assert rule.keys() <= known(options["rules"]["suboptions"]), task["name"]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_example_limits_a_cgroup_that_goes_with_a_restart(module: str) -> None:
-    assert "/system.slice" not in yaml.safe_dump(documented(module, "EXAMPLES"))
-
-
 def test_what_has_one_name_has_one_form() -> None:
     returned = {module: documented(module, "RETURN") for module in MODULES}
     program, info = (returned[f"speed_limit_{module}"]["program"] for module in ("program", "info"))
