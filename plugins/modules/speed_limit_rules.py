@@ -109,8 +109,8 @@ options:
       everything:
         description:
           - Confirms that O(rules[].cgroup_paths) may name what holds the connection by which the task came, or others
-            like it, as V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in.
-            Without it such a path is refused, since it is often a template that came out empty.
+            like it, as V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs
+            in. Without it such a path is refused, since it is often a template that came out empty.
         type: bool
         default: false
       cgroup_id:
