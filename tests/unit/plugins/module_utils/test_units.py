@@ -246,10 +246,10 @@ def test_nothing_is_asked_for_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
     Units([])
 
 
-def test_more_units_than_fit_into_a_command_line(asked: list[list[str]]) -> None:
-    names = [f"{number}.slice" for number in range(4001)]
+def test_many_units_are_asked_for_in_parts(asked: list[list[str]]) -> None:
+    names = [f"{number}.slice" for number in range(201)]
     Units(names)
-    assert [len(call) for call in asked] == [2000, 2000, 1]
+    assert [len(call) for call in asked] == [100, 100, 1]
 
 
 @pytest.mark.parametrize(

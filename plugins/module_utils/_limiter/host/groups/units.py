@@ -13,7 +13,7 @@ from ...core.errors import LimiterError
 from .. import tools
 
 BOOTED = "/run/systemd/system"  # sd_booted(3)
-_AT_ONCE = 2000  # a command line has room for more
+_AT_ONCE = 100  # each costs systemd some milliseconds, and all must be answered in time
 
 
 class Units:
