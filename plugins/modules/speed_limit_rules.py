@@ -99,6 +99,42 @@ options:
         type: list
         elements: str
         aliases: [cgroup_path]
+      units:
+        description:
+          - Units of systemd to limit in place, stopped ones too, and again after each restart. No process is moved.
+            Services, sockets, slices, scopes, mounts and swaps; a name without a suffix is a service, as for
+            C(systemctl).
+          - V(a@b.service) is one instance, V(a@.service) stands for all instances of a template, also those that are
+            started later. A slice is limited with all that is in it. Escapes are written as C(systemctl) shows them
+            (C(\x2d)).
+          - With a service go the C(.socket) units that start it, since the sockets that systemd has opened belong to
+            them.
+          - They are looked up with C(systemctl). A unit that systemd does not know is an error. Units of a user's own
+            systemd (C(systemctl --user)) are not found; limit them by O(rules[].users), or by their path.
+        type: list
+        elements: str
+        aliases: [unit]
+      users:
+        description:
+          - Users to limit in place, by name or number, whether they are logged in or not. All that runs in a user's
+            sessions and under the user's own systemd shares the rule's rate, at each login anew. Needs systemd with
+            logind, which makes the cgroup, C(/user.slice/user-UID.slice).
+          - Services and cron jobs that run as the user are elsewhere; limit them by O(rules[].units).
+          - A name that the host does not know is an error. A number is taken as it is.
+        type: list
+        elements: str
+        aliases: [user]
+      containers:
+        description:
+          - Containers to limit in place, by name or id. They must run. Docker, Podman, containerd and CRI-O (by
+            C(crictl)), LXC and systemd-nspawn are asked, those of them that have a command on the host. A name that two
+            containers have is an error.
+          - A container of LXC or systemd-nspawn is limited again when it is started again. Any other gets a new cgroup
+            when it is made anew, and is then unlimited; a warning says so. Start it with C(--cgroup-parent=NAME.slice),
+            and limit that slice with O(rules[].units).
+        type: list
+        elements: str
+        aliases: [container]
       each:
         description:
           - Every cgroup that a path matches gets a budget of its own, with the rate and the bucket of the rule, instead
@@ -158,6 +194,13 @@ EXAMPLES = r"""
         rate: 20m
         cgroup_paths: [/mirror.slice]
   register: limits
+
+- name: A service, all instances of a template, and a container
+  speed_limiter.ebpf.speed_limit_rules:
+    rules:
+      - {name: downloads, rate: 50mbit, units: nginx}
+      - {name: workers, rate: 200mbit, units: ["worker@.service"]}
+      - {name: builds, rate: 100mbit, containers: [build-1]}
 
 - name: Show what was changed, and how it was before
   ansible.builtin.debug:

@@ -5,12 +5,11 @@
 
 Nothing that a container says of itself counts: only its runtime's id or name for it, and the kernel's word for where
 its first process is. A cgroup is the container's own if its name has that id. So a cgroup that others share is seen, as
-is a pid that was used again, or one of another machine (a remote daemon's).
+is a pid that was used again, or one of another machine (a remote daemon's). json is imported where it is used.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 
@@ -140,6 +139,8 @@ def _is_id(name: str, identity: str) -> bool:
 
 def _read(output: str) -> list[dict[str, t.Any]]:
     """One object, or a list of them; none where it is no JSON, as when only errors were printed."""
+    import json
+
     try:
         found = json.loads(output)
     except ValueError:

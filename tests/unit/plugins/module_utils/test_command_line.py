@@ -59,6 +59,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         ),
         ("set --name a -r 1m --cgroup-path /a --cgroup-path /b-*", "rule", {"cgroup_paths": ["/a", "/b-*"]}),
         (
+            "set --name a -r 1m --unit b --unit c@ --user 1000 --container d",
+            "rule",
+            {"units": ["b", "c@"], "users": ["1000"], "containers": ["d"]},
+        ),
+        ("unset --name a --unit b", "rule", {"units": ["b"], "state": "absent"}),
+        (
             "set --name a --each --everything --no-children",
             "rule",
             {"each": True, "everything": True, "children": False},

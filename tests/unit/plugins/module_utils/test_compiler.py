@@ -8,7 +8,7 @@ import typing as t
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import commands
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import tools
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
 
 
@@ -16,7 +16,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 def installed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[..., str]:
     """Installs compilers, each with what it says of its version, and returns the name of the one that is taken."""
     monkeypatch.setattr(build, "_SEARCHED", (str(tmp_path),))
-    monkeypatch.setattr(commands, "find", lambda name: str(tmp_path / name) if (tmp_path / name).exists() else None)
+    monkeypatch.setattr(tools, "find", lambda name: str(tmp_path / name) if (tmp_path / name).exists() else None)
 
     def install(**versions: str) -> str:
         for name in versions:

@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import containers as core
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import commands
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import tools
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.containers import Containers
 
@@ -188,8 +188,8 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> Answers:
     def read(pid: int) -> Process | None:
         return Process(pid, 0, CGROUPS[pid]) if pid in CGROUPS else None
 
-    monkeypatch.setattr(commands, "find", lambda name: f"/bin/{name}" if name in answers else None)
-    monkeypatch.setattr(commands, "ask", ask)
+    monkeypatch.setattr(tools, "find", lambda name: f"/bin/{name}" if name in answers else None)
+    monkeypatch.setattr(tools, "ask", ask)
     monkeypatch.setattr(processes, "read", read)
     return answers
 
@@ -333,6 +333,6 @@ def test_words_of_a_name_reach_no_shell(monkeypatch: pytest.MonkeyPatch, tmp_pat
     seen, fake = tmp_path / "seen", tmp_path / "docker"
     fake.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >{seen}\n')
     fake.chmod(0o755)
-    monkeypatch.setattr(commands, "find", lambda name: str(fake) if name == "docker" else None)
+    monkeypatch.setattr(tools, "find", lambda name: str(fake) if name == "docker" else None)
     Containers(["$(id);x"])
     assert seen.read_text() == "container|inspect|--|$(id);x|"

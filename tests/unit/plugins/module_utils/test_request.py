@@ -24,6 +24,11 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.r
         ({"pids": [5, 6], "rate": "1m"}, "bad_options", "needs a name"),
         ({"processes": {"name": "x"}, "rate": "1m"}, "bad_options", "needs a name"),
         ({"name": "web", "processes": {"name": None}}, "bad_selector", "nothing is selected"),
+        ({"units": ["a"]}, "bad_options", "no rule is named"),
+        ({"last": True, "units": ["a"]}, "bad_options", "units goes with name, not with cgroup_id or last"),
+        ({"cgroup_id": 5, "users": ["a"]}, "bad_options", "users goes with name"),
+        ({"name": "web", "units": ["a.timer"]}, "bad_unit", "units: 'a.timer' is refused"),
+        ({"name": "web", "containers": ["-a"]}, "bad_container", "containers: '-a' is refused"),
         ({"pids": [1]}, "bad_pid", "pid 1 is refused"),
         ({"pids": [0]}, "bad_pid", "pid 0 is refused"),
         ({"pids": [-3]}, "bad_pid", "pid -3 is refused"),
@@ -72,3 +77,10 @@ def test_a_request_has_the_fields_that_are_given_and_none_where_the_rule_is_to_g
 
 def test_pids_are_taken_once_each_in_order() -> None:
     assert parse_request({"name": "web", "pids": [7, 5, 7]}).pids == (7, 5)
+
+
+def test_units_have_their_full_names_and_come_once() -> None:
+    request = parse_request({"name": "web", "units": ["a", "a.service", "b.slice"], "users": ["joe", "joe"]})
+    assert (request.units, request.users, request.containers) == (("a.service", "b.slice"), ("joe",), ())
+    assert request.takes_places and not parse_request({"name": "web"}).takes_places
+    assert parse_request({"name": "web", "units": []}).takes_places

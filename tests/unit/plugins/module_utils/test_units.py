@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import units
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.units import PROBE
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import commands
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import tools
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import units as host_units
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.units import Units
 
@@ -199,8 +199,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         return 0, "\n".join(texts).strip("\n") + "\n", ""
 
     monkeypatch.setattr(host_units, "BOOTED", str(tmp_path))
-    monkeypatch.setattr(commands, "find", lambda name: f"/bin/{name}")
-    monkeypatch.setattr(commands, "ask", show)
+    monkeypatch.setattr(tools, "find", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(tools, "ask", show)
     return calls
 
 
@@ -242,14 +242,14 @@ def test_systemd_is_asked_once_for_all_and_again_for_sockets_with_other_names(as
 
 
 def test_nothing_is_asked_for_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "ask", lambda arguments: pytest.fail("asked"))
+    monkeypatch.setattr(tools, "ask", lambda arguments: pytest.fail("asked"))
     Units([])
 
 
-def test_more_units_than_fit_into_a_command_line(asked: list[list[str]]) -> None:
-    names = [f"{number}.slice" for number in range(4001)]
+def test_many_units_are_asked_for_in_parts(asked: list[list[str]]) -> None:
+    names = [f"{number}.slice" for number in range(201)]
     Units(names)
-    assert [len(call) for call in asked] == [2000, 2000, 1]
+    assert [len(call) for call in asked] == [100, 100, 1]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_without_systemd_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_systemd_that_does_not_tell_is_an_error(
     asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str, str]
 ) -> None:
-    monkeypatch.setattr(commands, "ask", lambda arguments: answer)
+    monkeypatch.setattr(tools, "ask", lambda arguments: answer)
     with pytest.raises(LimiterError) as error:
         Units(["a.service"])
     assert error.value.kind == "no_answer" and "systemd does not tell" in str(error.value)

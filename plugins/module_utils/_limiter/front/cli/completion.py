@@ -19,9 +19,11 @@ _limiter() {{
 \telse
 \t\tcase $before in
 \t\t--name) words=$(limiter _names 2>/dev/null) ;;
+\t\t--unit) words=$(systemctl list-unit-files --no-legend --no-pager 2>/dev/null | cut -d " " -f 1) ;;
+\t\t--user) words=$(compgen -u) ;;
 \t\t-p | --pid) words=$(cd /proc && echo [0-9]*) ;;
 {values}
-\t\t--cgroup-path | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid) words= ;;
+\t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid) words= ;;
 \t\t*)
 \t\t\tcase $command in
 {options}

@@ -24,6 +24,7 @@ EXIT_STATUS = (
 EXAMPLES = (
     ("limiter set -p 1234 -r 5m", "Process 1234 and its children send at most 5 MiB/s together."),
     ("limiter set --name mirror -r 160mbit --cgroup-path /mirror.slice", "A slice is limited where it is."),
+    ("limiter set --name web -r 50mbit --unit nginx", "A service is limited, over all its restarts."),
     ("limiter move -p 9999 --last", "Another process joins the rule that was set last."),
     ("limiter unset -p 1234", "The process goes back to the cgroup that it came from."),
     ("limiter apply --purge --check --diff rules.json", "Show what would change if these were the only rules."),
@@ -99,6 +100,12 @@ def _set(add: _Adding) -> None:
         "a cgroup that is limited in place, with all below it, and again whenever it is made anew; a star stands for a "
         "part of a name. Can be given several times",
     )
+    _named(
+        parser,
+        "a unit of systemd, running or not, with its sockets; a@ stands for all instances of a template",
+        "a user, by name or number, at each login",
+        "a container that runs, by name or id",
+    )
     parser.add_argument(
         "--each", action="store_true", default=None, help="every cgroup that matches gets a limit of its own"
     )
@@ -142,6 +149,7 @@ def _unset(add: _Adding) -> None:
     _pids(parser, "a process that goes back, with its children; can be given several times")
     _no_children(parser)
     _cgroup_paths(parser, "a cgroup that is limited in place and shall not be; can be given several times")
+    _named(parser, "the same for a unit of systemd", "the same for a user", "the same for a container")
 
 
 def _apply(add: _Adding) -> None:
@@ -244,6 +252,12 @@ def _pids(parser: argparse.ArgumentParser, text: str, required: bool = False) ->
 
 def _cgroup_paths(parser: t.Any, text: str) -> None:
     parser.add_argument("--cgroup-path", action="append", metavar="PATH", dest="cgroup_paths", help=text)
+
+
+def _named(parser: argparse.ArgumentParser, unit: str, user: str, container: str) -> None:
+    parser.add_argument("--unit", action="append", metavar="UNIT", dest="units", help=unit)
+    parser.add_argument("--user", action="append", metavar="USER", dest="users", help=user)
+    parser.add_argument("--container", action="append", metavar="NAME", dest="containers", help=container)
 
 
 def _no_children(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ import typing as t
 
 from ...core import catalog
 from ...core.errors import LimiterError
-from .. import commands, files
+from .. import files, tools
 from ..errnos import errno_text
 from ..kernel import BTF
 
@@ -73,7 +73,7 @@ def find_compiler(run_command: RunCommand) -> tuple[str, str]:
     """
     unfit: list[str] = []
     for name in itertools.chain(["clang"], _numbered_compilers()):
-        compiler = commands.find(name)
+        compiler = tools.find(name)
         if compiler is None:
             continue
         code, version, errors = run_command([compiler, "--version"], check_rc=False)
@@ -172,7 +172,7 @@ def check_headers(run_command: RunCommand) -> None:
 
 def vmlinux_header(run_command: RunCommand) -> str:
     """The running kernel's types as C: by bpftool, or by libbpf where no bpftool runs (Ubuntu's may be a wrapper)."""
-    bpftool = commands.find("bpftool")
+    bpftool = tools.find("bpftool")
     if bpftool is not None:
         code, output, _errors = run_command([bpftool, "btf", "dump", "file", BTF, "format", "c"], check_rc=False)
         if code == 0 and "preserve_access_index" in output and output.rstrip().endswith("#endif /* __VMLINUX_H__ */"):

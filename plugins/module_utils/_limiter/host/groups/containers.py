@@ -10,7 +10,7 @@ import typing as t
 from ...core import containers
 from ...core.containers import VIRTUAL_MACHINE, Container, Found
 from ...core.errors import LimiterError
-from .. import commands
+from .. import tools
 from . import processes
 
 
@@ -25,7 +25,7 @@ class Containers:
         self._said: dict[str, list[str]] = {}  # what each command said of what it does not have
         self._silent: list[str] = []
         for command, ask in _RUNTIMES.items() if wanted else ():
-            path = commands.find(command)
+            path = tools.find(command)
             if path is None:
                 continue
             try:
@@ -127,27 +127,27 @@ def _podman(path: str, names: list[str]) -> tuple[Found, list[str]]:
 
 
 def _inspected(runtime: str, path: str, names: list[str]) -> tuple[Found, list[str]]:
-    _code, output, errors = commands.ask([path, "container", "inspect", "--", *names])
-    return containers.of_docker(runtime, names, output), commands.lines(errors)
+    _code, output, errors = tools.ask([path, "container", "inspect", "--", *names])
+    return containers.of_docker(runtime, names, output), tools.lines(errors)
 
 
 def _crictl(path: str, names: list[str]) -> tuple[Found, list[str]]:
     found: Found = {}
-    _code, output, errors = commands.ask([path, "ps", "--output", "json"])
+    _code, output, errors = tools.ask([path, "ps", "--output", "json"])
     for name, identities in containers.listed_by_crictl(names, output).items():
-        shown = (commands.ask([path, "inspect", identity])[1] for identity in identities)
+        shown = (tools.ask([path, "inspect", identity])[1] for identity in identities)
         found[name] = [one for text in shown for one in containers.of_crictl(text)]
-    return found, commands.lines(errors)
+    return found, tools.lines(errors)
 
 
 def _lxc(path: str, names: list[str]) -> tuple[Found, list[str]]:
     found: Found = {}
     said: list[str] = []
     for name in names:
-        code, output, errors = commands.ask([path, "--name", name, "--pid", "--no-humanize"])
+        code, output, errors = tools.ask([path, "--name", name, "--pid", "--no-humanize"])
         if code == 0:
             found[name] = [containers.of_lxc(name, output)]
-        said += commands.lines(errors or output * bool(code))
+        said += tools.lines(errors or output * bool(code))
     return found, said
 
 
@@ -159,11 +159,11 @@ def _machinectl(path: str, names: list[str]) -> tuple[Found, list[str]]:
     found: Found = {}
     said: list[str] = []
     for name in names:
-        _code, output, errors = commands.ask([path, "show", *_SHOWN, "--", name])
+        _code, output, errors = tools.ask([path, "show", *_SHOWN, "--", name])
         one = containers.of_machinectl(name, output)
         if one:
             found[name] = [one]
-        said += commands.lines(errors)
+        said += tools.lines(errors)
     return found, said
 
 

@@ -10,10 +10,10 @@ import typing as t
 
 from ...core import units
 from ...core.errors import LimiterError
-from .. import commands
+from .. import tools
 
 BOOTED = "/run/systemd/system"  # sd_booted(3)
-_AT_ONCE = 2000  # a command line has room for more
+_AT_ONCE = 100  # each costs systemd some milliseconds, and all must be answered in time
 
 
 class Units:
@@ -62,19 +62,19 @@ def check_systemd(what: str) -> None:
 
 def _systemctl(what: str) -> str:
     check_systemd(what)
-    command = commands.find("systemctl")
+    command = tools.find("systemctl")
     if command is None:
         raise LimiterError("no_systemd", f"{what} cannot be looked up", "systemctl is not installed", "Install systemd")
     return command
 
 
 def _show(systemctl: str, names: list[str]) -> list[units.Unit]:
-    code, output, errors = commands.ask([systemctl, "show", f"--property={units.PROPERTIES}", "--", *names])
+    code, output, errors = tools.ask([systemctl, "show", f"--property={units.PROPERTIES}", "--", *names])
     if code != 0:
         raise LimiterError(
             "no_answer",
             "systemd does not tell where units are",
-            "; ".join(commands.lines(errors)[:3]) or f"systemctl ended with {code}",
+            "; ".join(tools.lines(errors)[:3]) or f"systemctl ended with {code}",
             f"Run it yourself: systemctl show {names[0]}",
         )
     found = units.parse(output)

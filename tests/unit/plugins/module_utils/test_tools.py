@@ -9,26 +9,26 @@ import time
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import commands
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import tools
 
 
 def test_the_answer_is_text_and_words_are_no_shell_s() -> None:
-    assert commands.ask(["/bin/echo", "$HOME; `id`", "\udcff"]) == (0, "$HOME; `id` \udcff\n", "")
-    assert commands.ask(["/bin/sh", "-c", "echo $LC_ALL >&2; exit 3"]) == (3, "", "C\n")
+    assert tools.ask(["/bin/echo", "$HOME; `id`", "\udcff"]) == (0, "$HOME; `id` \udcff\n", "")
+    assert tools.ask(["/bin/sh", "-c", "echo $LC_ALL >&2; exit 3"]) == (3, "", "C\n")
 
 
 def test_one_that_hangs_is_ended_with_what_it_started() -> None:
     began = time.monotonic()
     with pytest.raises(LimiterError) as error:
-        commands.ask(["/bin/sh", "-c", "sleep 1000 & sleep 1000"], seconds=0.2)
+        tools.ask(["/bin/sh", "-c", "sleep 1000 & sleep 1000"], seconds=0.2)
     assert time.monotonic() - began < 100
     assert error.value.kind == "no_answer" and "sh does not answer: it was ended after 0.2 seconds" in str(error.value)
 
 
 def test_one_that_cannot_be_run_is_an_error() -> None:
     with pytest.raises(LimiterError, match="none cannot be run"):
-        commands.ask(["/none"])
+        tools.ask(["/none"])
 
 
 def test_what_was_said_is_cut_into_short_lines() -> None:
-    assert commands.lines("\n a\n" + "b" * 300) == ["a", "b" * 197 + "..."]
+    assert tools.lines("\n a\n" + "b" * 300) == ["a", "b" * 197 + "..."]
