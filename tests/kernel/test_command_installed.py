@@ -15,7 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated.version import VERSION
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import command
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
-from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child, refused
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
 
 PACKAGE = Path(command.DIRECTORY)
@@ -62,7 +62,7 @@ def test_it_is_installed_once_and_removed_once() -> None:
     assert would["changed"] and seen() == {} and not PACKAGE.exists()
     made = task()
     assert {**made, "warnings": []} == would and made["command"]["path"] == command.STARTER
-    assert made["diff"]["before"] == "limiter: absent\n" and VERSION == made["command"]["version"]
+    assert made["diff"]["before"] == "limiter: absent\n" and made["command"]["version"] == VERSION
     assert says("--version").startswith(f"limiter {VERSION} ")
     before = (seen(), packages())
     again = task()
@@ -92,36 +92,36 @@ def test_all_that_it_can_import_is_there_and_needs_no_ansible() -> None:
     subprocess.run([sys.executable, "-I", "-c", script], check=True)
 
 
-def another_version(monkeypatch: pytest.MonkeyPatch, text: str = "9.9.9") -> None:
-    sources = module._sources()
-    sources["generated/version.py"] = sources["generated/version.py"].replace(VERSION, text)
+def small(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Instead of the whole package: a command that only says this."""
+    files = ["__init__.py", "front/__init__.py", "front/cli/__init__.py", "generated/__init__.py"]
+    sources = {
+        **dict.fromkeys(files, ""),
+        "front/cli/main.py": f"def main():\n    print({text!r})\n    return 0\n",
+        "generated/version.py": f"VERSION = {text!r}\n",
+    }
     monkeypatch.setattr(module, "_sources", lambda: sources)
 
 
 def test_another_version_takes_its_place_and_the_last_one_stays_for_those_that_still_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    small(monkeypatch, "first")
     task()
     first = packages()
-    running = subprocess.Popen(
-        [sys.executable, "-i", "-I", "-c", Path(command.STARTER).read_text().partition("try:")[0]],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stdin and running.stdout
-    running.stdin.write("print('ready', flush=True)\n")
-    running.stdin.flush()
-    assert running.stdout.readline() == "ready\n"
-    another_version(monkeypatch)
-    changed = task()
-    assert changed["changed"] and changed["diff"]["before"] != changed["diff"]["after"]
-    assert says("--version").startswith("limiter 9.9.9 ") and set(first) < set(packages())
-    output, _errors = running.communicate("from speed_limiter.generated.version import VERSION; print(VERSION)\n")
-    assert output == f"{VERSION}\n"
-    another_version(monkeypatch, "9.9.10")
+    begun = Path(command.STARTER).read_text().partition("try:")[0]
+    with child(
+        f"{begun}\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+        "from speed_limiter.generated.version import VERSION\nprint(VERSION, flush=True)\n"
+    ) as running:
+        small(monkeypatch, "second")
+        changed = task()
+        assert changed["changed"] and changed["diff"]["before"] != changed["diff"]["after"]
+        assert says() == "second\n" and set(first) < set(packages())
+        assert running.process.communicate("go on\n")[0] == "first\n"
+    small(monkeypatch, "third")
     task()
-    assert len(packages()) == 2 and not set(first) & set(packages())
+    assert says() == "third\n" and len(packages()) == 2 and not set(first) & set(packages())
 
 
 CHANGES: dict[str, Callable[[], object]] = {
@@ -155,6 +155,12 @@ def test_what_others_made_is_in_the_way_and_stays(path: str) -> None:
         assert Path(path).read_bytes() == b"\x7fELF\xff another program"
     finally:
         Path(path).unlink()
+
+
+def test_what_a_killed_run_had_not_finished_goes_too() -> None:
+    unfinished = Path(f"{command.STARTER}.new")
+    unfinished.touch()
+    assert task("absent", check=True)["changed"] and task("absent")["changed"] and not unfinished.exists()
 
 
 def test_a_directory_that_others_may_write_to_is_refused() -> None:
@@ -192,35 +198,26 @@ def test_a_read_only_place_is_told_and_what_is_there_already_is_fine() -> None:
         PACKAGE.rmdir()
 
 
-@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.INTERRUPTED, Fault.REFUSED])
-def test_whoever_is_stopped_leaves_a_command_that_works(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    task()
-    old = seen()
-    another_version(monkeypatch)
-    stopped = 0
-    # Most steps write one file of the package each, which nobody sees yet: some of these are enough.
-    step = 0
-    while True:
-        end, text = run_with(fault, step, task)
-        if (end, text) == (End.DONE, UNTOUCHED):
-            break
-        stopped += 1
-        assert says("--version").startswith("limiter ") and says("_names") == ""
-        step += 31
-    for last in range(max(0, step - 62), step):
-        restore(old)
-        end, text = run_with(fault, last, task)
-        assert says("--version").startswith("limiter ") and says("_names") == ""
-    task()
-    assert stopped and says("--version").startswith("limiter 9.9.9 ") and len(packages()) <= 2
-
-
-def restore(_old: dict[str, Any]) -> None:
-    """As before the new version came."""
-    task("absent")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_sources", _original)
+@pytest.mark.parametrize("state", ["present", "absent"])
+@pytest.mark.parametrize("fault", Fault)
+def test_whoever_is_stopped_leaves_a_command_that_works(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault, state: str
+) -> None:
+    for step in range(200):
+        small(monkeypatch, "old")
         task()
-
-
-_original = module._sources
+        old = seen()
+        small(monkeypatch, "new")
+        end, text = run_with(fault, step, lambda: task(state))
+        if state == "present" or Path(command.STARTER).exists():
+            assert says() in ("old\n", "new\n")
+            assert end is not End.DONE or says() == "new\n"
+        task(state)
+        assert not task(state)["changed"]
+        assert seen() == {} if state == "absent" else seen() != old
+        assert not any(Path(f"{path}.new").exists() for path in (command.STARTER, command.MANUAL, command.COMPLETION))
+        assert len(packages()) <= (2 if state == "present" else 0)
+        if (end, text) == (End.DONE, UNTOUCHED):
+            assert step > 5
+            return
+    pytest.fail("more than 200 steps")
