@@ -4,7 +4,7 @@
 """The command `limiter` on this host: its package, its starter, its manual page and what a shell completes.
 
 The starter goes by a symbolic link, which is replaced in one step: whoever is killed leaves the command that was there,
-or the whole new one. The package before the last one stays, since a command that began with it may still import.
+or the whole new one. The package before this one stays, since a command that began with it may still import.
 """
 
 from __future__ import annotations
@@ -58,11 +58,9 @@ class Command(t.NamedTuple):
 
 
 def look() -> Command:
-    """What is there of the command. Touches nothing."""
-    return Command(
-        dict(_package(_LINK)),
-        {path: text for path in (STARTER, MANUAL, COMPLETION) if (text := _text(path)) is not None},
-    )
+    """What is there of the command, without what others made. Touches nothing."""
+    texts = ((path, _text(path)) for path in (STARTER, MANUAL, COMPLETION))
+    return Command(dict(_package(_LINK)), {path: text for path, text in texts if text is not None and MARK in text})
 
 
 def check(wanted: Command) -> None:
@@ -94,14 +92,13 @@ def install(wanted: Command) -> None:
     """Replaces what differs. Raises LimiterError ``cannot_write``."""
     try:
         _make_directory(DIRECTORY)
-        before = os.path.realpath(_LINK)
         if dict(_package(_LINK)) != wanted.package:
+            _remove_packages(os.path.realpath(_LINK))  # what a killed run left, and the one before this one
             _replace_package(wanted.package)
         for path, text in wanted.files.items():
             if _text(path) != text:
                 _make_directory(os.path.dirname(path))
                 files.write(path, text.encode(), 0o755 if path == STARTER else 0o644)
-        _remove_packages({before, os.path.realpath(_LINK)})
     except OSError as error:
         raise _cannot_write(error) from error
 
@@ -109,42 +106,53 @@ def install(wanted: Command) -> None:
 def remove(found: Command) -> None:
     """The starter goes first. Raises LimiterError ``cannot_write``."""
     try:
-        for path in (*found.files, _LINK):
+        for path in (*found.files, _LINK, *_unfinished()):
             if os.path.lexists(path):
                 os.unlink(path)
-        _remove_packages(set())
-        if os.path.isdir(DIRECTORY) and not os.listdir(DIRECTORY):
-            os.rmdir(DIRECTORY)
+        _remove_packages(None)
     except OSError as error:
         raise _cannot_write(error) from error
+    try:
+        os.rmdir(DIRECTORY)
+    except OSError:
+        pass  # the object is in it, or it is a mount point
 
 
 def leftovers() -> bool:
-    """Whether there is anything of the package, even half of one."""
-    return os.path.lexists(_LINK) or bool(_packages())
+    """Whether there is anything that `look` does not show: half a package, what a killed run had not finished."""
+    return os.path.lexists(_LINK) or bool(_packages() or _unfinished())
+
+
+def _unfinished() -> list[str]:
+    return [path for name in (STARTER, MANUAL, COMPLETION, _LINK) if os.path.lexists(path := f"{name}.new")]
 
 
 def _replace_package(package: t.Mapping[str, str]) -> None:
     directory = tempfile.mkdtemp(prefix=_PREFIX, dir=DIRECTORY)
-    os.chmod(directory, 0o755)
-    for path, text in package.items():
-        complete = os.path.join(directory, PACKAGE, path)
-        _make_directory(os.path.dirname(complete), directory)
-        files.write(complete, text.encode())
-        py_compile.compile(complete, doraise=True)  # a start takes half as long, also where /usr is read-only later
-    for parent, directories, _names in os.walk(directory):
-        for name in directories:
-            os.chmod(os.path.join(parent, name), 0o755)
-    unfinished = f"{_LINK}.new"
-    if os.path.lexists(unfinished):
-        os.unlink(unfinished)
-    os.symlink(os.path.basename(directory), unfinished)
-    os.replace(unfinished, _LINK)
+    try:
+        os.chmod(directory, 0o755)
+        for path, text in package.items():
+            complete = os.path.join(directory, PACKAGE, path)
+            _make_directory(os.path.dirname(complete), directory)
+            files.write(complete, text.encode())
+            py_compile.compile(complete, doraise=True)  # a start takes half as long, also where nothing can be written
+        for parent, directories, _names in os.walk(directory):
+            for name in directories:
+                os.chmod(os.path.join(parent, name), 0o755)
+        unfinished = f"{_LINK}.new"
+        if os.path.lexists(unfinished):
+            os.unlink(unfinished)
+        os.symlink(os.path.basename(directory), unfinished)
+        os.replace(unfinished, _LINK)
+    except BaseException:
+        if os.path.realpath(_LINK) != directory:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
-def _remove_packages(kept: t.Collection[str]) -> None:
+def _remove_packages(kept: str | None) -> None:
     for directory in _packages():
-        if directory not in kept:
+        if directory != kept:
             shutil.rmtree(directory)
 
 
