@@ -10,10 +10,10 @@ import typing as t
 
 from ..core.errors import LimiterError
 from ..core.model import File, Refused, Request, Rule, Store, StoredRule
+from ..core.request import parse_request
 from ..core.stored import form
 from ..host import store
-from ..host.lock import host_lock
-from .enforce import LOCK_SECONDS, Done, enforce
+from .enforce import Done, enforce
 from .host import Host, RunCommand
 from .program import load_what_lies_there
 
@@ -49,28 +49,19 @@ def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced:
 
 
 def _load(run_command: RunCommand, cgroup: str, paced: bool) -> tuple[list[str], list[str]]:
-    with host_lock(LOCK_SECONDS):
-        return load_what_lies_there(Host.open(run_command), cgroup, paced)
+    with Host.opened(run_command, changes=True) as host:
+        return load_what_lies_there(host, cgroup, paced)
 
 
 def _request(name: str, file: StoredRule) -> Request:
-    return Request(
-        where=f"{store.path_of(name)}: ",
-        present=True,
-        name=name,
-        cgroup_id=None,
-        last=False,
-        given=file.limit._asdict(),
-        takes_processes=False,
-        pids=(),
-        selector=None,
-        children=True,
-        cgroup_paths=tuple(place.path for place in file.places),
-        takes_places=True,
-        each=file.each,
-        everything=True,  # who stored it had to say so
-        persistent=None,
-    )
+    options = {
+        **file.limit._asdict(),
+        "name": name,
+        "cgroup_paths": [place.path for place in file.places],
+        "each": file.each,
+        "everything": True,  # who stored it had to say so
+    }
+    return parse_request(options, f"{store.path_of(name)}: ")
 
 
 def _enforce(run_command: RunCommand, requests: list[Request], check: bool, problems: list[str]) -> list[Done]:
