@@ -110,6 +110,7 @@ class Fleet:
                     "no_rule_wanted": host.wants_none,
                     "kernel": host.kernel,
                     "missing": host.missing,
+                    "boot_problems": host.boot,
                     "rules": [rule._asdict() for rule in host.rules],
                 }
                 for host in self.hosts

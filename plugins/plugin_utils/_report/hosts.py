@@ -63,6 +63,7 @@ class RuleSeen(t.NamedTuple):
     dropped_bytes: int | None
     mode: str | None
     reason: str | None  # why its connections are not paced
+    persistent: bool | None  # it is made again at boot
 
 
 class Host(t.NamedTuple):
@@ -76,6 +77,14 @@ class Host(t.NamedTuple):
     kernel: str | None
     missing: tuple[str, ...]
     rules: tuple[RuleSeen, ...]
+    boot: tuple[str, ...] = ()  # why rules are not there, or not as they are, after the next boot
+
+    @property
+    def forgotten(self) -> tuple[str, ...]:
+        """Rules that do not survive a reboot. Those of single processes never do."""
+        return tuple(
+            rule.name for rule in self.rules if rule.persistent is False and not _AUTOMATIC.fullmatch(rule.name)
+        )
 
     @property
     def unpaced(self) -> tuple[str, ...]:
@@ -113,6 +122,7 @@ def read(name: str, answers: Answers) -> Host:
         kernel=_text(host.get("kernel")) or None,
         missing=_texts(host.get("missing")),
         rules=rules,
+        boot=_texts(_dict(seen.get("boot")).get("problems")),
     )
     message = (_text(compared.get("msg")) or _text(seen.get("msg")) or "no answer").strip()
     if seen.get("unreachable") or compared.get("unreachable"):
@@ -141,7 +151,7 @@ def _compared(found: Host, compared: t.Mapping[str, object]) -> Host:
 
 def _rule(rule: t.Mapping[str, object]) -> RuleSeen:
     use, pacing, counters = (_dict(rule.get(key)) for key in ("use", "pacing", "counters"))
-    binds = use.get("binds")
+    binds, persistent = use.get("binds"), rule.get("persistent")
     return RuleSeen(
         name=_text(rule.get("name")),
         rate=_number(rule.get("rate")),
@@ -154,6 +164,7 @@ def _rule(rule: t.Mapping[str, object]) -> RuleSeen:
         dropped_bytes=_number(counters.get("dropped_bytes")),
         mode=_text(pacing.get("mode")) or None,
         reason=_PROGRAM_ID.sub("", _text(pacing.get("reason"))) or None,
+        persistent=persistent if isinstance(persistent, bool) else None,
     )
 
 

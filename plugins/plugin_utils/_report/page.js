@@ -15,6 +15,8 @@
   const NOTES = {
     extra: ["with rules that no variable names", (host) => host.extra.length > 0],
     none: ["for which no variable names a rule", (host) => host.none],
+    forgotten: ["with rules that do not survive a reboot", (host) => host.forgotten.length > 0],
+    boot: ["of which not all stored rules are applied, or will be", (host) => host.boot.length > 0],
     unpaced: ["with rules whose connections are not all paced", (host) => host.rules.some((rule) => rule.reason)],
   };
   const PAGE = 50, PRINTED = 1000, GROUPS = 20, NAMES = 12;
@@ -53,9 +55,9 @@
   const compare = new Intl.Collator("en", { numeric: true }).compare;
 
   // Rows of the data as objects.
-  const hosts = data.hosts.map(([host, state, group, kernel, missing, extra, none, rules]) => ({
+  const hosts = data.hosts.map(([host, state, group, kernel, missing, extra, none, rules, forgotten, boot]) => ({
     name: host, state: data.states[state], order: state, group, kernel: data.kernels[kernel], missing: data.missing[missing],
-    extra, none,
+    extra, none, forgotten, boot,
     rules: rules.map(([kind, processes, use, binds, packets, drops]) => {
       const [rule, limit, bucket, mode, reason] = data.kinds[kind];
       return { name: rule, limit, bucket, mode, reason, processes, use, binds, packets, drops };
@@ -214,6 +216,8 @@
     }
     if (host.extra.length) told.push(make("h4", {}, "Rules that no variable names"), make("p", { class: "text" }, host.extra.join(", ")));
     if (host.none) told.push(make("p", { class: "text" }, "No variable names a rule for this host: it is to have none, or variables that are meant for it are not read."));
+    if (host.forgotten.length) told.push(make("h4", {}, "Rules that do not survive a reboot"), make("p", { class: "text" }, host.forgotten.join(", ")));
+    if (host.boot.length) told.push(make("h4", {}, "Stored rules"), make("ul", {}, ...host.boot.map((text) => make("li", { class: "text" }, text))));
     if (host.missing.length) told.push(make("h4", {}, "Missing"), make("ul", {}, ...host.missing.map((text) => make("li", { class: "text" }, text))));
     return told.length ? told : [make("p", {}, "This host has no rules.")];
   }

@@ -117,6 +117,8 @@ def _compact(fleet: Fleet) -> dict[str, t.Any]:
             list(map(line, host.extra)),
             int(host.wants_none),
             rows(host),
+            list(map(line, host.forgotten)),
+            list(map(_shown, host.boot)),
         ]
         for host in fleet.hosts
     ]

@@ -52,6 +52,10 @@ def render(fleet: Fleet) -> str:
     parts += _together("for which no variable names a rule", unread)
     unpaced = [(host.name, "\n".join(host.unpaced)) for host in fleet.hosts if host.unpaced]
     parts += _together("with rules whose connections are not all paced", unpaced)
+    forgotten = [(host.name, ", ".join(host.forgotten)) for host in fleet.hosts if host.forgotten]
+    parts += _together("with rules that do not survive a reboot", forgotten)
+    boot = [(host.name, "\n".join(host.boot)) for host in fleet.hosts if host.boot]
+    parts += _together("of which not all stored rules are applied, or will be", boot)
     return "\n".join(parts)
 
 

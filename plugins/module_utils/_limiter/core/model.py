@@ -101,6 +101,15 @@ class Request(t.NamedTuple):
     persistent: bool | None  # None: as it is
 
 
+class StoredPlace(t.NamedTuple):
+    """Cgroups that a rule limits in place."""
+
+    path: str  # a pattern, as in patterns.py
+    kind: str = ""  # what the operator named it by, one of stored.KINDS; "": the path itself
+    name: str = ""  # what he called it
+    uid: int | None = None  # of a user
+
+
 class Target(t.NamedTuple):
     """A request together with what it means on this host."""
 
@@ -112,15 +121,7 @@ class Target(t.NamedTuple):
     matched: tuple[int, ...]  # pids that the options about processes matched
     dead: tuple[int, ...]  # pids that were given but do not exist
     skipped: tuple[Skipped, ...]
-
-
-class StoredPlace(t.NamedTuple):
-    """Cgroups that a rule limits in place."""
-
-    path: str  # a pattern, as in patterns.py
-    kind: str = ""  # what the operator named it by, one of stored.KINDS; "": the path itself
-    name: str = ""  # what he called it
-    uid: int | None = None  # of a user
+    named: tuple[StoredPlace, ...] = ()  # of its places, what the operator named them by
 
 
 class StoredRule(t.NamedTuple):

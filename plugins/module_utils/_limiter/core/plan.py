@@ -151,7 +151,7 @@ class _Draft:
         rule = self.rules[name]
         if rule.limit != limit:
             self._do(SetLimit(name, limit), rule._replace(limit=limit))
-        self.storing.follow(request, self.rules.get(name))
+        self.storing.follow(target, self.rules.get(name))
 
     def _limit(self, target: Target, rule: Rule | None) -> Limit:
         values = policy.wanted(target.request.given, rule.limit if rule else None)
@@ -269,7 +269,7 @@ class _Draft:
             self._change(rule._replace(places=left))
         if request.takes_processes:
             self._release(name, {process.pid for process in target.processes if rule_of(process.cgroup) == name})
-        self.storing.follow(request, self.rules.get(name))
+        self.storing.follow(target, self.rules.get(name))
 
     def _release_anywhere(self, target: Target) -> None:
         """Absent by processes, without a rule: each goes back from whatever rule it is in, with its children there."""

@@ -98,7 +98,7 @@ def parse_requests(rules: t.Sequence[Options], wheres: t.Sequence[str] | None = 
 
 
 def _check_persistent(where: str, given: Options) -> None:
-    by_process = [key for key in ("pids", "processes") if key in given]
+    by_process = [key for key in ("pids", "processes") if given.get(key)]
     if by_process:
         raise LimiterError(
             "bad_options",

@@ -23,10 +23,12 @@ KINDS = ("unit", "user", "container")
 _MOST_SHOWN = 100  # characters of what is refused
 
 
-def form(rule: Rule, file: File | None = None) -> StoredRule:
-    """What a rule is stored as. What the operator named its places by is known from the file that is there."""
+def form(rule: Rule, file: File | None = None, named: t.Iterable[StoredPlace] = ()) -> StoredRule:
+    """What a rule is stored as. What the operator named its places by is known from the file that is there, or from
+    what he names now; another name for what is stored already changes nothing.
+    """
     assert rule.limit is not None
-    known = {place.path: place for place in file.places} if isinstance(file, StoredRule) else {}
+    known = {place.path: place for place in (*named, *(file.places if isinstance(file, StoredRule) else ()))}
     return StoredRule(rule.limit, tuple(known.get(path, StoredPlace(path)) for path in rule.places), rule.each)
 
 

@@ -9,7 +9,7 @@ import typing as t
 
 from . import stored
 from .errors import LimiterError
-from .model import Refused, Request, Rule, Store, StoredRule
+from .model import Refused, Request, Rule, Store, StoredRule, Target
 from .names import is_automatic
 
 
@@ -20,14 +20,14 @@ class Storing:
         self._store, self._warnings = store, warnings
         self.files = dict(store.files)
 
-    def follow(self, request: Request, rule: Rule | None) -> None:
+    def follow(self, target: Target, rule: Rule | None) -> None:
         """The file becomes what the rule will be; without a word about it, where there is one.
 
         Raises LimiterError ``not_stored``, ``bad_options``.
         """
         if rule is None or rule.limit is None:
             return
-        file = self.files.get(rule.name)
+        request, file = target.request, self.files.get(rule.name)
         if request.persistent is False or (request.persistent is None and file is None):
             self.forget(rule.name)
             return
@@ -41,7 +41,7 @@ class Storing:
         if isinstance(file, Refused) and (file.newer or not request.persistent):
             self._leave(request, rule.name, file)
             return
-        form = stored.form(rule, file)
+        form = stored.form(rule, file, target.named)
         if form == file:
             return
         if self._store.locked:

@@ -10,6 +10,7 @@ import typing as t
 
 from ..core.errors import LimiterError
 from ..core.model import File, Refused, Request, Rule, Store, StoredRule
+from ..core.request import parse_request
 from ..core.stored import form
 from ..host import store
 from .enforce import Done, enforce
@@ -53,26 +54,14 @@ def _load(run_command: RunCommand, cgroup: str, paced: bool) -> tuple[list[str],
 
 
 def _request(name: str, file: StoredRule) -> Request:
-    return Request(
-        where=f"{store.path_of(name)}: ",
-        present=True,
-        name=name,
-        cgroup_id=None,
-        last=False,
-        given=file.limit._asdict(),
-        takes_processes=False,
-        pids=(),
-        selector=None,
-        children=True,
-        units=(),
-        users=(),
-        containers=(),
-        cgroup_paths=tuple(place.path for place in file.places),
-        takes_places=True,
-        each=file.each,
-        everything=True,  # who stored it had to say so
-        persistent=None,
-    )
+    options = {
+        **file.limit._asdict(),
+        "name": name,
+        "cgroup_paths": [place.path for place in file.places],
+        "each": file.each,
+        "everything": True,  # who stored it had to say so
+    }
+    return parse_request(options, f"{store.path_of(name)}: ")
 
 
 def _enforce(run_command: RunCommand, requests: list[Request], check: bool, problems: list[str]) -> list[Done]:

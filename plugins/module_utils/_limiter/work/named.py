@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.model import Request
+from ..core.model import Request, StoredPlace
 from ..core.places import normal
 from ..host.groups import users
 from ..host.groups.containers import Containers
@@ -23,24 +23,23 @@ class Named:
         self._units = Units(unit for request in requests for unit in request.units)
         self._containers = Containers(name for request in requests for name in request.containers)
 
-    def patterns(self, request: Request) -> tuple[list[str], list[str]]:
-        """Patterns, and warnings.
+    def places(self, request: Request) -> tuple[list[StoredPlace], list[str]]:
+        """Where the cgroups are, with the names that were given; and warnings.
 
         Raises LimiterError: what `Units.cgroups`, `users.cgroup`, `Containers.cgroup` and `normal` raise.
         """
-        found: list[str] = []
+        found: list[StoredPlace] = []
         warnings: list[str] = []
         for unit in request.units:
-            found += [
-                normal(f"units: {unit}:", path) for path in self._units.cgroups(request.where, unit, request.present)
-            ]
+            for path in self._units.cgroups(request.where, unit, request.present):
+                found.append(StoredPlace(normal(f"units: {unit}:", path), "unit", unit))
         for user in request.users:
             path, said = users.cgroup(request.where, user)
-            found.append(normal("users:", path))
+            found.append(StoredPlace(normal("users:", path), "user", user, uid_of(path)))
             warnings += said
         for name in request.containers:
             path, said = self._container(request, name)
-            found.append(normal("containers:", path))
+            found.append(StoredPlace(normal("containers:", path), "container", name))
             warnings += said
         return found, warnings if request.present else []
 
@@ -52,3 +51,8 @@ class Named:
                 raise
             remedy = "Release it by its path in cgroup_paths, as speed_limit_info shows it among the members"
             raise LimiterError(error.kind, error.what, error.why, remedy) from None
+
+
+def uid_of(path: str) -> int:
+    """The number in the name of a user's slice."""
+    return int(path.rpartition("/user-")[2].partition(".")[0])

@@ -9,7 +9,7 @@ import os
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.model import HostState, Process, Request, Rule, Skipped, Target
+from ..core.model import HostState, Process, Request, Rule, Skipped, StoredPlace, Target
 from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
@@ -83,7 +83,7 @@ class _Observation:
 
     def _target(self, request: Request) -> Target:
         try:
-            name, patterns = self._place(request)
+            name, patterns, named = self._place(request)
             living, dead, matched, skipped = self._processes(request)
         except LimiterError as error:
             if not error.what.startswith(request.where):
@@ -93,10 +93,10 @@ class _Observation:
         automatic = request.present and not chosen and len(request.pids) == 1
         if automatic:
             name = f"pid-{request.pids[0]}"
-        return Target(request, name, automatic, patterns, living, matched, dead, skipped)
+        return Target(request, name, automatic, patterns, living, matched, dead, skipped, named)
 
-    def _place(self, request: Request) -> tuple[str | None, tuple[str, ...]]:
-        """The rule's name, and the patterns of what is to be limited in place."""
+    def _place(self, request: Request) -> tuple[str | None, tuple[str, ...], tuple[StoredPlace, ...]]:
+        """The rule's name; the patterns of what is to be limited in place; and by what names some of it was given."""
         name = request.name
         if request.cgroup_id is not None:
             path = self.host.path_of(request.cgroup_id)
@@ -116,8 +116,8 @@ class _Observation:
                 name = self._own_cgroup(request, name, path)
             else:
                 patterns.append(normal("cgroup_paths:", path))
-        found, warnings = self.named.patterns(request)
-        patterns += found
+        named, warnings = self.named.places(request)
+        patterns += [place.path for place in named]
         self.warnings += [warning for warning in warnings if warning not in self.warnings]
         if patterns and name is None:
             raise LimiterError(
@@ -133,7 +133,7 @@ class _Observation:
             if request.each:
                 for pattern in patterns:
                     self._check_each(request, pattern)
-        return name, tuple(sorted(set(patterns)))
+        return name, tuple(sorted(set(patterns))), tuple(named)
 
     def _check_own_connection(self, request: Request, pattern: str) -> None:
         """What the task itself is in, and what leads to this host, is limited only by who says so."""

@@ -103,6 +103,17 @@ def test_what_the_operator_named_a_place_by_stays() -> None:
     assert written(made) == {"web": FILE._replace(places=(StoredPlace("/a", "unit", "a.service"), StoredPlace("/b")))}
 
 
+def test_it_is_stored_by_what_name_a_place_was_given() -> None:
+    user = StoredPlace("/user.slice/user-1000.slice", "user", "joe", 1000)
+    wanted = target("web", user.path, rate="1000000", persistent=True)._replace(named=(user,))
+    (file,) = written(plan(host(), [wanted])).values()
+    assert file is not None and file.places == (user,)
+    assert stored.to_json(file)["places"] == [{"path": user.path, "user": "joe", "uid": 1000}]
+    loaded = host(WEB._replace(places=(user.path,)), web=file)
+    again = wanted._replace(named=(user._replace(name="1000"),))
+    assert plan(loaded, [again]).actions == ()
+
+
 def test_persistent_false_removes_the_file_and_nothing_else() -> None:
     made = plan(host(WEB, web=FILE), [target(persistent=False)])
     assert made.actions == (do.StoreRules({"web": None}),)

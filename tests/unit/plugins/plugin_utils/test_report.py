@@ -119,6 +119,22 @@ def test_rules_that_no_variable_names_are_told_except_automatic_ones() -> None:
     assert "1 for which no variable names a rule: a" in text.render(fleet(host(named=[])))
 
 
+def test_what_a_reboot_ends_is_told() -> None:
+    rules = [
+        {"name": "a", "persistent": True},
+        {"name": "b", "persistent": False},
+        {"name": "pid-7", "persistent": False},
+    ]
+    problem = "/etc/speed_limiter/rules.d/c.json: it is no JSON"
+    found = host(seen={**SEEN, "rules": rules, "boot": {"problems": [problem]}}, named=["a", "b"])
+    assert found.forgotten == ("b",)
+    shown = text.render(fleet(found, host("b"), host("old", seen={**SEEN, "rules": [{"name": "a"}]}, named=["a"])))
+    assert "1 with rules that do not survive a reboot: a\n    b\n" in shown
+    assert f"1 of which not all stored rules are applied, or will be: a\n    {problem}\n" in shown
+    assert json.loads(page.as_json(fleet(found)))["hosts"][0]["boot_problems"] == [problem]
+    assert data(page.render(fleet(found)))["hosts"][0][-2:] == [["b"], [problem]]
+
+
 def test_a_rule_is_summed_up_over_the_fleet() -> None:
     def seen(rate: int | None, used: int | None, reason: str | None = None) -> dict[str, t.Any]:
         counters = {"packets": 10, "dropped_packets": 2, "dropped_bytes": 3000} if used is not None else None
