@@ -12,8 +12,7 @@ from ..core.errors import LimiterError
 from ..core.model import File, Refused, Request, Rule, Store, StoredRule
 from ..core.stored import form
 from ..host import store
-from ..host.lock import host_lock
-from .enforce import LOCK_SECONDS, Done, enforce
+from .enforce import Done, enforce
 from .host import Host, RunCommand
 from .program import load_what_lies_there
 
@@ -49,8 +48,8 @@ def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced:
 
 
 def _load(run_command: RunCommand, cgroup: str, paced: bool) -> tuple[list[str], list[str]]:
-    with host_lock(LOCK_SECONDS):
-        return load_what_lies_there(Host.open(run_command), cgroup, paced)
+    with Host.opened(run_command, changes=True) as host:
+        return load_what_lies_there(host, cgroup, paced)
 
 
 def _request(name: str, file: StoredRule) -> Request:

@@ -17,7 +17,7 @@ from ...core.errors import LimiterError
 from ...generated.version import VERSION
 from ...host import command
 from ...host.lock import host_lock
-from ...work.enforce import LOCK_SECONDS
+from ...work.host import LOCK_SECONDS
 from ..call import Call, Result, diff_of
 from ..cli import main as entry
 from ..cli.completion import completion
