@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,6 @@ from ansible_collections.speed_limiter.ebpf.tests.support.limiter import (
     rule,
     rules,
     senders,
-    task,
 )
 
 
@@ -160,9 +160,9 @@ def test_two_limiters_are_refused_and_told_and_a_purge_of_everything_ends_both(l
     try:
         both = attached(libbpf)
         assert len(both) == 2
-        for module, options in (("rule", {"name": "third", "rate": "1m"}), ("program", {}), ("purge", {})):
+        for work in (partial(rule, name="third", rate="1m"), program, purge):
             with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
-                task(f"speed_limit_{module}", **options)
+                work()
         found = info()
         assert "two limiters" in " ".join(found["warnings"])
         assert [it["name"] for it in found["rules"]] == ["first", "second"]
