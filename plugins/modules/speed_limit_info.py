@@ -201,7 +201,7 @@ program:
           description: Which of them do not follow at once, and why, where connections are paced; or null.
           type: str
           returned: success
-          sample: "the kernel refuses settle_sockets: why, says the warning of speed_limit_program with state=reloaded"
+          sample: "the kernel refuses settle_sockets: the warning of speed_limit_program with state=reloaded says why"
 unseen:
   description:
     - Why RV(program), RV(rules), RV(processes) or RV(hook) is null although it was asked for, or values of a rule are.
@@ -340,7 +340,7 @@ rules:
               null.
           type: str
           returned: success
-          sample: "another rule, which holds for the same connections, holds them back: it has use.binds true"
+          sample: "another rule that holds for the same connections is tighter: its use.binds is true"
 processes:
   description: The processes in rules' own cgroups, or the one that O(pid) names. Null where there is no cgroup2.
   type: list

@@ -130,7 +130,7 @@ program:
           description: Which of them do not follow at once, and why, where connections are paced; or null.
           type: str
           returned: success
-          sample: "the kernel refuses settle_sockets: why, says the warning of speed_limit_program with state=reloaded"
+          sample: "the kernel refuses settle_sockets: the warning of speed_limit_program with state=reloaded says why"
 actions:
   description: What was done, or would be.
   type: list

@@ -72,7 +72,10 @@ options:
             description: Full path of its executable.
             type: str
           cmdline:
-            description: A regular expression that is searched in its arguments, joined by spaces.
+            description:
+              - A regular expression that is searched in its arguments, joined by spaces, of which it sees 128 KiB.
+              - It may take five seconds for all processes. Those that it was too slow for are in RV(skipped_processes),
+                with a warning.
             type: str
           user:
             description: Its user, by name or number.

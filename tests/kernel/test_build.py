@@ -189,3 +189,23 @@ def test_an_object_that_is_not_there_is_named() -> None:
     with pytest.raises(LimiterError, match="/nowhere.o cannot be read: ENOENT") as raised:
         build.identity_of_object("/nowhere.o")
     assert raised.value.kind == "no_object"
+
+
+@pytest.mark.parametrize("way", ["theirs/limiter.bpf.o", "theirs/below/limiter.bpf.o", "link/below/limiter.bpf.o"])
+def test_an_object_whose_directory_is_not_roots_could_be_swapped_and_is_refused(tmp_path: Path, way: str) -> None:
+    (tmp_path / "theirs" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    (tmp_path / way).write_bytes(b"x")
+    build.check_owner(str(tmp_path / way))
+    os.chown(tmp_path / "theirs", 1234, 0)
+    with pytest.raises(LimiterError, match=f"others may write to {tmp_path}/theirs") as raised:
+        build.check_owner(str(tmp_path / way))
+    assert raised.value.kind == "unsafe_object"
+
+
+def test_a_text_file_is_refused_in_one_sentence_each(tmp_path: Path) -> None:
+    (tmp_path / "text.o").write_text("not ELF")
+    with pytest.raises(LimiterError, match="not a proper ELF object") as raised:
+        limiter.program(object=str(tmp_path / "text.o"))
+    assert raised.value.kind == "bad_object"
+    assert "\n" not in str(raised.value)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -159,12 +160,9 @@ def test_two_limiters_are_refused_and_told_and_a_purge_of_everything_ends_both(l
     try:
         both = attached(libbpf)
         assert len(both) == 2
-        with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
-            rule(name="third", rate="1m")
-        with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
-            program()
-        with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
-            purge()
+        for work in (partial(rule, name="third", rate="1m"), program, purge):
+            with refused("hidden_limiter", "two limiters", "speed_limit_purge with scope=all"):
+                work()
         found = info()
         assert "two limiters" in " ".join(found["warnings"])
         assert [it["name"] for it in found["rules"]] == ["first", "second"]

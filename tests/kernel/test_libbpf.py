@@ -62,6 +62,16 @@ def test_a_refusal_has_the_errnos_name_and_number(libbpf: Libbpf) -> None:
     assert (raised.value.kind, raised.value.errno) == ("kernel", 2)
 
 
+def test_an_error_of_libbpfs_own_is_told_in_its_words() -> None:
+    assert port.reason(4003).startswith("libbpf error 4003 (")
+    assert len(port.reason(4003)) > len("libbpf error 4003 ()")
+
+
+def test_the_number_of_a_file_is_no_cgroups(libbpf: Libbpf) -> None:
+    file = os.stat(f"{cgroup2()}/cgroup.procs").st_ino
+    assert libbpf.cgroup_path_of(str(cgroup2()), file) is None
+
+
 def test_what_libbpf_says_is_kept_when_another_instance_came_and_went(libbpf: Libbpf) -> None:
     """libbpf has one function to print with: that of an instance that is gone was called, which is freed memory."""
     libbpf.forget_log()

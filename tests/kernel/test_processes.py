@@ -15,6 +15,8 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Selector
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import (
     FAMILY,
     HEADLESS,
@@ -178,6 +180,46 @@ def copy_of_sleep() -> Iterator[tuple[int, Path]]:
         executable.unlink(missing_ok=True)
 
 
+def pids_of(selector: Selector) -> list[int]:
+    selected = processes.select(selector)
+    assert not selected.undecided
+    return list(selected.pids)
+
+
+@pytest.fixture
+def slow() -> Iterator[int]:
+    """A process whose command line takes an expression that its user did not write some minutes."""
+    words = ["java", "-jar", "x"] * 7000
+    with subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep infinity', " ".join(words)], user="nobody") as process:
+        until(lambda: len(Path(f"/proc/{process.pid}/cmdline").read_bytes()) > 80_000)
+        yield process.pid
+        process.kill()
+
+
+def test_a_command_line_that_is_slow_to_search_hides_no_other_process(slow: int) -> None:
+    with subprocess.Popen(["bash", "-c", 'exec -a "java -jar the-app.jar" sleep infinity']) as process:
+        until(lambda: b"java" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        selected = processes.select(Selector(cmdline=r"java.*-jar.*app\.jar"))
+        process.kill()
+    assert (list(selected.pids), selected.undecided) == ([process.pid], [slow])
+
+
+def test_the_lock_is_free_while_processes_are_searched_and_what_was_not_searched_is_told(
+    slow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def select(selector: Selector) -> processes.Selected:
+        with host_lock(0.0):
+            return real(selector)
+
+    real = processes.select
+    monkeypatch.setattr(processes, "select", select)
+    with limiter.clean_host():
+        found = limiter.rules({"name": "java", "rate": "1m", "processes": {"cmdline": r"java.*-jar.*app\.jar"}})
+        assert found["matched"] == {"java": []}
+        assert [it["pid"] for it in found["skipped_processes"]["java"]] == [slow]
+        assert "were not compared with cmdline" in " ".join(found["warnings"])
+
+
 def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> None:
     pid, executable = copy_of_sleep
     uid = str(pwd.getpwnam("nobody").pw_uid)
@@ -190,7 +232,7 @@ def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> 
         Selector(name=name, user=uid),
         Selector(name=name, exe=str(executable), cmdline="12345", user="nobody"),
     ):
-        assert processes.select(selector) == [pid], selector
+        assert pids_of(selector) == [pid], selector
     for selector in (
         Selector(name=name[:15]),
         Selector(name="sleep", exe=str(executable)),
@@ -200,34 +242,36 @@ def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> 
         Selector(name=name, user="no-such-user"),
         Selector(name=name, user="4294967295"),
     ):
-        assert processes.select(selector) == [], selector
+        assert pids_of(selector) == [], selector
 
 
 def test_an_executable_is_found_through_a_symbolic_link(copy_of_sleep: tuple[int, Path], tmp_path: Path) -> None:
     pid, executable = copy_of_sleep
     (tmp_path / "link").symlink_to(executable)
-    assert processes.select(Selector(exe=str(tmp_path / "link"))) == [pid]
+    assert pids_of(Selector(exe=str(tmp_path / "link"))) == [pid]
 
 
 def test_an_executable_that_was_replaced_is_still_found(copy_of_sleep: tuple[int, Path]) -> None:
     """As after an upgrade: the running process's file is deleted."""
     pid, executable = copy_of_sleep
     executable.unlink()
-    assert processes.select(Selector(exe=str(executable))) == [pid]
+    assert pids_of(Selector(exe=str(executable))) == [pid]
 
 
 def test_zombies_and_kernel_threads_are_not_matched_by_everything() -> None:
     with zombie() as pid:
-        matched = processes.select(Selector(cmdline=""".*"""))
+        matched = pids_of(Selector(cmdline=""".*"""))
         assert pid not in matched
         assert 2 not in matched
         assert os.getpid() in matched
-        assert pid not in processes.select(Selector(name="true"))
+        assert pid not in pids_of(Selector(name="true"))
 
 
 def test_bad_selectors_are_refused() -> None:
     for selector, words in (
         (Selector(cmdline="("), "not a regular expression"),
+        (Selector(cmdline="(" * 9000), "not a regular expression"),
+        (Selector(cmdline="a{99999999999}"), "not a regular expression"),
         (Selector(), "nothing is selected"),
         (Selector(name="sleep", cmdline=""), "cmdline is empty"),
     ):

@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import enforce
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import host
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import FAMILY, child, until
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, program, purge, rule, snapshot
@@ -130,7 +130,7 @@ with host_lock(1):
 def test_a_lock_that_is_not_given_back_is_an_error_that_names_its_holder(
     cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enforce, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(host, "LOCK_SECONDS", 0.2)
     before = snapshot()
     with child(HOLDER) as holder:
         with pytest.raises(LimiterError) as raised:

@@ -19,4 +19,6 @@ class LimiterError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
-        return f"{text}. {self.remedy.rstrip('.')}." if self.remedy else f"{text}."
+        text = text if "\n" in text else f"{text}."  # else it ends with words of others, which need their own lines
+        space = "\n" if "\n" in text else " "
+        return f"{text}{space}{self.remedy.rstrip('.')}." if self.remedy else text

@@ -22,6 +22,27 @@ def distrust(status: os.stat_result) -> str | None:
     return None
 
 
+def distrust_way(path: str) -> str | None:
+    """As `distrust`, of a file and of all directories that lead to it: who may write to one of them could put another
+    file in its place, after any look. Raises OSError.
+    """
+    path = os.path.abspath(path)
+    why = distrust(os.stat(path, follow_symlinks=False))
+    if why is not None:
+        return why
+    above = {os.path.dirname(path), os.path.realpath(os.path.dirname(path))}
+    while above:
+        directory = above.pop()
+        status = os.stat(directory, follow_symlinks=False)
+        # In a sticky directory nobody can rename what is root's; a link has no mode of its own.
+        closed = stat.S_ISLNK(status.st_mode) or status.st_mode & stat.S_ISVTX or not status.st_mode & 0o022
+        if status.st_uid != 0 or not closed:
+            return f"others may write to {directory}, and put another file in its place"
+        if directory != "/":
+            above.add(os.path.dirname(directory))
+    return None
+
+
 def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = None) -> None:
     """Replaces a file: a reader, a kill and a power failure leave the old one or the whole new one. ``path`` may be
     relative to the open ``directory``. One writer at a time (the host's lock) replaces what a killed one left

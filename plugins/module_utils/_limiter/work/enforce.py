@@ -20,7 +20,7 @@ from ..host.sockets import association
 from . import places
 from .apply import Applied, apply
 from .host import Host, RunCommand
-from .observe import observe
+from .observe import observe, select
 from .program import would_load_if_needed
 
 Facts = dict[str, t.Any]
@@ -43,8 +43,9 @@ def enforce(
     run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False
 ) -> Done:
     """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed."""
+    selections = select(requests)
     with Host.opened(run_command, changes=not check) as host:
-        state, targets, seen = observe(host, requests, everything)
+        state, targets, seen = observe(host, requests, everything, selections)
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.model import HostState, Process, Request, Rule, Skipped, StoredPlace, Target
+from ..core.model import HostState, Process, Request, Rule, Selector, Skipped, StoredPlace, Target
 from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
 from ..core.plan import MANAGED, rule_of
 from ..host import memory, store
-from ..host.groups import processes
+from ..host.groups import expressions, processes, trees
 from . import places
 from .host import Host
 from .named import Named
@@ -27,21 +28,49 @@ _WHERE_CONNECTIONS_END = (
 )
 
 
+Selections = t.Mapping[Selector, processes.Selected]
+
+_UNDECIDED = f"comparing its command line with cmdline takes longer than {expressions.SECONDS:.0f} seconds for all"
+
+
+def select(requests: t.Sequence[Request]) -> Selections:
+    """What the requests' selectors name. It takes as long as processes make it, up to seconds for each selector, so it
+    comes before the host's lock. Raises LimiterError: ``bad_selector``, ``missing_dependency``.
+    """
+    found: dict[Selector, processes.Selected] = {}
+    for request in requests:
+        if request.selector is not None and request.selector not in found:
+            with _named(request):
+                found[request.selector] = processes.select(request.selector)
+    return found
+
+
 def observe(
-    host: Host, requests: t.Sequence[Request], everything: bool = False
+    host: Host, requests: t.Sequence[Request], everything: bool = False, selections: Selections | None = None
 ) -> tuple[HostState, tuple[Target, ...], list[str]]:
     """The state that a plan needs, what each request means on this host, and warnings. ``everything`` looks at all
-    rules.
+    rules; ``selections`` are what `select` found.
 
     Raises LimiterError for what a request names and this host does not have: ``kernel_thread``, ``no_cgroup``,
     ``bad_cgroup_path`` …
     """
-    return _Observation(host, everything).look(requests)
+    return _Observation(host, everything, selections or {}).look(requests)
+
+
+@contextlib.contextmanager
+def _named(request: Request) -> t.Iterator[None]:
+    """An error says which rule of a list it is about."""
+    try:
+        yield
+    except LimiterError as error:
+        if not error.what.startswith(request.where):
+            error = LimiterError(error.kind, f"{request.where}{error.what}", error.why, error.remedy)
+        raise error from None
 
 
 class _Observation:
-    def __init__(self, host: Host, everything: bool) -> None:
-        self.host, self.cgroups = host, host.cgroups
+    def __init__(self, host: Host, everything: bool, selections: Selections) -> None:
+        self.host, self.cgroups, self.selections = host, host.cgroups, selections
         self.memory, self.warnings = memory.read()
         self.protected = processes.protected(os.getpid())
         ancestors = (processes.read(pid) for pid in self.protected)
@@ -62,6 +91,10 @@ class _Observation:
         rules = {name: rule for name in self.names for rule in [self._rule(name, limits)] if rule}
         left = {process.cgroup for target in targets if target.request.present for process in target.processes}
         lost = {cgroup: tuple(self.cgroups.limits(cgroup)) for cgroup in left if not cgroup.startswith(f"{MANAGED}/")}
+        self.warnings += [
+            f"not all processes in {cgroup} were found: there are more than {trees.MOST} cgroups below it"
+            for cgroup in self.cgroups.too_large
+        ]
         program, earlier = self.host.attachments.current(), self.host.is_earlier
         files = store.read(None if self.everything else [target.name for target in targets if target.name])
         if files.unsafe:
@@ -82,13 +115,9 @@ class _Observation:
         return Rule(name, cgroup_id, limit, patterns, pids, any(place.each for place in stored))
 
     def _target(self, request: Request) -> Target:
-        try:
+        with _named(request):
             name, patterns, named = self._place(request)
             living, dead, matched, skipped = self._processes(request)
-        except LimiterError as error:
-            if not error.what.startswith(request.where):
-                error = LimiterError(error.kind, f"{request.where}{error.what}", error.why, error.remedy)
-            raise error from None
         chosen = name is not None or request.cgroup_id is not None or request.last
         automatic = request.present and not chosen and len(request.pids) == 1
         if automatic:
@@ -203,13 +232,28 @@ class _Observation:
             else:
                 chosen[pid] = process
         if request.selector is not None:
-            self._add(processes.select(request.selector), chosen, skipped)
+            selected = self.selections[request.selector]
+            self._add(selected.pids, chosen, skipped, selected.pids)
+            for pid in selected.undecided:
+                skipped[pid] = _UNDECIDED
+            if selected.undecided:
+                self.warnings.append(
+                    f"{request.where}processes: {len(selected.undecided)} were not compared with cmdline, since that "
+                    f"takes too long; the first is {selected.undecided[0]}. A .* less, or one of name, exe and user "
+                    "beside it, makes it fast"
+                )
         matched = tuple(chosen)
         if request.children and chosen:
             self._add(processes.descendants(list(chosen)), chosen, skipped)
         return tuple(chosen.values()), tuple(dead), matched, tuple(Skipped(pid, why) for pid, why in skipped.items())
 
-    def _add(self, pids: t.Iterable[int], chosen: dict[int, Process], skipped: dict[int, str]) -> None:
+    def _add(
+        self,
+        pids: t.Iterable[int],
+        chosen: dict[int, Process],
+        skipped: dict[int, str],
+        start_times: t.Mapping[int, int] | None = None,
+    ) -> None:
         for pid in pids:
             if pid in chosen:
                 continue
@@ -221,5 +265,6 @@ class _Observation:
                 skipped[pid] = "a kernel thread"
             else:
                 process = processes.read(pid)
-                if process is not None:
+                known = start_times[pid] if start_times else None
+                if process is not None and known in (None, process.start_time):  # else the number was used again
                     chosen[pid] = process

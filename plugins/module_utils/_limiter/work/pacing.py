@@ -131,4 +131,5 @@ class Concerned:
         """As they are now; None: look at all there are."""
         if self._too_many:
             return None
-        return self._pids.union(*(self._host.cgroups.pids(cgroup) for cgroup in self._cgroups))
+        found = self._pids.union(*(self._host.cgroups.pids(cgroup) for cgroup in self._cgroups))
+        return found if self._cgroups.isdisjoint(self._host.cgroups.too_large) else None

@@ -274,7 +274,7 @@ def detach(host: Host, check: bool) -> Change:
             host.complete()
             warnings = unload(host)
     if not rules and host.maps is not None:
-        done.append("removed the maps")
+        done.append(MAPS_REMOVED)
         if not check:
             host.attachments.remove_maps()
     return Change(before, None, None, None, tuple(done), tuple(rules) if before else (), tuple(warnings))
@@ -290,6 +290,7 @@ def unload(host: Host) -> list[str]:
 
 
 ABSENT = "program: absent\n"
+MAPS_REMOVED = "removed the maps"
 
 
 def program_line(identity: str, cgroup: str | None, paced: bool) -> str:

@@ -10,6 +10,7 @@ import typing as t
 
 import pytest
 import yaml
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing, use
 
 COLLECTION = "ansible_collections.speed_limiter.ebpf.plugins.modules."
 MODULES = (
@@ -52,3 +53,21 @@ def test_what_has_one_name_has_one_form() -> None:
     lists = [returned[f"speed_limit_{module}"]["rules"] for module in ("rules", "info")]
     lists += [returned["speed_limit_rules"]["previous"], returned["speed_limit_purge"]["removed"]["contains"]["rules"]]
     assert {(entry["type"], entry["elements"]) for entry in lists} == {("list", "dict")}
+
+
+def samples(part: t.Any) -> t.Iterator[tuple[str, str]]:
+    """Samples of results that are sentences, by the names of these."""
+    for name, about in part.items():
+        if name.endswith("reason") and isinstance(about.get("sample"), str):
+            yield name, about["sample"]
+        yield from samples(about.get("contains", {}))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_sentences_in_samples_are_those_that_modules_say(module: str) -> None:
+    off = pacing.Ability("off", None, adopts=False, settles=False)
+    refusing = pacing.Ability("on", None, adopts=False, settles=False, refuses_settling=True)
+    said = {pacing.about(off)["reason"], pacing.about(refusing)["open_connections_reason"], use.ANOTHER_RULE}
+    said.add("this task or an ancestor of it")
+    for _name, sample in samples(documented(module, "RETURN") or {}):
+        assert sample in said

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from ...work.host import Host
-from ...work.program import ABSENT, Change, attach, detach, place, program_line
+from ...work.lost import Lost
+from ...work.program import ABSENT, MAPS_REMOVED, Change, attach, detach, place, program_line
 from ..call import Call, Result, diff_of
 
 
@@ -15,29 +16,34 @@ def work(call: Call) -> Result:
     state, check = call.params["state"], call.check_mode
     with Host.opened(call.run_command, changes=not check) as host:
         change = detach(host, check) if state == "absent" else _attached(host, call)
-    before, after = change.before, change.pacing or {}
-    lost, done = host.lost, [*host.lost.actions, *change.done]
-    # An object that got lost is built and loaded again, though the program that runs is the same.
-    built = any(action.startswith("built ") for action in change.done)
+    after, lost, done = change.pacing or {}, host.lost, [*host.lost.actions, *change.done]
     warnings = [*lost.warnings(check), *change.warnings]
     if change.unenforced:
         warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
     program = {"identity": change.identity, "cgroup": change.cgroup, "pacing": change.pacing}
     return {
         "changed": bool(done),
-        "diff": diff_of(
-            lost.before
-            + (program_line(before.identity, before.cgroup, before.pacing != "off") if before else ABSENT)
-            + ("object: missing or out of date\n" if built else ""),
-            lost.after
-            + (program_line(change.identity, change.cgroup, after["state"] != "off") if change.identity else ABSENT)
-            + ("object: built\n" if built else ""),
-        ),
+        "diff": diff_of(*_sides(change, lost, bool(after) and after["state"] != "off")),
         "program": program if change.identity else None,
         "actions": done,
         "unenforced_rules": list(change.unenforced),
         "warnings": warnings,
     }
+
+
+def _sides(change: Change, lost: Lost, paced: bool) -> tuple[str, str]:
+    """Both sides of the diff; they differ where anything is done."""
+    old, new = change.before, change.identity
+    before = program_line(old.identity, old.cgroup, old.pacing != "off") if old else ABSENT
+    after = program_line(new, change.cgroup, paced) if new else ABSENT
+    if before == after and new and change.done:
+        after = f"{after.rstrip()}, loaded again\n"
+    # An object that got lost is built and loaded again, though the program that runs is the same.
+    if any(action.startswith("built ") for action in change.done):
+        before, after = f"{before}object: missing or out of date\n", f"{after}object: built\n"
+    if MAPS_REMOVED in change.done:
+        before, after = f"{before}maps: without a rule\n", f"{after}maps: absent\n"
+    return lost.before + before, lost.after + after
 
 
 def _attached(host: Host, call: Call) -> Change:

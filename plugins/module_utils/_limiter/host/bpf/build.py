@@ -151,12 +151,15 @@ def identity_of_object(path: str) -> str:
 def check_owner(path: str) -> None:
     """Refuses an object that someone else could change between this look and its loading: ``unsafe_object``."""
     try:
-        why = files.distrust(os.stat(path, follow_symlinks=False))
+        why = files.distrust_way(path)
     except OSError as error:
         raise LimiterError("no_object", f"the object {path} cannot be read", errno_text(error)) from error
     if why is not None:
         raise LimiterError(
-            "unsafe_object", f"the object {path} cannot be trusted", why, f"chown root {path}; chmod go-w {path}"
+            "unsafe_object",
+            f"the object {path} cannot be trusted",
+            why,
+            f"Put it where only root can write, such as {os.path.dirname(OBJECT)} (chown root, chmod go-w)",
         )
 
 
@@ -228,7 +231,9 @@ def _no_headers() -> LimiterError:
         "no_libbpf_headers",
         "the BPF program cannot be compiled",
         "libbpf's headers (bpf/bpf_helpers.h) are not installed",
-        f"Install libbpf-dev (Debian, Ubuntu) or libbpf-devel (Fedora, RHEL, SUSE), {_ELSEWHERE}",
+        "Install libbpf-dev (Debian, Ubuntu) or libbpf-devel (Fedora, RHEL, SUSE). Where the distribution's are older "
+        "than 1.0 (Debian 11, Ubuntu 22.04), the role setup compiles libbpf: setup_libbpf_source. Or build the object "
+        "on another host and name it with the option object",
     )
 
 

@@ -71,6 +71,7 @@ _NOT_PERMITTED = (
     "Run the task as root (become: true) with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, on the host itself: a "
     "container, kernel lockdown or a security module may forbid BPF"
 )
+_LIBRARY = "libbpf.so.1"
 _ENOTSUPP = 524
 _LIBBPF_ERRORS = 4000
 _LEVEL_DEBUG = 2
@@ -100,8 +101,14 @@ def reason(number: int) -> str:
     if number == _ENOTSUPP:
         return "ENOTSUPP (Not supported by this kernel)"
     if number >= _LIBBPF_ERRORS:
-        return f"libbpf error {number}"
+        return f"libbpf error {number} ({_said_by_libbpf(number)})"
     return errno_text(OSError(number, ""))
+
+
+def _said_by_libbpf(number: int) -> str:
+    text = _ffi().new("char[]", 128)
+    _ffi().dlopen(_LIBRARY).libbpf_strerror(number, text, 128)
+    return t.cast(bytes, _ffi().string(text)).decode("utf-8", "replace")
 
 
 class Libbpf:
@@ -197,7 +204,7 @@ class Libbpf:
             fd = _libc().open_by_handle_at(mount_fd, handle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if fd < 0:
             number = self.ffi.errno
-            if number in (errno.ESTALE, errno.ENOENT, errno.ENODEV):
+            if number in (errno.ESTALE, errno.ENOENT, errno.ENODEV, errno.ENOTDIR):  # ENOTDIR: of a file in a cgroup
                 return None
             raise KernelError(f"the cgroup with id {cgroup_id} cannot be opened", number)
         with closing_fd(fd):
@@ -254,7 +261,7 @@ def _libc() -> t.Any:
     return _ffi().dlopen(None)
 
 
-def load(name: str = "libbpf.so.1") -> Libbpf:
+def load(name: str = _LIBRARY) -> Libbpf:
     """Opens libbpf.
 
     Raises LimiterError: ``missing_dependency`` where _cffi_backend or libbpf is missing, ``libbpf_too_old`` below 1.0.

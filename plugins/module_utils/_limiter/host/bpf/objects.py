@@ -115,7 +115,7 @@ def _open(
     try:
         opened = bpf.pointer("bpf_object__open_file", path.encode(), bpf.ffi.NULL)
     except KernelError as error:
-        raise _bad_object(path, _with_log(bpf, error.why)) from error
+        raise _bad_object(path, _in_short(bpf, error.why)) from error
     stack.callback(bpf.run, "bpf_object__close", opened)
     programs = {row: _find(bpf, path, "program", row.name, opened) for row in catalog.LIMITER.programs}
     for row, program in programs.items():
@@ -176,7 +176,7 @@ def _not_loaded(bpf: Libbpf, path: str, error: KernelError) -> LimiterError:
 
 def _with_log(bpf: Libbpf, why: str) -> str:
     log = bpf.log(20)
-    return f"{why}\n{log}\n" if log else why
+    return f"{why}\n{log}" if log else why
 
 
 def _in_short(bpf: Libbpf, why: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -14,7 +15,7 @@ from ...core.errors import LimiterError
 from ...core.patterns import Pattern, fits
 from .. import mounts
 from ..errnos import errno_text
-from . import processes
+from . import processes, trees
 
 _PREFERRED = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 # "max" or empty is no limit; all of them are absent in the root. What is guaranteed (memory.low) or shared by weight
@@ -38,6 +39,7 @@ class Cgroups:
 
     def __init__(self, mount: str) -> None:
         self.mount = mount
+        self.too_large: dict[str, None] = {}  # those whose processes were not all found, since too much is below them
 
     @classmethod
     def find(cls) -> Cgroups:
@@ -201,20 +203,25 @@ class Cgroups:
         return True
 
     def _children(self, cgroup: str) -> list[str]:
-        directory = self.absolute(cgroup)
-        try:
-            # Two links and one for each cgroup below: saves listing some twenty files of every leaf.
-            if os.stat(directory).st_nlink == 2:
-                return []
-            with os.scandir(directory) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            return []
+        return trees.children(self.absolute(cgroup))
 
     def _remove(self, cgroup: str) -> None:
-        for child in self._children(cgroup):
-            self._remove(f"{cgroup}/{child}")
-        directory = self.absolute(cgroup)
+        with trees.walked(self.absolute(cgroup)) as tree:
+            for directory in reversed(tree.directories):
+                if tree.complete:
+                    self._remove_one(directory, cgroup)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(directory)
+        if not tree.complete:
+            raise LimiterError(
+                "cgroup_not_removed",
+                f"the cgroup {self.absolute(cgroup)} is not removed yet",
+                f"more than {trees.MOST} cgroups were below it",
+                "Run the task again, which removes more of them; if there are as many again, end who makes them",
+            )
+
+    def _remove_one(self, directory: str, cgroup: str) -> None:
         deadline = time.monotonic() + _RMDIR_SECONDS
         while True:
             try:
@@ -231,7 +238,7 @@ class Cgroups:
                 more = f" and {len(pids) - 5} more" if len(pids) > 5 else ""
                 raise LimiterError(
                     "busy_cgroup" if pids else "cgroup_not_removed",
-                    f"the cgroup {directory} cannot be removed",
+                    f"the cgroup {self.absolute(cgroup)} cannot be removed",
                     f"processes are in it: {there}{more}" if pids else errno_text(error),
                     "Run the task again; if the same ones are there again, something puts them back: stop it first",
                 ) from None
@@ -240,11 +247,10 @@ class Cgroups:
 
     def pids(self, cgroup: str, recursive: bool = True) -> list[int]:
         """The processes of a cgroup (and of those below it), each once; none where it is gone."""
-        found = dict.fromkeys(self._pids(self.absolute(cgroup)))
-        if recursive:
-            for child in self._children(cgroup):
-                found.update(dict.fromkeys(self.pids(f"{cgroup.rstrip('/')}/{child}")))
-        return list(found)
+        with trees.walked(self.absolute(cgroup), recursive, only_populated=True) as tree:
+            if not tree.complete:
+                self.too_large[cgroup] = None
+            return list(dict.fromkeys(pid for directory in tree.directories for pid in self._pids(directory)))
 
     def _pids(self, directory: str) -> list[int]:
         listed: list[int] = []

@@ -14,6 +14,7 @@ import typing as t
 
 from ...core.errors import LimiterError
 from ...core.model import Process, Selector
+from . import expressions
 
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
@@ -157,13 +158,22 @@ def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def select(selector: Selector) -> list[int]:
-    """The living processes that match all keys of the selector, in ascending order.
+class Selected(t.NamedTuple):
+    """Processes that a selector names, with their start times, and those whose command lines took too long."""
+
+    pids: t.Mapping[int, int]
+    undecided: t.Sequence[int]
+
+
+def select(selector: Selector) -> Selected:
+    """The living processes that match all keys of the selector, in ascending order. It takes a bounded time, whatever
+    processes call themselves: see `expressions`.
 
     ``name`` as psutil gives it (not cut after 15 characters); ``exe`` the path of the executable as given or where its
     symbolic links lead; ``cmdline`` a regular expression searched in the arguments joined by spaces; ``user`` the real
     user's name or number. Raises LimiterError ``bad_selector``, ``missing_dependency``.
     """
+    expression = _expression(selector)
     tests = _tests(selector)  # before psutil: a bad selector is the user's to mend, whatever the host lacks
     try:
         psutil = importlib.import_module("psutil")
@@ -174,18 +184,40 @@ def select(selector: Selector) -> list[int]:
             f"{sys.executable} cannot import psutil ({error})",
             "Install the package python3-psutil for that interpreter, or give pid, pids or cgroup_path instead",
         ) from None
-    found = []
+    found: dict[int, int] = {}
+    lines: dict[int, str] = {}
     for process in psutil.process_iter():
         try:
-            if all(test(process) for test in tests) and read(process.pid) is not None:
-                found.append(process.pid)
+            living = read(process.pid) if all(test(process) for test in tests) else None
+            if living is None:
+                continue
+            if expression is not None:
+                lines[process.pid] = " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # a zombie is a NoSuchProcess too
             continue
-    return sorted(found)
+        found[process.pid] = living.start_time
+    if expression is None:
+        return Selected(dict(sorted(found.items())), ())
+    matched, undecided = expressions.search(expression, {pid: line for pid, line in lines.items() if line})
+    return Selected({pid: found[pid] for pid in sorted(matched)}, sorted(undecided))
+
+
+def _expression(selector: Selector) -> re.Pattern[str] | None:
+    if not selector.cmdline:
+        return None
+    try:
+        return re.compile(selector.cmdline)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise LimiterError(
+            "bad_selector",
+            f"processes: cmdline {selector.cmdline!r} is not a regular expression",
+            str(error),
+            "It is Python's syntax; write \\ before . * + ? ( ) [ ] { } ^ $ | where they stand for themselves",
+        ) from None
 
 
 def _tests(selector: Selector) -> list[t.Callable[[t.Any], bool]]:
-    """What is asked of a psutil.Process, the cheapest question first."""
+    """What is asked of a psutil.Process, but for its command line; the cheapest question first."""
     given = {key: value for key, value in selector._asdict().items() if value is not None}
     empty = [key for key, value in given.items() if value == ""]
     if empty or not given:
@@ -203,22 +235,6 @@ def _tests(selector: Selector) -> list[t.Callable[[t.Any], bool]]:
     if selector.exe is not None:
         paths = {selector.exe, os.path.realpath(selector.exe)}
         tests.append(lambda process: process.exe() in paths)
-    if selector.cmdline is not None:
-        try:
-            search = re.compile(selector.cmdline).search
-        except re.error as error:
-            raise LimiterError(
-                "bad_selector",
-                f"processes: cmdline {selector.cmdline!r} is not a regular expression",
-                str(error),
-                "It is Python's syntax; write \\ before . * + ? ( ) [ ] { } ^ $ | where they stand for themselves",
-            ) from None
-
-        def matches(process: t.Any) -> bool:
-            words = process.cmdline()
-            return bool(words) and search(" ".join(words)) is not None  # kernel threads have no words
-
-        tests.append(matches)
     return tests
 
 
