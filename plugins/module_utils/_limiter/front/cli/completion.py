@@ -21,7 +21,7 @@ _limiter() {{
 \t\t--name) words=$(limiter _names 2>/dev/null) ;;
 \t\t-p | --pid) words=$(cd /proc && echo [0-9]*) ;;
 {values}
-\t\t--cgroup-path | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid) words= ;;
+\t\t--cgroup-path | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid | --write) words= ;;
 \t\t*)
 \t\t\tcase $command in
 {options}
