@@ -101,7 +101,11 @@ BAD_OPTIONS = {
     "cgid -1": ({"cgid": -1, "rate": "1m"}, "bad_options", ["cgroup_id -1", "speed_limit_info"]),
     "cgid beyond 64 bits": ({"cgid": 2**70, "rate": "1m"}, "bad_options", [str(2**70), "speed_limit_info"]),
     "cgroup_path without name": ({"cgroup_path": "/home_of_sender", "rate": "1m"}, "bad_options", ["Add name"]),
-    "two stars": ({**NEW, "cgroup_path": "/a*b*"}, "bad_cgroup_path", ["/a*b*", "than one star", "/proc/PID/cgroup"]),
+    "two stars": (
+        {**NEW, "cgroup_path": "/a*b*"},
+        "bad_cgroup_path",
+        ["/a*b*", "more than one star", "/proc/PID/cgroup"],
+    ),
     "cgroup_path ''": ({**NEW, "cgroup_path": ""}, "bad_cgroup_path", ["cgroup_path ''", "it is empty"]),
     "cgroup_path with ..": ({**NEW, "cgroup_path": "/a/../b"}, "bad_cgroup_path", ["/a/../b", "'..' is not accepted"]),
     "a file": ({**NEW, "cgroup_path": "/cgroup.procs"}, "bad_cgroup_path", ["cgroup.procs", "a file, not a cgroup"]),
