@@ -77,7 +77,7 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 {
 	/* Two cgroups on the way up may be members of one rule: it is charged once. */
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
-		if (found->rules[i] == rule)
+		if ((found->rules[i] & ~GRAPH_SHARES) == (rule & ~GRAPH_SHARES))
 			return;
 /* Shifted rather than appended: with constant offsets the verifier need not follow every combination. */
 #pragma unroll
@@ -100,6 +100,19 @@ static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 node, boo
 		rule = graph_rule(node, cgroup);
 	if (rule)
 		attribution_add(found, rule);
+}
+
+/* Leaves only the rules. Returns whether one of the cgroups should have a budget of its own, and there is no room. */
+static __always_inline bool attribution_shares(struct attribution *found)
+{
+	__u64 all = 0;
+
+#pragma unroll
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
+		all |= found->rules[i];
+		found->rules[i] &= ~GRAPH_SHARES;
+	}
+	return all & GRAPH_SHARES;
 }
 
 /*
@@ -155,11 +168,13 @@ static __always_inline bool attribution_tagged(struct __sk_buff *skb, bool mptcp
 	top = bpf_skb_ancestor_cgroup_id(skb, 0);
 	graph = graph_in_use();
 	attribution_add_cgroup(top, graph_follow(&graph, top, 0, 0, 0), false, found);
+	attribution_shares(found);
 	attribution_add(found, rule);
 	return true;
 }
 
-static __always_inline void attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
+/* Returns true as attribution_shares(). */
+static __always_inline bool attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
 {
 	struct rate_limit_graph graph = graph_in_use();
 	__u64 way = graph.node ? graph_cgroup(skb) : 0, cgroup;
@@ -175,6 +190,7 @@ static __always_inline void attribution_walk(struct __sk_buff *skb, bool release
 			node = graph_follow(&graph, cgroup, way, level, node);
 		attribution_add_cgroup(cgroup, node, released, found);
 	}
+	return attribution_shares(found);
 }
 
 /* Looks up the rules of a cgroup in this generation; false where they are not known. */
@@ -229,8 +245,9 @@ static __always_inline bool attribution_find(struct __sk_buff *skb, __u32 tagged
 		/* The cached answer is for sockets that are not released. */
 		attribution_walk(skb, released, found);
 	} else if (!attribution_cached(cgroup, generation, found)) {
-		attribution_walk(skb, released, found);
-		attribution_remember(cgroup, generation, found);
+		/* Who has to share looks again at each packet: room may have come. */
+		if (!attribution_walk(skb, released, found))
+			attribution_remember(cgroup, generation, found);
 	}
 	return found->rules[0];
 }

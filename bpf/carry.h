@@ -32,7 +32,7 @@ struct carry_request {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_RULES);
+	__uint(max_entries, LIMITER_MAX_RULES + LIMITER_MAX_BUDGETS);
 	__type(key, __u64);
 	__type(value, struct rate_limit_carried);
 } rate_limit_carried_map SEC(".maps");

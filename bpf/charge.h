@@ -6,6 +6,7 @@
 #ifndef LIMITER_CHARGE_H
 #define LIMITER_CHARGE_H
 
+#include "graph.h"
 #include "pacing.h"
 #include "verdict.h"
 #include "wire.h"
@@ -78,11 +79,11 @@ __noinline int charge_refund(__u64 rule, __u64 measured, int answered, bool pace
 	return 0;
 }
 
-static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules[LIMITER_MAX_NESTED], __u32 generation,
+static __always_inline int charge_rules(struct __sk_buff *skb, __u64 rules[LIMITER_MAX_NESTED], __u32 generation,
 					bool paces)
 {
 	__u64 measured = wire_measure(skb), generation_paces = (__u64)generation << 1 | paces;
-	int answers[LIMITER_MAX_NESTED] = {};
+	__u16 answers[LIMITER_MAX_NESTED] = {};
 	bool notice = false, dropped = false;
 
 	if (paces && measured >> PACKET_TCP & 1)
@@ -93,6 +94,12 @@ static __always_inline int charge_rules(struct __sk_buff *skb, const __u64 rules
 		if (!rules[i])
 			break;
 		answers[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
+		/* The rule limits nothing, unless it is a budget that was swept. */
+		if (!answers[i]) {
+			rules[i] = graph_again(skb, rules[i]);
+			if (rules[i])
+				answers[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
+		}
 		if ((answers[i] & VERDICT_MASK) == VERDICT_PASS_WITH_NOTICE)
 			notice = true;
 		if ((answers[i] & VERDICT_MASK) == VERDICT_DROP) {

@@ -9,6 +9,7 @@
 #ifndef LIMITER_GRAPH_H
 #define LIMITER_GRAPH_H
 
+#include "budget.h"
 #include "kernel_memory.h"
 #include "maps.h"
 
@@ -17,6 +18,13 @@
 
 /* Levels that are climbed before 6.1: more cgroups above each other lead to no pattern. */
 #define GRAPH_MAX_DEPTH 64
+
+/* A bit beside a rule, whose id never has it: the kernel would have to make 2^62 cgroups and files first. */
+#define GRAPH_SHARES (1ULL << 63)
+
+/* Bytes of a shape's text. */
+#define GRAPH_BEFORE(shape) ((shape) >> 8 & 0x7f)
+#define GRAPH_BEHIND(shape) ((shape)&0x7f)
 
 /* Before 5.15: a pointer, or, marked by its low bits, the numbers of net_cls and net_prio. */
 struct sock_cgroup_data___tagged {
@@ -31,19 +39,6 @@ struct sock_cgroup_data___named {
 struct cgroup___ancestors {
 	struct cgroup *ancestors[0];
 } __attribute__((preserve_access_index));
-
-/* What a new budget begins as: a value with a lock can't be the source of another. */
-struct graph_blank {
-	__u8 zeros[sizeof(struct rate_limit_state)];
-};
-
-/* Not pinned. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct graph_blank);
-} graph_blank_map SEC(".maps");
 
 /* A socket's cgroup, an address; 0 where there is none. */
 static __always_inline __u64 graph_cgroup_of(const struct sock *sk)
@@ -96,85 +91,63 @@ static __always_inline struct cgroup *graph_ancestor(struct cgroup *cgroup, __u3
 }
 
 /*
- * One level down: the node of the cgroup at a level of the way to `cgroup`. Its parent is at the node `above`. 0: no
- * pattern leads on. Not inlined: charge.h.
+ * Where the kernel keeps the name of the cgroup at a level of the way to another one; 0: it has none. Not inlined, nor
+ * called by graph_step(), whose key takes most of the stack: charge.h.
  */
-__noinline __u32 graph_step(__u64 cgroup, __u32 level, __u32 above)
+__noinline __u64 graph_name(__u64 cgroup, __u32 level)
 {
-	struct rate_limit_edge edge = { .above = above };
-	struct rate_limit_node *node;
 	struct cgroup *here;
-	const char *name;
-	__u32 *found;
-	long length;
 
 	/* Here, too: before 6.8 the verifier also walks functions that nobody calls. */
 	if (!kernel_memory)
 		return 0;
 	here = graph_ancestor((void *)cgroup, level);
-	if (!here)
+	return here ? (__u64)BPF_CORE_READ(here, kn, name) : 0;
+}
+
+/*
+ * One level down: the node of the cgroup with a name, whose parent is at the node `above`. 0: no pattern leads on. Not
+ * inlined: charge.h.
+ */
+__noinline __u32 graph_step(__u64 named, __u32 above)
+{
+	struct rate_limit_edge edge = { .above = above };
+	/* Read each time: kept, they would take stack. */
+	const volatile __u32 *shape = &edge.shape;
+	const char *name = (const char *)named, *end;
+	struct rate_limit_node *node;
+	__u32 *found;
+
+	if (!kernel_memory || !name)
 		return 0;
-	name = BPF_CORE_READ(here, kn, name);
-	length = bpf_probe_read_kernel_str(edge.name, sizeof(edge.name), name) - 1;
-	if (length <= 0)
+	end = name + bpf_probe_read_kernel_str(edge.name, sizeof(edge.name), name) - 1;
+	if (end <= name)
 		return 0;
 	found = bpf_map_lookup_elem(&rate_limit_edge_map, &edge);
 	if (found)
 		return *found;
-	node = bpf_map_lookup_elem(&rate_limit_node_map, &above);
+	node = bpf_map_lookup_elem(&rate_limit_node_map, &edge.above);
 	if (!node)
 		return 0;
-	for (int i = 0; i < LIMITER_MAX_SHAPES; i++) {
-		__u32 shape = node->shapes[i], before = shape >> 8 & 0x7f, behind = shape & 0x7f;
-
-		if (!shape)
+	for (int i = 0; i < LIMITER_MAX_SHAPES && !found; i++) {
+		edge.shape = node->shapes[i];
+		if (!*shape)
 			break;
-		if (length < before + behind)
+		if (name + GRAPH_BEFORE(*shape) > end - GRAPH_BEHIND(*shape))
 			continue;
 		__builtin_memset(edge.name, 0, sizeof(edge.name));
-		edge.shape = shape;
-		bpf_probe_read_kernel(edge.name, before, name);
-		bpf_probe_read_kernel(edge.name + before, behind, name + length - behind);
+		bpf_probe_read_kernel(edge.name, GRAPH_BEFORE(*shape), name);
+		bpf_probe_read_kernel(edge.name + GRAPH_BEFORE(*shape), GRAPH_BEHIND(*shape),
+				      end - GRAPH_BEHIND(*shape));
 		found = bpf_map_lookup_elem(&rate_limit_edge_map, &edge);
-		if (found)
-			return *found;
 	}
-	return 0;
+	return found ? *found : 0;
 }
 
-/* Makes a cgroup's own budget of a rule, with a full bucket, where it has none of it yet. False where there is no room. */
-static __always_inline bool graph_budget(__u64 rule, __u64 cgroup)
-{
-	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
-	struct rate_limit_config *config;
-	struct graph_blank *blank;
-	__u32 index = 0;
-	__u64 bucket;
-
-	if (state && state->limit == rule)
-		return true;
-	blank = bpf_map_lookup_elem(&graph_blank_map, &index);
-	config = bpf_map_lookup_elem(&rate_limit_config_map, &rule);
-	/* A rule's own state is no budget. */
-	if (!blank || !config || bpf_map_lookup_elem(&rate_limit_config_map, &cgroup))
-		return false;
-	bucket = config->bucket_size;
-	bpf_map_update_elem(&rate_limit_state_map, &cgroup, blank, BPF_NOEXIST);
-	state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
-	if (!state)
-		return false;
-	bpf_spin_lock(&state->lock);
-	/* Just made, or of a rule that it had before. */
-	if (state->limit != rule) {
-		state->limit = rule;
-		state->generation = 0;
-		state->tokens = bucket;
-	}
-	bpf_spin_unlock(&state->lock);
-	return true;
-}
-
-/* The rule of a cgroup at a node, or the cgroup's own budget of that rule; 0: none. Not inlined: charge.h. */
+/*
+ * The rule of a cgroup at a node, or the cgroup's own budget of that rule; 0: none. Where there is no room for another
+ * budget: the rule's own state with GRAPH_SHARES. Not inlined: charge.h.
+ */
 __noinline __u64 graph_rule(__u32 number, __u64 cgroup)
 {
 	struct rate_limit_node *node = bpf_map_lookup_elem(&rate_limit_node_map, &number);
@@ -183,8 +156,12 @@ __noinline __u64 graph_rule(__u32 number, __u64 cgroup)
 	if (!node)
 		return 0;
 	rule = node->rule;
-	/* Where there is no room for another budget they share the rule's. */
-	return rule && node->each && graph_budget(rule, cgroup) ? cgroup : rule;
+	if (!rule || !node->each)
+		return rule;
+	if (budget_make(rule, cgroup))
+		return cgroup;
+	budget_count_shared(rule);
+	return rule | GRAPH_SHARES;
 }
 
 /* The node of a cgroup at a level of the way to `way`. Its parent is at the node `above`. */
@@ -193,7 +170,7 @@ static __always_inline __u32 graph_follow(const struct rate_limit_graph *graph, 
 {
 	if (cgroup == graph->root)
 		return graph->node;
-	return above ? graph_step(way, level, above) : 0;
+	return above ? graph_step(graph_name(way, level), above) : 0;
 }
 
 /* One look at the graph in use. It has no node where there is none, or where the kernel forbids BPF to read memory. */
@@ -203,5 +180,30 @@ static __always_inline struct rate_limit_graph graph_in_use(void)
 	struct rate_limit_graph *graph = bpf_map_lookup_elem(&rate_limit_graph_map, &index);
 
 	return graph && kernel_memory ? *graph : (struct rate_limit_graph){};
+}
+
+/*
+ * Makes a budget again that was removed after its cgroup's rules were found. Returns what is charged in its place, 0
+ * where it is no budget. Not inlined: charge.h.
+ */
+__noinline __u64 graph_again(struct __sk_buff *skb, __u64 budget)
+{
+	__u64 way = graph_cgroup(skb), cgroup;
+	struct rate_limit_graph graph;
+	__u32 node = 0;
+
+	if (!way)
+		return 0;
+	for (int level = 0; level < LIMITER_MAX_DEPTH; level++) {
+		cgroup = bpf_skb_ancestor_cgroup_id(skb, level);
+		if (!cgroup)
+			return 0;
+		/* Read each time: kept, it would take stack that graph_step() needs. */
+		graph = graph_in_use();
+		node = graph_follow(&graph, cgroup, way, level, node);
+		if (cgroup == budget)
+			return node ? graph_rule(node, cgroup) & ~GRAPH_SHARES : 0;
+	}
+	return 0;
 }
 #endif

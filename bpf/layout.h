@@ -13,6 +13,8 @@
 
 #define LIMITER_SCHEMA 5
 #define LIMITER_MAX_RULES 65536
+/* Cgroups that have a budget of their own. Rules always find room beside them. A power of two. */
+#define LIMITER_MAX_BUDGETS 65536
 #define LIMITER_MAX_MEMBERS 131072
 /* Most rules that can hold on one way up from a socket's cgroup to the root. */
 #define LIMITER_MAX_NESTED 4
@@ -81,7 +83,7 @@ enum limiter_reason {
 	LIMITER_REASONS,
 };
 
-/* rate_limit_state_map: rule -> */
+/* rate_limit_state_map: rule, or the cgroup that has a budget of a rule -> */
 struct rate_limit_state {
 	__s64 tokens;              /* bytes that may be sent now; negative is debt */
 	__u64 last_update_ns;      /* CLOCK_MONOTONIC at the last refill; never moves back */
@@ -93,15 +95,19 @@ struct rate_limit_state {
 	__u64 rate; /* a copy of the configuration as of `generation`: saves a look-up per packet */
 	__u64 bucket;
 	__u32 generation; /* 0: not copied yet */
-	__u32 reserved;
-	__u64 limit;        /* the rule whose limit it has, where each cgroup has a budget of its own; 0: its own */
-	__u64 use_start_ns; /* start of the second or so in which use is measured */
-	__u64 use_bytes;    /* `bytes` at that time */
-	__u64 use_rate;     /* what passed in the second before, per second */
+	__u32 swept;      /* budgets of this rule that were removed; what they counted is in this state's counters */
+	__u64 limit;      /* of a budget: its rule, or LIMITER_NO_RULE; 0: this is a rule's own state */
+	__u64 shared_packets; /* packets of cgroups for whose budgets there was no room: they share this state */
+	__u64 use_start_ns;   /* start of the second or so in which use is measured */
+	__u64 use_bytes;      /* `bytes` at that time */
+	__u64 use_rate;       /* what passed in the second before, per second */
 	struct fair_share fair;
 	__u64 drops[LIMITER_REASONS];   /* packets dropped, by reason */
 	__u64 notices[LIMITER_REASONS]; /* packets passed with a congestion notice, by reason */
 };
+
+/* As `limit`: of a budget that is being made or removed. */
+#define LIMITER_NO_RULE (~0ULL)
 
 /* Counters of a state: packets, bytes, dropped_bytes, drops and notices, in this order. */
 #define LIMITER_COUNTERS (3 + 2 * LIMITER_REASONS)
@@ -114,6 +120,13 @@ struct rate_limit_carried {
 	__s64 tokens;       /* as of `reference_ns` */
 	__u64 reference_ns; /* CLOCK_MONOTONIC when the states were copied */
 	__u64 counters[LIMITER_COUNTERS];
+};
+
+/* rate_limit_slot_map: an index, below LIMITER_MAX_BUDGETS (__u32) -> where each budget has its place, see budget.h */
+struct rate_limit_slot {
+	struct bpf_spin_lock lock;
+	__u32 reserved;
+	__u64 cgroup; /* that has the budget; 0: free */
 };
 
 /* rate_limit_member_map: id of a member, a cgroup whose sockets are charged -> rule (__u64) */

@@ -16,10 +16,17 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, LIMITER_MAX_RULES);
+	__uint(max_entries, LIMITER_MAX_RULES + LIMITER_MAX_BUDGETS);
 	__type(key, __u64);
 	__type(value, struct rate_limit_state);
 } rate_limit_state_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LIMITER_MAX_BUDGETS);
+	__type(key, __u32);
+	__type(value, struct rate_limit_slot);
+} rate_limit_slot_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

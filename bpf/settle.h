@@ -41,6 +41,7 @@ static __always_inline void settle_find(struct tcp_sock *tcp, struct attribution
 			node = graph_follow(&graph, id, way, level, node);
 		attribution_add_cgroup(id, node, released, found);
 	}
+	attribution_shares(found);
 	if (tag && !released)
 		attribution_add(found, tag->rule);
 }

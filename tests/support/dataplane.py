@@ -73,8 +73,9 @@ class State(NamedTuple):
     rate: int
     bucket: int
     generation: int
-    reserved: int
+    swept: int
     limit: int
+    shared_packets: int
     use_start_ns: int
     use_bytes: int
     use_rate: int

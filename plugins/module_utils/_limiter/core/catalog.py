@@ -101,6 +101,7 @@ PACING = Map(
     next="rate_limit_pacing_map_new",
     fields=layout.PACING_FIELDS,
 )
+SLOT = Map("rate_limit_slot_map", ARRAY, layout.INDEX, layout.SLOT, since=5)
 EDGE = Map("rate_limit_edge_map", HASH, layout.EDGE, layout.INDEX, since=4)
 NODE = Map("rate_limit_node_map", HASH, layout.INDEX, layout.NODE, since=4)
 GRAPH = Map("rate_limit_graph_map", ARRAY, layout.INDEX, layout.GRAPH, since=4)
@@ -140,7 +141,7 @@ LOOK = Part(
 )
 
 # Control is pinned last: where it is, all the others are.
-MAPS = (CONFIG, STATE, MEMBER, EDGE, NODE, GRAPH, PLACE, SOCKET, PACING, CONTROL)
+MAPS = (CONFIG, STATE, SLOT, MEMBER, EDGE, NODE, GRAPH, PLACE, SOCKET, PACING, CONTROL)
 PROGRAMS = (LIMIT, CARRY, PACE, SETTLE)
 LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED))
 

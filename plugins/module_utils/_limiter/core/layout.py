@@ -16,6 +16,7 @@ from .reasons import REASONS, Counters
 
 SCHEMA = 5
 MAX_RULES = 65536
+MAX_BUDGETS = 65536
 MAX_MEMBERS = 131072
 MAX_NESTED = 4
 MAX_DEPTH = 16
@@ -25,6 +26,7 @@ MAX_STAR_TEXT = 127  # bytes of a name before its star, and behind it
 MAX_EDGES = 262144
 MAX_PLACES = 65536
 MAX_PATTERN = 1008  # bytes of a pattern
+NO_RULE = (1 << 64) - 1  # as the rule of a budget that is being made or removed
 RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
@@ -35,12 +37,16 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
 NODE = struct.Struct(f"=QI{MAX_SHAPES}II")
+# Of a state, only the rule whose budget it is.
+_BEFORE_LIMIT = struct.calcsize("=qQIIQQQQQII")
+STATE_LIMIT = struct.Struct(f"={_BEFORE_LIMIT}xQ{STATE.size - _BEFORE_LIMIT - 8}x")
 GRAPH = struct.Struct("=QII")
+SLOT = struct.Struct("=IIQ")
 PLACE = struct.Struct(f"=QII{MAX_PATTERN}s")
 
 
@@ -88,13 +94,16 @@ class Use(t.NamedTuple):
 
 
 class State(t.NamedTuple):
-    """A rule's state as of its last packet."""
+    """A rule's state, or a budget's, as of its last packet; bpf/layout.h explains the last three fields."""
 
     tokens: int = 0  # bytes; negative is debt
     refilled_ns: int = 0  # CLOCK_MONOTONIC
     counters: Counters = Counters()
     use: Use = Use()
     fair: FairShare = FairShare()
+    limit: int = 0
+    swept: int = 0
+    shared_packets: int = 0
 
 
 class Pacing(t.NamedTuple):
@@ -136,8 +145,9 @@ STATE_FIELDS = (
     "rate",
     "bucket",
     "generation",
-    "reserved",
+    "swept",
     "limit",
+    "shared_packets",
     "use_start_ns",
     "use_bytes",
     "use_rate",
@@ -164,17 +174,19 @@ PACING_FIELDS = (
 CONTROL_FIELDS = Control._fields
 EDGE_FIELDS = ("above", "shape", "name")
 PLACE_FIELDS = ("rule", "each", "reserved", "pattern")
+SLOT_FIELDS = ("lock", "reserved", "cgroup")
 NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
 # Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
 COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
     *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
 )
-KEPT_FIELDS = (*COUNTER_FIELDS, "limit", *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
+KEPT_FIELDS = (*COUNTER_FIELDS, "limit", "shared_packets", *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
 CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
 CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 
 _COUNTERS = STATE_FIELDS.index("packets")
+_SWEPT, _LIMIT, _SHARED = map(STATE_FIELDS.index, ("swept", "limit", "shared_packets"))
 _USE = STATE_FIELDS.index("use_start_ns")
 _FAIR = STATE_FIELDS.index("fair.share")
 _DROPS = STATE_FIELDS.index("drops[0]")
@@ -206,6 +218,9 @@ def unpack_state(data: bytes) -> State:
         Counters(packets, passed, dropped, fields[_DROPS:_NOTICES], fields[_NOTICES:]),
         Use._make(fields[_USE:_FAIR]),
         FairShare._make(fields[_FAIR:_DROPS]),
+        fields[_LIMIT],
+        fields[_SWEPT],
+        fields[_SHARED],
     )
 
 

@@ -29,6 +29,21 @@ class Counters(t.NamedTuple):
     def dropped_packets(self) -> int:
         return sum(self.drops)
 
+    def __add__(self, other: object) -> Counters:
+        """What two have counted together."""
+        if not isinstance(other, Counters):
+            return NotImplemented
+        drops, notices = (
+            tuple(map(sum, zip(*both))) for both in ((self.drops, other.drops), (self.notices, other.notices))
+        )
+        return Counters(
+            self.packets + other.packets,
+            self.bytes + other.bytes,
+            self.dropped_bytes + other.dropped_bytes,
+            drops,
+            notices,
+        )
+
     def about(self) -> dict[str, t.Any]:
         """``counters`` of a rule in a module's result."""
         return {

@@ -53,7 +53,17 @@ FORMER: t.Mapping[int, t.Mapping[str, Layout]] = {
             struct.Struct("=qQII7QII3Q16Q12I"), (*_COUNTED_2, "use_start_ns", "use_bytes", "use_rate")
         ),
     },
-    4: {},
+    4: {
+        catalog.STATE.name: Layout(
+            struct.Struct("=qQII5QII4Q18Q12I16Q"),
+            (
+                *("tokens", "last_update_ns", "lock", "fraction", "packets", "bytes", "dropped_bytes"),
+                *("rate", "bucket", "generation", "reserved", "limit", "use_start_ns", "use_bytes", "use_rate"),
+                *(f"fair[{index}]" for index in range(30)),
+                *(f"{kind}[{index}]" for kind in ("drops", "notices") for index in range(8)),
+            ),
+        ),
+    },
 }
 
 _DEBT_MOST = 1 << 20  # beside a second of the rate, as TOKEN_DEBT_MOST in bpf/token_bucket.h
@@ -105,6 +115,11 @@ def unpack_state(schema: int, data: bytes) -> State:
         _counters(found),
         Use._make(found.get(f"use_{field}", 0) for field in Use._fields),
     )
+
+
+def rule_of_state(schema: int, key: bytes, data: bytes) -> int:
+    """The rule whose limit a state has."""
+    return read(catalog.STATE, schema, data).get("limit", 0) or t.cast(int, layout.ID.unpack(key)[0])
 
 
 def _counters(state: t.Mapping[str, int]) -> Counters:

@@ -16,6 +16,7 @@ from ..core.places import graph_of
 from ..core.plan import Plan, rule_of
 from ..core.policy import Limit
 from ..host import store
+from ..host.bpf import budgets
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
 from ..host.sockets import borrow
@@ -52,6 +53,7 @@ class _Application:
     def __init__(self, host: Host, remembered: Memory) -> None:
         self.host, self.cgroups = host, host.cgroups
         self.warnings: list[str] = []
+        self.forgotten: set[int] = set()  # rules
         self.program: list[str] = []
         self.undos: list[t.Callable[[], object]] = []
         self.origins, self.last = Origins(remembered), remembered.last
@@ -89,6 +91,8 @@ class _Application:
             self.steps[type(action)](action)
         self._announce()
         self._follow()
+        if self.forgotten:
+            budgets.remove(self.host.opened_maps, self.forgotten)
         self.origins.close(last, self.cgroups.rule_names())
 
     def _leaving(self, actions: t.Iterable[do.Action]) -> list[int]:
@@ -262,6 +266,7 @@ class _Application:
             if limit is not None:
                 self.undos.append(lambda: self._make_again(name, limit))
             forget_rule(self.host.maps, cgroup_id)
+            self.forgotten.add(cgroup_id)
         self.cgroups.remove_rule(name)
 
     def _make_again(self, name: str, limit: Limit) -> None:

@@ -14,7 +14,7 @@ from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.model import File, Request, Rule, StoredRule, Target
 from ..core.plan import MANAGED, Plan, plan
-from ..core.reasons import Counters
+from ..host.bpf import budgets
 from ..host.lock import host_lock
 from ..host.sockets import association
 from . import places
@@ -24,6 +24,7 @@ from .observe import observe
 from .program import would_load_if_needed
 
 Facts = dict[str, t.Any]
+Count = t.Callable[[t.Optional[int]], budgets.Counted]  # of a rule
 
 
 class Done(t.NamedTuple):
@@ -48,12 +49,14 @@ def enforce(
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
-        before = {name: facts(host, state.rules[name], state.store.files) for name in names if name in state.rules}
+        files, count = state.store.files, counter(host)
+        before = {name: facts(host, state.rules[name], files, count) for name in names if name in state.rules}
         if check:
             applied = Applied((), tuple(would_load_if_needed(host)) if made.loads_program else ())
         else:
             applied = apply(host, made, state.memory)
-        after = {name: facts(host, made.rules[name], made.files, not check) for name in names if name in made.rules}
+        files, count = made.files, counter(host)
+        after = {name: facts(host, made.rules[name], files, count, not check) for name in names if name in made.rules}
         idle = tuple(unenforced(host, made, check))
     lost = host.lost
     warnings = (*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle)
@@ -112,11 +115,23 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
     )
 
 
-def facts(host: Host, rule: Rule, files: t.Mapping[str, File], look: bool = False) -> Facts:
+def counter(host: Host) -> Count:
+    """Tells what a rule has counted by now. The budgets of cgroups are read once, for all rules."""
+    found = budgets.counted(host.maps) if host.maps else {}
+
+    def count(rule: int | None) -> budgets.Counted:
+        if rule in found:
+            return found[rule]
+        return budgets.of_rule(host.maps.state(rule) if host.maps and rule else None)
+
+    return count
+
+
+def facts(host: Host, rule: Rule, files: t.Mapping[str, File], count: Count, look: bool = False) -> Facts:
     """A rule as modules return it. A new cgroup's id is None unless ``look`` says that it has been made."""
     cgroup = host.cgroups.rule_cgroup(rule.name)
     cgroup_id = host.cgroups.identifier(cgroup) if look else rule.cgroup_id
-    counters = host.maps.counters(cgroup_id) if host.maps and cgroup_id else None
+    counted = count(cgroup_id)
     return {
         "name": rule.name,
         **policy.facts(rule.limit),
@@ -129,7 +144,8 @@ def facts(host: Host, rule: Rule, files: t.Mapping[str, File], look: bool = Fals
             host.cgroups.absolute(pattern) for pattern in rule.places if not places.cgroups_of(host, [pattern])
         ],
         "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
-        "counters": (counters or Counters()).about(),
+        "counters": counted.counters.about(),
+        "budgets": counted.about() if rule.each else None,
         "persistent": isinstance(files.get(rule.name), StoredRule),
     }
 

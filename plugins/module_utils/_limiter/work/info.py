@@ -28,7 +28,7 @@ from ..host.groups.cgroups import Cgroups
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
 from . import boot, places
-from .enforce import Facts, facts, socket_association
+from .enforce import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
 from .pacing import ability
@@ -193,7 +193,8 @@ class Info:
             holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
-        return [{**facts(self.host, rule, state.store.files), **self._state(can, rule)} for rule in found]
+        count = counter(self.host)
+        return [{**facts(self.host, rule, state.store.files, count), **self._state(can, rule)} for rule in found]
 
     def _observed(self, host: Host) -> HostState:
         """All rules; looked at once."""
@@ -221,6 +222,7 @@ class Info:
                         "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
+                        "budgets": None,
                         "persistent": None,
                         "pacing": None,
                         "use": None,

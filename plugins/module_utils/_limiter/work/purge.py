@@ -13,7 +13,7 @@ from ..core.model import HostState, Rule, Store
 from ..core.names import is_automatic
 from ..core.plan import Plan, plan_removal
 from ..host import memory, store
-from ..host.bpf import pins
+from ..host.bpf import budgets, pins
 from ..host.groups import processes
 from .apply import apply, forget_rule
 from .host import Host
@@ -107,6 +107,8 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
     if host.maps is not None:
         for rule in purge.remains.rules:
             forget_rule(host.maps, rule)
+        if purge.remains.rules:
+            budgets.remove(host.maps, purge.remains.rules)
         for member, rule in host.maps.members().items():
             if rule in purge.remains.rules or member in purge.remains.members:
                 host.maps.remove_member(member)

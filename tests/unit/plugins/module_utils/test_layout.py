@@ -25,12 +25,15 @@ STRUCTS = {
     "rate_limit_edge": (layout.EDGE, layout.EDGE_FIELDS),
     "rate_limit_node": (layout.NODE, layout.NODE_FIELDS),
     "rate_limit_graph": (layout.GRAPH, layout.Graph._fields),
+    "rate_limit_slot": (layout.SLOT, layout.SLOT_FIELDS),
     "rate_limit_place": (layout.PLACE, layout.PLACE_FIELDS),
     "rate_limit_carried": (layout.CARRIED, layout.CARRIED_FIELDS),
 }
 CONSTANTS: tuple[str, ...] = (
     "SCHEMA",
     "MAX_RULES",
+    "MAX_BUDGETS",
+    "NO_RULE",
     "MAX_MEMBERS",
     "MAX_NESTED",
     "MAX_DEPTH",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ...work.enforce import facts
+from ...work.enforce import counter, facts
 from ...work.host import Host
 from ...work.program import ABSENT, program_line
 from ...work.purge import carry_out, find
@@ -18,8 +18,9 @@ def work(call: Call) -> Result:
     everything = scope == "all"
     with Host.opened(call.run_command, changes=not check, any_version=everything, purges=everything) as host:
         purge, state = find(host, scope)
+        count = counter(host)
         loaded = [state.rules[name] for name in purge.plan.changed if name in state.rules]
-        rules = [facts(host, rule, state.store.files) for rule in loaded]
+        rules = [facts(host, rule, state.store.files, count) for rule in loaded]
         warnings = [*host.lost.warnings(check), *purge.warnings]
         if not check:
             warnings += carry_out(host, purge, state, everything)

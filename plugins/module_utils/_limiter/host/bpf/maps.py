@@ -249,7 +249,12 @@ class Maps:
         return None if found is None else found.counters
 
     def state_rules(self) -> set[int]:
-        return set(_ids(self._state.items()[0]))
+        """The rules that have a state, or whose budgets have one."""
+        keys, values = self._state.items()
+        if self.schema < catalog.SLOT.since:  # before budgets
+            return set(_ids(keys))
+        owners = (item[0] for item in layout.STATE_LIMIT.iter_unpack(values))
+        return {owner or rule for rule, owner in zip(_ids(keys), owners) if owner != layout.NO_RULE}
 
     def remove_state(self, rule: int) -> bool:
         return self._state.delete(layout.ID.pack(rule))

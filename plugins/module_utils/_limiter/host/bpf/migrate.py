@@ -93,7 +93,7 @@ class Migration:
         limits, moment = earlier.limits(), self._run(carry_fd, ())
         with _opened(self._libbpf, catalog.STATE.next) as states, _opened(self._libbpf, catalog.CARRIED.name) as notes:
             for key, value in earlier.entries(catalog.STATE):
-                limit = limits.get(layout.ID.unpack(key)[0])
+                limit = limits.get(schemas.rule_of_state(earlier.schema, key, value))
                 state, carried = schemas.first_copy(earlier.schema, value, moment, limit)
                 notes.update(key, carried.pack())
                 states.update(key, state)
@@ -115,7 +115,7 @@ class Migration:
             if key not in carried:
                 continue
             before = schemas.Carried.unpack(carried[key])
-            limit = limits.get(layout.ID.unpack(key)[0])
+            limit = limits.get(schemas.rule_of_state(earlier.schema, key, value))
             more = schemas.to_carry(earlier.schema, value, before, limit)
             if more.tokens or any(more.counters):
                 pending.append(more.pack_request(key))
