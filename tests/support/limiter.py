@@ -31,7 +31,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.p
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task as ansible_task
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, store
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import budgets, build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
@@ -236,13 +236,14 @@ def _listed(directory: str) -> list[str]:
 
 
 def counters() -> dict[str, Counters]:
-    """Of each rule."""
+    """Of each rule, with its budgets."""
     cgroups, libbpf = Cgroups.find(), load()
     maps = Maps.open(libbpf)
     if maps is None:
         return {}
     with maps:
         found = {key: seen for key in maps.state_rules() if (seen := maps.counters(key))}
+        found.update({key: seen.counters for key, seen in budgets.counted(maps).items()})
     paths = {key: libbpf.cgroup_path_of(cgroups.mount, key) or "" for key in found}
     return {rule_of(paths[key]) or f"gone: {key}": seen for key, seen in found.items()}
 
