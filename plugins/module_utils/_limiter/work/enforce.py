@@ -24,6 +24,7 @@ from .observe import observe, select
 from .program import would_load_if_needed
 
 Facts = dict[str, t.Any]
+Count = t.Callable[[t.Optional[int]], budgets.Counted]  # of a rule
 
 
 class Done(t.NamedTuple):
@@ -49,16 +50,14 @@ def enforce(
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
-        count, files = counter(host), state.store.files
+        files, count = state.store.files, counter(host)
         before = {name: facts(host, state.rules[name], files, count) for name in names if name in state.rules}
         if check:
             applied = Applied((), tuple(would_load_if_needed(host)) if made.loads_program else ())
         else:
             applied = apply(host, made, state.memory)
-        count, files = counter(host), made.files
-        after = {
-            name: facts(host, made.rules[name], files, count, look=not check) for name in names if name in made.rules
-        }
+        files, count = made.files, counter(host)
+        after = {name: facts(host, made.rules[name], files, count, not check) for name in names if name in made.rules}
         idle = tuple(unenforced(host, made, check))
     lost = host.lost
     warnings = (*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle)
@@ -117,7 +116,7 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
     )
 
 
-def counter(host: Host) -> t.Callable[[int | None], budgets.Counted]:
+def counter(host: Host) -> Count:
     """Tells what a rule has counted by now. The budgets of cgroups are read once, for all rules."""
     found = budgets.counted(host.maps) if host.maps else {}
 
@@ -129,17 +128,8 @@ def counter(host: Host) -> t.Callable[[int | None], budgets.Counted]:
     return count
 
 
-def facts(
-    host: Host,
-    rule: Rule,
-    files: t.Mapping[str, File],
-    count: t.Callable[[int | None], budgets.Counted],
-    look: bool = False,
-) -> Facts:
-    """A rule as modules return it. ``files``: what is stored; ``count``: see `counter`.
-
-    A new cgroup's id is None unless ``look`` says that it has been made.
-    """
+def facts(host: Host, rule: Rule, files: t.Mapping[str, File], count: Count, look: bool = False) -> Facts:
+    """A rule as modules return it. A new cgroup's id is None unless ``look`` says that it has been made."""
     cgroup = host.cgroups.rule_cgroup(rule.name)
     cgroup_id = host.cgroups.identifier(cgroup) if look else rule.cgroup_id
     counted = count(cgroup_id)

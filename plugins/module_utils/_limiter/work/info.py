@@ -222,6 +222,7 @@ class Info:
                         "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
+                        "budgets": None,
                         "persistent": None,
                         "budgets": None,
                         "pacing": None,
