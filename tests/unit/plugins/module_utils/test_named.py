@@ -71,9 +71,7 @@ def test_what_is_released_is_not_warned_about(asked: list[list[str]]) -> None:
 
 def test_a_container_that_is_gone_is_released_by_its_path(asked: list[list[str]]) -> None:
     (request,) = requests = parse_requests([{"name": "a", "containers": ["gone"], "state": "absent"}])
-    with pytest.raises(
-        LimiterError, match="containers: gone is not known: asked: docker. Release it by its"
-    ):
+    with pytest.raises(LimiterError, match="containers: gone is not known: asked: docker. Release it by its"):
         named.Named(requests).patterns(request)
 
 
