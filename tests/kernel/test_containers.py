@@ -51,7 +51,7 @@ systemd-run --unit=dockerd --property=Delegate=yes dockerd --storage-driver=vfs 
 until docker info; do sleep 0.2; done
 tar -C /root/img -c . | docker import - localhost/box
 """
-NSPAWN = "systemd-run --unit=nspawn-box systemd-nspawn -q -D /var/lib/machines/box -M box /bin/flood"
+NSPAWN = "systemd-run --collect --unit=nspawn-box systemd-nspawn -q -D /var/lib/machines/box -M box /bin/flood"
 
 
 class Runtime(NamedTuple):
