@@ -8,6 +8,7 @@ shutil and subprocess are imported where they are used: that takes time, and mos
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import typing as t
@@ -50,7 +51,8 @@ def ask(arguments: t.Sequence[str], seconds: float | None = None) -> tuple[int, 
     except subprocess.TimeoutExpired:
         # Also what it has started: that may keep the pipes open.
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk, say
+            process.wait(1)
         raise LimiterError(
             "no_answer",
             f"{name} does not answer",

@@ -326,6 +326,18 @@ def test_without_systemd_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "the unit a.service cannot be looked up: systemd does not run on this host" in str(error.value)
 
 
+def test_a_systemctl_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hanging = tmp_path / "systemctl"
+    hanging.write_text("#!/bin/sh\nsleep 1000")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(host_units, "BOOTED", str(tmp_path))
+    monkeypatch.setattr(tools, "find", lambda name: str(hanging))
+    monkeypatch.setattr(tools, "SECONDS", 0.2)
+    with pytest.raises(LimiterError) as error:
+        Units(["a.service"])
+    assert error.value.kind == "no_answer" and "systemctl does not answer: it was ended after" in str(error.value)
+
+
 @pytest.mark.parametrize("answer", [(1, "", "Failed to connect to bus: No such file\n"), (0, "", "")])
 def test_a_systemd_that_does_not_tell_is_an_error(
     asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str, str]
