@@ -69,6 +69,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
             "rule",
             {"each": True, "everything": True, "children": False},
         ),
+        (
+            "set --name a --unit a --unit b.slice --user 7 --container c",
+            "rule",
+            {"units": ["a", "b.slice"], "users": ["7"]},
+        ),
+        ("unset --name a --container c", "rule", {"containers": ["c"], "state": "absent"}),
+        ("set --name a -r 1m --persistent", "rule", {"persistent": True}),
         ("move --pid 5 --last", "rule", {"pids": [5], "last": True}),
         ("move -p 5 --cgid 77", "rule", {"pids": [5], "cgroup_id": 77}),
         ("move -p 5 --cgroup-path /speed_limiter/web", "rule", {"pids": [5], "cgroup_paths": ["/speed_limiter/web"]}),
