@@ -81,7 +81,7 @@ static __always_inline void token_bucket_refill(struct rate_limit_state *state, 
  */
 static __always_inline __s64 token_bucket_scaled(const struct rate_limit_state *state, __u64 before)
 {
-	__u64 span = state->tokens * TOKEN_SPAN_PARTS / before;
+	__u64 span = (__u64)state->tokens * TOKEN_SPAN_PARTS / before;
 
 	return span < TOKEN_SPAN_MOST ? (__s64)(span * state->rate / TOKEN_SPAN_PARTS) : state->tokens;
 }

@@ -199,7 +199,7 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 	 * Pacing itself pays back the lead of a held connection. A smaller window on top would slow it for long on a
 	 * long path.
 	 */
-	if (2 * lead > allowed && !packet->held)
+	if (lead > allowed >> 1 && !packet->held)
 		verdict_raise(&bounds->notice, VERDICT_TOKENS_HIGHEST, LIMITER_REASON_AHEAD);
 	if (lead > allowed && !packet->starved)
 		verdict_raise(&bounds->drop, VERDICT_TOKENS_HIGHEST, LIMITER_REASON_AHEAD);

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * bpf/verdict.h, fair_share.h, demand.h and token_bucket.h with states that no program of ours leaves: nothing is
+ * computed that C does not define, and the limit holds.
+ *
+ * Usage: states CASES SEED
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <linux/bpf.h>
+#undef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+
+#include "random.h"
+#include "use.h"
+#include "verdict.h"
+
+#define PACKETS 24
+#define LARGEST 66000 /* bytes */
+
+static __u64 a_rate(void)
+{
+	return below(2) ? 8000 + below(1000000) : 8000 + any() % 12499992000;
+}
+
+static void spoil(void *place, size_t size)
+{
+	__u64 *words = place;
+
+	for (size_t i = 0; i < size / sizeof(*words); i++)
+		words[i] = below(4) ? awkward() : awkward() << 32 | (awkward() & 0xffffffff);
+}
+
+static struct packet a_packet(void)
+{
+	struct packet it = { .bytes = 40 + below(below(2) ? 1460 : LARGEST - 40), .segments = 1 + below(50) };
+	__u64 flags = any();
+
+	it.tcp = flags & 1;
+	it.control = it.tcp && flags & 2;
+	it.handshake = it.control && flags & 4;
+	it.paced = it.tcp && flags & 8;
+	it.held = it.tcp && flags & 16;
+	it.early = it.tcp && flags & 32;
+	it.idle = it.tcp && flags & 64;
+	it.begins = it.early && it.idle && flags & 128;
+	it.refused = it.idle && flags & 256;
+	it.waited = it.refused && flags & 512;
+	it.elsewhere = it.tcp && flags & 1024;
+	it.starved = it.tcp && flags & 2048;
+	it.round_trip_ns = awkward() % 5000000000;
+	return it;
+}
+
+static void one(__u64 number)
+{
+	struct rate_limit_state state;
+	struct fair_share_mark marks[4];
+	__u64 rate = a_rate(), bucket = below(2) ? rate : 2048 + any() % (1ULL << below(41)), now = 1 + (any() >> 2);
+	__u64 begin = now, latest = now, passed = 0;
+	__u64 most;
+
+	spoil(&state, sizeof(state));
+	spoil(marks, sizeof(marks));
+	if (below(2)) {
+		fair_share_change_limit(&state, rate, bucket, now);
+	} else {
+		state.rate = rate;
+		state.bucket = bucket;
+	}
+	for (int i = 0; i < PACKETS; i++) {
+		struct packet packet = a_packet();
+		struct answer answer;
+
+		if (below(8) == 0)
+			demand_join(&state, now);
+		answer = verdict_charge(&state, packet.tcp && below(4) ? &marks[below(4)] : NULL, &packet, now,
+					below(8));
+		demand_offer(&state.fair, packet.early);
+		if (answer.verdict != VERDICT_DROP)
+			passed += packet.bytes;
+		if (answer.verdict != VERDICT_DROP && below(16) == 0) {
+			verdict_refund(&state, answer, &packet);
+			passed -= packet.bytes;
+		}
+		/* Also a little back, as between two processors. */
+		now = below(8) ? now + (any() >> (34 + below(30))) : now - below(1000000);
+		latest = now > latest ? now : latest;
+	}
+	most = bucket + (__u64)((unsigned __int128)rate * (latest - begin) / NANOSECONDS) + 1 + 65536 + LARGEST;
+	if (passed > most) {
+		fprintf(stderr, "state %llu: %llu bytes passed, %llu may\n", (unsigned long long)number,
+			(unsigned long long)passed, (unsigned long long)most);
+		abort();
+	}
+}
+
+int main(int count, char **arguments)
+{
+	__u64 cases = count > 1 ? strtoull(arguments[1], NULL, 10) : 1;
+
+	dice = (count > 2 ? strtoull(arguments[2], NULL, 10) : 1) * 2 + 1;
+	for (__u64 number = 0; number < cases; number++)
+		one(number);
+	return 0;
+}
