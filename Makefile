@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property simulation integration kernel traffic
 
-.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench demo docs test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench setup-browser demo docs pictures browser test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -26,12 +26,24 @@ setup-kernels:
 setup-bench:
 	@tools/setup --bench
 
+# And Chromium, with what drives it.
+setup-browser:
+	@tools/setup --browser
+
 demo: setup
 	@tests/demo/run
 
 # All documentation as pages, in .docs/html.
 docs: setup-docs
 	@tools/docs
+
+# The page of the playbook `report` in a real browser.
+browser: setup-browser
+	@.venv/bin/python tools/test browser
+
+# The pictures in docs/pictures, of that page.
+pictures: setup-browser
+	@.venv/bin/python tests/browser/pictures docs/pictures
 
 test: setup-kernels
 	@.venv/bin/python tools/test $(STEPS) harness kernels

@@ -83,7 +83,7 @@
     return make("svg", { class: part >= 0.95 ? "meter full" : "meter", "aria-hidden": "true", viewBox: "0 0 100 10", preserveAspectRatio: "none" },
       make("rect", { width: width.toFixed(1), height: 10 }));
   }
-  const used = (part) => (part < 0 ? "" : make("span", {}, meter(part), percent(part, 1)));
+  const used = (part) => (part < 0 ? "" : make("span", { class: "used" }, meter(part), percent(part, 1)));
   const dropped = (row) => (!row.drops ? "" : `${whole.format(row.drops)} (${percent(row.drops, row.drops + row.packets)})`);
   const limits = (row) => (row.slowest === row.fastest ? rate(row.slowest) : `${rate(row.slowest)} to ${rate(row.fastest)}`);
 

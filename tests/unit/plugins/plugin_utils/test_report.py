@@ -12,10 +12,13 @@ import re
 import typing as t
 from pathlib import Path
 
+import jsonschema
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report import page, text
 from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report.fleet import Fleet
 from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report.hosts import STATES, Answers, Host, read
+from ansible_collections.speed_limiter.ebpf.tests.support import fleet as synthetic
+from ansible_collections.speed_limiter.ebpf.tests.support.pages import reported
 
 CREATED = "2026-11-27T13:00:00Z"
 SEEN: dict[str, t.Any] = {"rules": [], "host": {"kernel": "6.1.0", "missing": []}}
@@ -275,3 +278,22 @@ def test_the_script_makes_no_markup() -> None:
 
 def test_no_text_of_a_host_is_taken_for_a_place_of_the_page() -> None:
     assert data(page.render(fleet(host("@script@"))))["hosts"][0][0] == "@script@"
+
+
+def closed(schema: t.Any) -> t.Any:
+    """With nothing allowed that the schema does not describe: what is written must be documented."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: closed(part) for key, part in schema.items()} | (
+        {"additionalProperties": False} if "properties" in schema and "required" in schema else {}
+    )
+
+
+def test_the_json_document_is_as_its_schema_says() -> None:
+    schema = json.loads((Path(__file__).parents[4] / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    found = reported(synthetic.answers(400))
+    assert all(found.counts.values())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(closed(schema)).validate(json.loads(page.as_json(found)))
