@@ -1,0 +1,127 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Metrics, as the official client's parser reads them."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import metrics, pacing, policy, use
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import State
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import DROPS, NOTICES, Counters
+from prometheus_client.parser import text_string_to_metric_families
+
+LIMIT = policy.Limit(*(1_000_000 for _field in policy.FIELDS))
+ABLE = pacing.Ability("on", None, adopts=True)
+# A program's own figures, in which nothing has been sent yet.
+QUIET = State()
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def rule(name: str = "backup", **changes: t.Any) -> dict[str, t.Any]:
+    counters = Counters(packets=7, bytes=9000, dropped_bytes=3000, drops=(0, 2, 0, 0, 0, 0, 0, 0), notices=(0,) * 8)
+    return {
+        "name": name,
+        **policy.facts(LIMIT),
+        "pids": [1, 2, 3],
+        "counters": counters.about(),
+        "pacing": pacing.of_rule(ABLE, LIMIT, QUIET.fair, 0),
+        "use": use.of_rule(ABLE, LIMIT, QUIET, 0),
+        **changes,
+    }
+
+
+def seen(*rules: dict[str, t.Any], **changes: t.Any) -> dict[str, t.Any]:
+    return {"program": {"identity": "source:1"}, "rules": list(rules), "unseen": [], **changes}
+
+
+def read(text: str) -> Samples:
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_a_rule_is_measured() -> None:
+    found = read(metrics.render(seen(rule(pacing={**rule()["pacing"], "longest_round_trip_us": 850, "fair_share": 250}))))
+    backup = ("rule", "backup")
+    assert found["speed_limiter_up", ()] == found["speed_limiter_program_loaded", ()] == 1
+    assert found["speed_limiter_rules", ()] == 1
+    for name, value in {
+        "limit_bytes_per_second": 1_000_000,
+        "bucket_bytes": 1_000_000,
+        "processes": 3,
+        "limited": 1,
+        "paced": 1,
+        "binds": 0,
+        "packets_total": 7,
+        "bytes_total": 9000,
+        "dropped_bytes_total": 3000,
+        "fair_share_bytes_per_second": 250,
+        "longest_round_trip_seconds": 0.00085,
+    }.items():
+        assert found[f"speed_limiter_rule_{name}", (backup,)] == value, name
+    drops = {reason: found["speed_limiter_rule_dropped_packets_total", (("reason", reason), backup)] for reason in DROPS}
+    assert drops.pop("empty") == 2 and set(drops.values()) == {0}
+    assert all(("speed_limiter_rule_congestion_notices_total", (("reason", one), backup)) in found for one in NOTICES)
+    states = {labels[1][1] for name, labels in found if name == "speed_limiter_rule_connections"}
+    assert states == {"active", "unpaced", "waiting", "waiting_elsewhere"}
+
+
+def test_names_and_units_are_as_the_conventions_have_them() -> None:
+    for family in text_string_to_metric_families(metrics.render(seen(rule()))):
+        assert re.fullmatch("speed_limiter_[a-z_]+", family.name) and family.documentation.endswith(".")
+        assert family.type in ("counter", "gauge")
+        assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
+        # Base units, in full.
+        assert not re.search("(_bits|_ms|_us|_kib|bps)", family.name)
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", 'a\\"', "a}b 1", "# HELP x", "ä→"])
+def test_labels_are_escaped(name: str) -> None:
+    found = read(metrics.render(seen(rule(name), rule("other"))))
+    assert found["speed_limiter_rule_bytes_total", (("rule", name),)] == 9000
+
+
+def test_what_is_not_known_is_not_there() -> None:
+    unknown = rule(**policy.facts(None), counters=None, pacing=None, use=None)
+    found = read(metrics.render(seen(unknown, program=None, unseen=["libbpf was not found"])))
+    assert found == {
+        ("speed_limiter_up", ()): 0,
+        ("speed_limiter_rules", ()): 1,
+        ("speed_limiter_rule_processes", (("rule", "backup"),)): 3,
+    }
+    assert read(metrics.render(seen(rules=None, program=None, unseen=["why"]))) == {("speed_limiter_up", ()): 0}
+
+
+def test_nothing_is_loaded() -> None:
+    found = read(metrics.render(seen(program=None)))
+    assert found == {
+        ("speed_limiter_up", ()): 1,
+        ("speed_limiter_program_loaded", ()): 0,
+        ("speed_limiter_rules", ()): 0,
+    }
+
+
+def test_large_counters_keep_every_digit() -> None:
+    counters = Counters(packets=1, bytes=2**63 + 1).about()
+    assert f'speed_limiter_rule_bytes_total{{rule="backup"}} {2**63 + 1}\n' in metrics.render(seen(rule(counters=counters)))
+
+
+def test_each_metric_is_told_once_before_its_samples() -> None:
+    text = metrics.render(seen(rule("a"), rule("b")))
+    heads = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(heads) == len(set(heads))
+    current = ""
+    for line in text.splitlines():
+        if line.startswith("# TYPE"):
+            current = line.split()[2]
+        elif not line.startswith("#"):
+            assert re.match(r"[a-z_]+", line)[0] == current  # type: ignore[index]
