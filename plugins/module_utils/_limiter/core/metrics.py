@@ -143,7 +143,8 @@ def _add(lines: list[str], metric: Metric, samples: t.Sequence[Sample]) -> None:
 
 
 def _labels(labels: Labels) -> str:
-    return "{%s}" % ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) if labels else ""
+    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    return f"{{{inside}}}" if inside else ""
 
 
 def _escaped(value: str) -> str:

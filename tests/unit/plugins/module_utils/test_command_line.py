@@ -30,7 +30,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.genera
 
 Asked = list[tuple[str, dict[str, t.Any], bool]]
 Captured = pytest.CaptureFixture[str]
-NOTHING = {"changed": False, "warnings": [], "rules": [], "processes": [], "hook": [], "program": None}
+NOTHING = {"changed": False, "warnings": [], "unseen": [], "rules": [], "processes": [], "hook": [], "program": None}
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         ),
         ("reload --bpf-obj /o --pacing", "program", {"object": "/o", "pacing": True}),
         ("unload", "program", {"state": "absent"}),
+        ("metrics", "info", {"gather": ["program", "rules"], "name": None, "pid": None, "cgroup_path": None}),
         ("list", "info", {"gather": ["rules"], "name": None, "pid": None, "cgroup_path": None}),
         ("list --pid", "info", {"gather": ["processes"], "pid": None}),
         ("list -p 5", "info", {"gather": ["rules", "processes"], "pid": 5}),

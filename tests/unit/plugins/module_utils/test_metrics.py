@@ -50,7 +50,9 @@ def read(text: str) -> Samples:
 
 
 def test_a_rule_is_measured() -> None:
-    found = read(metrics.render(seen(rule(pacing={**rule()["pacing"], "longest_round_trip_us": 850, "fair_share": 250}))))
+    found = read(
+        metrics.render(seen(rule(pacing={**rule()["pacing"], "longest_round_trip_us": 850, "fair_share": 250})))
+    )
     backup = ("rule", "backup")
     assert found["speed_limiter_up", ()] == found["speed_limiter_program_loaded", ()] == 1
     assert found["speed_limiter_rules", ()] == 1
@@ -68,7 +70,9 @@ def test_a_rule_is_measured() -> None:
         "longest_round_trip_seconds": 0.00085,
     }.items():
         assert found[f"speed_limiter_rule_{name}", (backup,)] == value, name
-    drops = {reason: found["speed_limiter_rule_dropped_packets_total", (("reason", reason), backup)] for reason in DROPS}
+    drops = {
+        reason: found["speed_limiter_rule_dropped_packets_total", (("reason", reason), backup)] for reason in DROPS
+    }
     assert drops.pop("empty") == 2 and set(drops.values()) == {0}
     assert all(("speed_limiter_rule_congestion_notices_total", (("reason", one), backup)) in found for one in NOTICES)
     states = {labels[1][1] for name, labels in found if name == "speed_limiter_rule_connections"}
@@ -112,7 +116,9 @@ def test_nothing_is_loaded() -> None:
 
 def test_large_counters_keep_every_digit() -> None:
     counters = Counters(packets=1, bytes=2**63 + 1).about()
-    assert f'speed_limiter_rule_bytes_total{{rule="backup"}} {2**63 + 1}\n' in metrics.render(seen(rule(counters=counters)))
+    assert f'speed_limiter_rule_bytes_total{{rule="backup"}} {2**63 + 1}\n' in metrics.render(
+        seen(rule(counters=counters))
+    )
 
 
 def test_each_metric_is_told_once_before_its_samples() -> None:

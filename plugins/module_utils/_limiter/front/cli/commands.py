@@ -116,6 +116,22 @@ def _list(arguments: argparse.Namespace) -> Result:
     return work(Command({"gather": gather, **asked_for}, True))
 
 
+def _metrics(arguments: argparse.Namespace) -> Result:
+    from ...core import metrics
+    from ..modules.info import work
+
+    nothing = dict.fromkeys(("name", "pid", "cgroup_path"))
+    seen = work(Command({"gather": ["program", "rules"], **nothing}, True))
+    text = metrics.render(seen)
+    warnings = seen["warnings"]
+    if arguments.write is None:
+        return {"lines": text.splitlines(), "warnings": warnings}
+    from ...host.publish import publish
+
+    publish(arguments.write, text.encode("utf-8", "replace"))
+    return {"lines": [], "warnings": warnings}
+
+
 def _program(arguments: argparse.Namespace, state: str, **options: t.Any) -> Result:
     from ..modules.program import work
 
@@ -144,6 +160,7 @@ _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "apply": _apply,
     "restore": _restore,
     "list": _list,
+    "metrics": _metrics,
     "reload": _reload,
     "unload": _unload,
     "purge": _purge,

@@ -23,7 +23,7 @@ _limiter() {{
 \t\t--user) words=$(compgen -u) ;;
 \t\t-p | --pid) words=$(cd /proc && echo [0-9]*) ;;
 {values}
-\t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid) words= ;;
+\t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid | --write) words= ;;
 \t\t*)
 \t\t\tcase $command in
 {options}

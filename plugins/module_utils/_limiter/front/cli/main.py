@@ -107,6 +107,8 @@ def _refused(arguments: t.Any, text: str, kind: str) -> int:
 def _lines(arguments: t.Any, result: Result) -> list[str]:
     if arguments.json:
         return _json(result)
+    if arguments.command == "metrics":
+        return t.cast("list[str]", result["lines"])
     from . import shown
 
     if arguments.command == "list":

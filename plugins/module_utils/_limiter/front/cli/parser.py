@@ -48,7 +48,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="show the version of the collection, and end")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog="limiter")
     common = _common()
-    for add in (_set, _move, _unset, _apply, _restore, _list, _reload, _unload, _purge):
+    for add in (_set, _move, _unset, _apply, _restore, _list, _metrics, _reload, _unload, _purge):
         add(_Adding(commands, common))
     return parser
 
@@ -202,6 +202,17 @@ def _list(add: _Adding) -> None:
     _name(parser, "only this rule")
     parser.add_argument("--cgroup-path", metavar="PATH", help="only what limits this cgroup")
     parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
+
+
+def _metrics(add: _Adding) -> None:
+    parser = add(
+        "metrics",
+        "show figures of all rules for Prometheus",
+        "In its text format, as the textfile collector of node_exporter reads it from a file.",
+        changes=False,
+    )
+    parser.add_argument("--write", metavar="FILE", help="replace this file in one step instead of printing")
+    parser.set_defaults(json=False)
 
 
 def _reload(add: _Adding) -> None:
