@@ -9,7 +9,7 @@ version_added: 0.1.0
 description:
   - Writes the report of the playbook C(speed_limiter.ebpf.report), on the controller. Looks at no host.
   - For each host of the play, it takes three registered variables. C(speed_limiter_seen) is the result of
-    M(speed_limiter.ebpf.speed_limit_info) with C(gather=host,rules). C(speed_limiter_compared) is that of
+    M(speed_limiter.ebpf.speed_limit_info) with C(gather=host,rules,boot). C(speed_limiter_compared) is that of
     M(speed_limiter.ebpf.speed_limit_rules) in check mode. C(speed_limiter_named) is the list of the names of all wanted
     rules. A host without them is one that failed.
   - Nothing that a host has answered is taken for a template or for markup.

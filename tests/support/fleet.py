@@ -51,6 +51,7 @@ def rule(name: str, rate: int, dice: random.Random, paced: bool) -> Answer:
         "cgroup_id": 4217,
         "members": [f"/sys/fs/cgroup/speed_limiter/{name}"],
         "pids": [1234, 1235],
+        "persistent": True,
         "counters": {
             "packets": packets,
             "bytes": packets * 1400,
@@ -84,7 +85,13 @@ def host(name: str, number: int, dice: random.Random) -> Answer:
     names = dice.sample(sorted(RULES), dice.randint(2, 5))
     kernel = dice.choices(KERNELS, (70, 25, 5))[0]
     rules = [rule(found, RULES[found], dice, paced=number % 97 != 3) for found in names]
-    seen: Answer = {"changed": False, "unseen": [], "host": {"kernel": kernel, "missing": []}, "rules": rules}
+    seen: Answer = {
+        "changed": False,
+        "unseen": [],
+        "boot": {"problems": []},
+        "host": {"kernel": kernel, "missing": []},
+        "rules": rules,
+    }
     compared: Answer = {
         "changed": False,
         "failed": False,
@@ -123,7 +130,7 @@ def host(name: str, number: int, dice: random.Random) -> Answer:
         lost = f"Failed to connect to the host via ssh: ssh: connect to host {name} port 22: No route to host"
         return {"speed_limiter_seen": {"unreachable": True, "msg": lost}, "speed_limiter_named": names}
     elif way == 13:
-        seen["rules"].append(rule("test-of-tuesday", 1_250_000, dice, paced=True))
+        seen["rules"].append({**rule("test-of-tuesday", 1_250_000, dice, paced=True), "persistent": False})
     return {"speed_limiter_seen": seen, "speed_limiter_compared": compared, "speed_limiter_named": names}
 
 
