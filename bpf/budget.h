@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Budgets: with `each`, every cgroup at a node has a state of its own, with the rule's limit. Its key is the cgroup's
- * id. There is no daemon that would remove those of cgroups that are gone, so new budgets do: each takes a slot, and the
- * budget that had it before goes if it is idle (a clock hand). A budget that is idle for long is like a new one, so
- * whether its cgroup lives does not matter: with its next packet it is made again (graph_again). What it counted is
- * added to its rule's own state first.
+ * id. There is no daemon that would remove those of cgroups that are gone, so new budgets do: each takes a slot, and
+ * the budget that had it before goes if it has rested (a clock hand). A rested budget is like a new one, so whether
+ * its cgroup lives does not matter: with its next packet it is made again (graph_again). What it counted is added to
+ * its rule's own state first.
  *
  * Of two CPUs that remove one budget, the one that sets LIMITER_NO_RULE adds its counters. A packet that another CPU
  * charges to it meanwhile is not counted, and may be paid by the new budget's full bucket.
@@ -22,7 +22,7 @@
 /* In a section of its own: tests have fewer slots, and less patience. */
 struct budget_policy {
 	__u32 slots;
-	__u32 idle_seconds;
+	__u32 rest_seconds;
 };
 /* After 20 s nothing that the controller learned holds: fair_share_advance() forgets it after 16.5 s at most. */
 const volatile struct budget_policy budget_policy SEC(".rodata.budget") = { LIMITER_MAX_BUDGETS, 20 };
@@ -44,11 +44,11 @@ __u32 budget_hand;
 __u32 budget_slots = BUDGET_SLOTS_LEAST;
 
 /* Whether a budget is like a new one. */
-static __always_inline bool budget_idle(const struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
+static __always_inline bool budget_rested(const struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {
 	__u64 seconds = (now - state->last_update_ns) / NANOSECONDS;
 
-	if (now < state->last_update_ns || seconds < budget_policy.idle_seconds)
+	if (now < state->last_update_ns || seconds < budget_policy.rest_seconds)
 		return false;
 	return state->tokens >= (__s64)bucket || seconds > (bucket - state->tokens) / rate;
 }
@@ -68,7 +68,7 @@ static __always_inline void budget_fold(struct rate_limit_state *own, const stru
 	own->swept++;
 }
 
-/* Removes a budget that is idle; in any case one whose rule is gone, or if `used`. False where it stays. */
+/* Removes a budget that has rested; in any case one whose rule is gone, or if `used`. False where it stays. */
 __noinline bool budget_sweep(__u64 cgroup, __u64 now, bool used)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup), *own;
@@ -89,7 +89,7 @@ __noinline bool budget_sweep(__u64 cgroup, __u64 now, bool used)
 		bucket = config->bucket_size;
 	}
 	bpf_spin_lock(&state->lock);
-	if (state->limit == rule && (used || !config || !rate || budget_idle(state, rate, bucket, now))) {
+	if (state->limit == rule && (used || !config || !rate || budget_rested(state, rate, bucket, now))) {
 		state->limit = LIMITER_NO_RULE;
 		mine = true;
 	}

@@ -13,7 +13,9 @@
 
 /* How far TCP's time stamp, in nanoseconds, may be behind the rule's last refill: packets come from several CPUs. */
 #define CHARGE_CLOCK_OLDEST 100000000
-/* A struct answer packed into one number: the verdict, and from this bit on the reason. */
+/* A struct answer packed into one number: the verdict, and each from its bit on what was counted, and the reason. */
+#define CHARGE_COUNTED 2
+#define CHARGE_COUNTED_MASK 0xf
 #define CHARGE_REASON 8
 
 /*
@@ -59,22 +61,26 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 			connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
 		connection_take_offer(pacing, place, share);
 	}
-	return answer.verdict | answer.reason << CHARGE_REASON;
+	return answer.verdict | answer.counted << CHARGE_COUNTED | answer.reason << CHARGE_REASON;
 }
 
 /* Another rule dropped the packet after this one had passed it. */
-__noinline int charge_refund(__u64 rule, __u64 measured, int answered, bool paces)
+__noinline int charge_refund(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, int answered)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
+	struct answer answer = { answered & VERDICT_MASK, answered >> CHARGE_REASON,
+				 answered >> CHARGE_COUNTED & CHARGE_COUNTED_MASK };
 	struct packet packet = packet_unpack(measured);
-	struct answer answer = { answered & VERDICT_MASK, answered >> CHARGE_REASON };
+	struct rate_limit_pacing *pacing = NULL;
+	struct bpf_sock *sk = skb->sk;
 
 	if (!state)
 		return 0;
+	place %= LIMITER_MAX_NESTED;
+	if (answer.counted & DEMAND_TCP && sk)
+		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	bpf_spin_lock(&state->lock);
-	verdict_refund(state, answer, &packet);
-	if (paces && packet.tcp && !packet.early)
-		demand_refund(&state->fair, &packet);
+	verdict_refund(state, pacing ? &pacing->marks[place] : NULL, answer, &packet);
 	bpf_spin_unlock(&state->lock);
 	return 0;
 }
@@ -113,7 +119,7 @@ static __always_inline int charge_rules(struct __sk_buff *skb, __u64 rules[LIMIT
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED - 1; i++)
 		if (answers[i] & VERDICT_PASSES)
-			charge_refund(rules[i], measured, answers[i], paces);
+			charge_refund(skb, rules[i], measured, i, answers[i]);
 	return VERDICT_DROP;
 }
 #endif

@@ -22,6 +22,11 @@
 #define DEMAND_EARLY_LEAD (50 * MILLISECONDS)
 /* Room is left for this many new connections that have not sent anything yet. */
 #define DEMAND_SILENT_MOST 20
+/* What was counted of a packet that passed: bits, so that a refund takes back just that. */
+#define DEMAND_TCP 1    /* as TCP */
+#define DEMAND_CLOCK 2  /* on TCP's virtual clock */
+#define DEMAND_MODEST 4 /* as what a modest connection sent */
+#define DEMAND_FOREIGN 8
 #define DEMAND_FOREIGN_MOST (1ULL << 33) /* bytes in an epoch: times nanoseconds, more would overflow */
 
 /*
@@ -74,24 +79,27 @@ static __always_inline void demand_observe(struct fair_share *fair, struct fair_
  * Notes a TCP packet that passed or was dropped here. `mark` is what the rule knows of its connection; a connection
  * without one counts as modest. A connection whose packet was dropped wants its share: otherwise the others would fill
  * the rate without it, and the guard would drop its every try until TCP gives up. A connection that begins is an
- * exception: it may have little to send.
+ * exception: it may have little to send. Returns what it counted, as bits.
  */
-static __always_inline void demand_note(struct fair_share *fair, struct fair_share_mark *mark,
-					const struct packet *packet, bool passed, __u64 now)
+static __always_inline __u32 demand_note(struct fair_share *fair, struct fair_share_mark *mark,
+					 const struct packet *packet, bool passed, __u64 now)
 {
 	__u64 rate = fair->paced_rate ? fair->paced_rate : 1;
+	__u32 counted = DEMAND_TCP;
 
 	if (mark && (passed || !packet->begins))
 		demand_observe(fair, mark, packet, packet->held || !passed, now);
 	if (!passed)
-		return;
+		return 0;
 	/*
 	 * The bucket pays for what TCP does not pace. Paced connections give way: to early segments, but not so far
 	 * that the guard would drop paced packets; to unpaced TCP, through what its modest bytes leave of the rate.
 	 */
 	if ((packet->paced || packet->control) &&
-	    (!packet->early || fair_share_lead(fair, now) < (__s64)DEMAND_EARLY_LEAD))
+	    (!packet->early || fair_share_lead(fair, now) < (__s64)DEMAND_EARLY_LEAD)) {
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
+		counted |= DEMAND_CLOCK;
+	}
 	if (packet->bytes > fair->burst && fair->burst < FAIR_SHARE_BURST_LARGEST) {
 		fair->burst = packet->bytes < FAIR_SHARE_BURST_LARGEST ? packet->bytes : FAIR_SHARE_BURST_LARGEST;
 		fair->period_ns = fair_share_period(fair, rate);
@@ -103,25 +111,53 @@ static __always_inline void demand_note(struct fair_share *fair, struct fair_sha
 	if (mark && !packet->control)
 		mark->bytes += packet->bytes;
 	if (mark && mark->flags & FAIR_SHARE_HELD && !packet->control)
-		return;
+		return counted;
 	fair->modest_bytes += packet->bytes;
 	if (mark && mark->bytes > fair->largest_bytes)
 		fair->largest_bytes = mark->bytes;
+	return counted | DEMAND_MODEST;
 }
 
-/* Another rule dropped a packet that passed here. What it says about its connection's demand stays true. */
-static __always_inline void demand_refund(struct fair_share *fair, const struct packet *packet)
-{
-	fair->clock_ns -= packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
-}
-
-/* Counts foreign traffic as it is sent, whether it passes or not: how much passes depends on what TCP leaves. */
-static __always_inline void demand_note_foreign(struct fair_share *fair, const struct packet *packet)
+/*
+ * Counts foreign traffic as it is sent, whether it passes or not: how much passes depends on what TCP leaves. Returns
+ * what it counted.
+ */
+static __always_inline __u32 demand_note_foreign(struct fair_share *fair, const struct packet *packet)
 {
 	if (fair->foreign_bytes < DEMAND_FOREIGN_MOST)
 		fair->foreign_bytes += packet->bytes;
 	if (packet->bytes > fair->foreign_burst)
 		fair->foreign_burst = packet->bytes;
+	return DEMAND_FOREIGN;
+}
+
+/* The epoch may have ended since the bytes were counted. */
+static __always_inline __u64 demand_less(__u64 bytes, __u32 some)
+{
+	return bytes > some ? bytes - some : 0;
+}
+
+/*
+ * Another rule dropped a packet that passed here: takes back what was counted of it. It used nothing of this rule's
+ * rate, and TCP sends it again. What it says about its connection stays true: that it is there, and whether it is held;
+ * so do control packets and the sizes of bursts, which tell how traffic is sent.
+ */
+static __always_inline void demand_refund(struct fair_share *fair, struct fair_share_mark *mark,
+					  const struct packet *packet, __u32 counted)
+{
+	if (counted & DEMAND_FOREIGN)
+		fair->foreign_bytes = demand_less(fair->foreign_bytes, packet->bytes);
+	if (counted & DEMAND_CLOCK)
+		fair->clock_ns -= packet->bytes * NANOSECONDS / (fair->paced_rate ? fair->paced_rate : 1);
+	if (counted & DEMAND_MODEST)
+		fair->modest_bytes = demand_less(fair->modest_bytes, packet->bytes);
+	if (!(counted & DEMAND_TCP))
+		return;
+	if (packet->early)
+		fair->early_bytes = demand_less(fair->early_bytes, packet->bytes);
+	fair->begun -= packet->begins && fair->begun;
+	if (mark && !packet->control && mark->epoch == fair->epoch)
+		mark->bytes = demand_less(mark->bytes, packet->bytes);
 }
 
 /*

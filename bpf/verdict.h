@@ -75,6 +75,7 @@ struct bounds {
 struct answer {
 	enum verdict verdict;
 	enum limiter_reason reason; /* of the drop or notice */
+	__u32 counted;              /* DEMAND_* */
 };
 
 /* The debt in bytes that TCP may have. */
@@ -247,26 +248,27 @@ static __always_inline struct answer verdict_take(struct rate_limit_state *state
 	if (state->tokens <= bounds->drop.tokens) {
 		state->drops[bounds->drop.reason % LIMITER_REASONS] += packet->segments;
 		state->dropped_bytes += packet->bytes;
-		return (struct answer){ VERDICT_DROP, bounds->drop.reason };
+		return (struct answer){ VERDICT_DROP, bounds->drop.reason, 0 };
 	}
 	token_bucket_take(state, packet->bytes);
 	state->packets += packet->segments;
 	state->bytes += packet->bytes;
 	if (state->tokens >= bounds->notice.tokens)
-		return (struct answer){ VERDICT_PASS, LIMITER_REASON_UNKNOWN };
+		return (struct answer){ VERDICT_PASS, LIMITER_REASON_UNKNOWN, 0 };
 	state->notices[bounds->notice.reason % LIMITER_REASONS] += packet->segments;
-	return (struct answer){ VERDICT_PASS_WITH_NOTICE, bounds->notice.reason };
+	return (struct answer){ VERDICT_PASS_WITH_NOTICE, bounds->notice.reason, 0 };
 }
 
-/* Undoes verdict_take() for a packet that passed here and was dropped by another rule. */
-static __always_inline void verdict_refund(struct rate_limit_state *state, struct answer answer,
-					   const struct packet *packet)
+/* Undoes verdict_charge() for a packet that passed here and was dropped by another rule. */
+static __always_inline void verdict_refund(struct rate_limit_state *state, struct fair_share_mark *mark,
+					   struct answer answer, const struct packet *packet)
 {
 	token_bucket_refund(state, packet->bytes);
 	state->packets -= packet->segments;
 	state->bytes -= packet->bytes;
 	if (answer.verdict == VERDICT_PASS_WITH_NOTICE)
 		state->notices[answer.reason % LIMITER_REASONS] -= packet->segments;
+	demand_refund(&state->fair, mark, packet, answer.counted);
 }
 
 /*
@@ -294,9 +296,9 @@ static __always_inline struct answer verdict_charge(struct rate_limit_state *sta
 	if (!paces)
 		return answer;
 	if (packet->tcp)
-		demand_note(&state->fair, mark, packet, answer.verdict != VERDICT_DROP, now);
+		answer.counted = demand_note(&state->fair, mark, packet, answer.verdict != VERDICT_DROP, now);
 	else
-		demand_note_foreign(&state->fair, packet);
+		answer.counted = demand_note_foreign(&state->fair, packet);
 	return answer;
 }
 #endif

@@ -289,6 +289,26 @@ rule:
       type: bool
       returned: success
       sample: false
+    budgets:
+      description:
+        - With O(each), how many cgroups have a budget of their own now, and how many packets had to share the rule's,
+          because there was no room for another budget. Room is for 65536 cgroups that send within 20 seconds, or longer
+          where buckets take longer to be full again. Null without O(each).
+        - RV(rule.counters) have what all of them have counted, also for cgroups that are gone.
+      type: dict
+      returned: success
+      sample: {active: 12, shared_packets: 0}
+      contains:
+        active:
+          description: Cgroups that have a budget of their own. Those that are gone keep theirs until others need it.
+          type: int
+          returned: success
+          sample: 12
+        shared_packets:
+          description: Packets that shared the rule's budget since the rule was made.
+          type: int
+          returned: success
+          sample: 0
     waiting:
       description: Those of RV(rule.members) that name no cgroup now. They are limited as soon as they exist.
       type: list

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Rules that give every cgroup a budget of its own: budgets come and go with the cgroups that send, and with no others.
 
-The program has few slots here, and takes a budget for idle after a second. Between two tasks nothing runs but the
+The program has few slots here, and takes a budget for rested after a second. Between two tasks nothing runs but the
 kernel: slots are given and taken by cgroups' packets.
 """
 
@@ -26,7 +26,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, Sce
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
 
 RATE = 8 * MBIT
-SLOTS, IDLE_SECONDS = 16, 1
+SLOTS, REST_SECONDS = 16, 1
 POLICY = struct.Struct("=II")  # struct budget_policy
 
 
@@ -35,7 +35,7 @@ def hasty_object(limiter_object: str, tmp_path_factory: pytest.TempPathFactory) 
     data, usual = Path(limiter_object).read_bytes(), POLICY.pack(layout.MAX_BUDGETS, 20)
     assert data.count(usual) == 1
     path = tmp_path_factory.mktemp("hasty") / "limiter.bpf.o"
-    path.write_bytes(data.replace(usual, POLICY.pack(SLOTS, IDLE_SECONDS)))
+    path.write_bytes(data.replace(usual, POLICY.pack(SLOTS, REST_SECONDS)))
     return str(path)
 
 
@@ -123,7 +123,7 @@ def identifier(cgroup: Path) -> int:
 
 
 def crowd_out(users: Users, cgroup: Path) -> None:
-    """Others come, until the budget of this one, which is idle, is gone."""
+    """Others come, until the budget of this one, which rests, is gone."""
 
     def is_gone() -> bool:
         send(users.new(1))
@@ -133,7 +133,7 @@ def crowd_out(users: Users, cgroup: Path) -> None:
 
 
 @pytest.mark.every_kernel
-def test_budgets_that_are_idle_make_room_and_nothing_that_they_counted_is_lost(users: Users) -> None:
+def test_rested_budgets_make_room_and_nothing_that_they_counted_is_lost(users: Users) -> None:
     users.limit()
     seen = 0
     for _round in range(3):
@@ -269,7 +269,7 @@ def test_counters_never_go_back_while_budgets_go(users: Users) -> None:
         with exiting():
             for cgroup in cgroups:
                 send([cgroup], 3)
-                pause(2 * IDLE_SECONDS / count)
+                pause(2 * REST_SECONDS / count)
     packets = [0]
     while os.waitpid(pid, os.WNOHANG) == (0, 0):
         packets.append(told()["packets"])

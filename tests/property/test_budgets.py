@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 BPF = Path(__file__).resolve().parents[2] / "bpf"
 SECOND = 10**9
 RULE, RATE, BUCKET = 1, 1000, 5000
-LEAST, MOST, IDLE = 16, 64, 20  # slots at first and at most, seconds
+LEAST, MOST, REST = 16, 64, 20  # slots at first and at most, seconds
 
 SHIM = """
 #include <stdbool.h>
@@ -225,7 +225,7 @@ def test_who_finds_no_room_shares_only_while_all_slots_are_in_use(
         charged = [program.sends(1000 * number + one, 100, now) for one in range(1000, 1000 + cgroups)]
         own = [key for key in charged if key != RULE]
         assert len(own) == min(cgroups, MOST)
-        now += (IDLE + 1) * SECOND
+        now += (REST + 1) * SECOND
 
 
 def test_as_many_slots_are_used_as_budgets_were_in_use_at_a_time(program: ctypes.CDLL) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 BPF = Path(__file__).resolve().parents[2] / "bpf"
 SECOND = 10**9
 LEAST_SHARE = 750  # a packet of two segments in four seconds
-TCP, HELD = 1, 2  # of Event.flags
+TCP, HELD, CONTROL, EARLY, BEGINS = 1, 2, 4, 8, 16  # of Event.flags
 
 SHIM = """
 #include <stdbool.h>
@@ -72,13 +72,24 @@ __u64 join(struct rate_limit_state *state, __u64 now)
     return demand_join(state, now);
 }
 
-__u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64 now, __u32 bytes, __u32 flags,
-             __u64 round_trip)
+struct answer answer;
+
+/* What a refund takes back: as of this epoch. */
+void counted(const struct rate_limit_state *state, const struct fair_share_mark *mark, __u64 found[7])
 {
-    struct packet packet = { .bytes = bytes, .segments = 1, .round_trip_ns = round_trip };
+    const struct fair_share *fair = &state->fair;
+    __u64 values[7] = { fair->clock_ns, fair->modest_bytes, fair->foreign_bytes, fair->early_bytes, fair->begun,
+                        mark->epoch == fair->epoch ? mark->bytes : 0, state->bytes };
+
+    __builtin_memcpy(found, values, sizeof(values));
+}
+
+static struct packet packet_of(__u32 bytes, __u32 flags)
+{
+    struct packet packet = { .bytes = bytes, .segments = 1 };
 
     packet.tcp = flags & 1;
-    packet.paced = packet.tcp;
+    packet.paced = packet.tcp && !(flags & 256);
     packet.held = packet.tcp && flags & 2;
     packet.control = packet.tcp && flags & 4;
     packet.early = packet.tcp && flags & 8;
@@ -86,7 +97,29 @@ __u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64
     packet.refused = packet.tcp && flags & 32;
     packet.elsewhere = packet.tcp && flags & 64;
     packet.starved = packet.tcp && flags & 128;
-    verdict_charge(state, mark, &packet, now, true);
+    return packet;
+}
+
+/* Another rule refused the packet that was charged last. */
+void refund(struct rate_limit_state *state, struct fair_share_mark *mark, __u32 bytes, __u32 flags)
+{
+    struct packet packet = packet_of(bytes, flags);
+
+    verdict_refund(state, mark, answer, &packet);
+}
+
+bool passed(void)
+{
+    return answer.verdict != VERDICT_DROP;
+}
+
+__u64 charge(struct rate_limit_state *state, struct fair_share_mark *mark, __u64 now, __u32 bytes, __u32 flags,
+             __u64 round_trip)
+{
+    struct packet packet = packet_of(bytes, flags);
+
+    packet.round_trip_ns = round_trip;
+    answer = verdict_charge(state, mark, &packet, now, true);
     return state->fair.share;
 }
 
@@ -146,6 +179,27 @@ class Rule:
         arguments = event.size, event.flags, event.round_trip
         return int(self._header.charge(self._state, mark, self.now, *arguments))
 
+    def copy(self) -> Rule:
+        other = Rule(self._header, self.rate, 1)
+        other.now = self.now
+        other._state = ctypes.create_string_buffer(self._state.raw)
+        other._marks = type(self._marks).from_buffer_copy(self._marks)
+        return other
+
+    def passes(self, event: Event) -> bool:
+        self.happens(event)
+        return bool(self._header.passed())
+
+    def refund(self, event: Event) -> None:
+        """Another rule refused what was charged last."""
+        mark = ctypes.byref(self._marks, 16 * event.connection)
+        self._header.refund(self._state, mark, event.size, event.flags)
+
+    def counted(self, connection: int) -> list[int]:
+        found = (ctypes.c_uint64 * 7)()
+        self._header.counted(self._state, ctypes.byref(self._marks, 16 * connection), found)
+        return list(found)
+
     def offer(self, early: bool) -> int:
         return int(self._header.offer(self._state, early))
 
@@ -176,6 +230,9 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library.charge.argtypes = [state, state, number, size, size, number]
     library.charge.restype = number
     library.offer.argtypes, library.offer.restype = [state, ctypes.c_bool], number
+    library.counted.argtypes = [state, state, ctypes.c_void_p]
+    library.refund.argtypes = [state, state, size, size]
+    library.passed.restype = ctypes.c_bool
     library.change.argtypes, library.change.restype = [state, number, number], number
     return library
 
@@ -185,17 +242,10 @@ buckets = st.one_of(st.integers(2_048, 2**40), st.integers(2_048, 3_000_000))
 gaps = st.one_of(
     st.just(0), st.integers(0, 10**6), st.integers(0, 10**8), st.integers(0, 10 * SECOND), st.integers(0, 2**62)
 )
-events = st.lists(
-    st.builds(
-        Event,
-        gaps,
-        st.integers(0, 7),
-        st.one_of(st.just(0), st.integers(40, 1500), st.integers(1500, 68_000)),
-        st.integers(0, 255),
-        st.one_of(st.integers(0, SECOND), st.integers(0, 2**63)),
-    ),
-    max_size=80,
-)
+sizes = st.one_of(st.integers(40, 1500), st.integers(1500, 68_000))
+flags = st.integers(0, 511)
+trips = st.one_of(st.integers(0, SECOND), st.integers(0, 2**63))
+events = st.lists(st.builds(Event, gaps, st.integers(0, 7), st.just(0) | sizes, flags, trips), max_size=80)
 
 
 def most(rate: int, bucket: int) -> int:
@@ -234,6 +284,24 @@ def test_so_it_is_after_a_change_of_the_rate(
     assert livable(rule.change(other), other, bucket)
     for event in events[len(events) // 2 :]:
         assert livable(rule.happens(event), other, bucket)
+
+
+@given(rate=rates, bucket=buckets, events=events, last=st.builds(Event, gaps, st.integers(0, 7), sizes, flags, trips))
+@example(rate=10**6, bucket=10**6, events=[], last=Event(0, 0, 1500, TCP | EARLY | BEGINS, 0))
+def test_a_packet_that_another_rule_refuses_counts_no_more_than_one_without_bytes(
+    header: ctypes.CDLL, rate: int, bucket: int, events: list[Event], last: Event
+) -> None:
+    """But for the connection that it would have begun: that has not begun."""
+    assume(not (last.flags & EARLY and last.flags & CONTROL))
+    rule = Rule(header, rate, bucket)
+    for event in events:
+        rule.happens(event)
+    other = rule.copy()
+    assume(rule.passes(last))
+    rule.refund(last)
+    # A rule of any size has tokens for it; `begins` only makes it wait for others.
+    assume(other.passes(last._replace(size=0, flags=last.flags & ~BEGINS)))
+    assert rule.counted(last.connection) == other.counted(last.connection)
 
 
 @given(

@@ -49,7 +49,7 @@ void refund(struct rate_limit_state *state, int verdict, __u32 bytes, __u32 segm
     struct packet packet = { .bytes = bytes, .segments = segments, .tcp = tcp, .control = control };
 
     /* Without pacing the bucket's own notice is the only one. */
-    verdict_refund(state, (struct answer){ verdict, LIMITER_REASON_LOW }, &packet);
+    verdict_refund(state, 0, (struct answer){ verdict, LIMITER_REASON_LOW, 0 }, &packet);
 }
 
 /* Passed, dropped and marked packets and bytes, of whatever reason. */

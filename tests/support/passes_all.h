@@ -23,6 +23,7 @@ enum verdict {
 struct answer {
 	enum verdict verdict;
 	enum limiter_reason reason;
+	__u32 counted;
 };
 
 static __always_inline struct answer verdict_charge(struct rate_limit_state *state, struct fair_share_mark *mark,
@@ -30,11 +31,11 @@ static __always_inline struct answer verdict_charge(struct rate_limit_state *sta
 {
 	state->packets += packet->segments;
 	state->bytes += packet->bytes;
-	return (struct answer){ VERDICT_PASS, LIMITER_REASON_UNKNOWN };
+	return (struct answer){ VERDICT_PASS, LIMITER_REASON_UNKNOWN, 0 };
 }
 
-static __always_inline void verdict_refund(struct rate_limit_state *state, struct answer answer,
-					   const struct packet *packet)
+static __always_inline void verdict_refund(struct rate_limit_state *state, struct fair_share_mark *mark,
+					   struct answer answer, const struct packet *packet)
 {
 }
 #endif

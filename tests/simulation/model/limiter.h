@@ -69,11 +69,10 @@ static struct answer limiter_charge(struct limiter *limiter, struct fair_share_m
 }
 
 /* Another rule dropped it. */
-static void limiter_refund(struct limiter *limiter, const struct packet *packet, struct answer answer)
+static void limiter_refund(struct limiter *limiter, struct fair_share_mark *mark, const struct packet *packet,
+			   struct answer answer)
 {
-	verdict_refund(&limiter->state, answer, packet);
-	if (packet->tcp)
-		demand_refund(&limiter->state.fair, packet);
+	verdict_refund(&limiter->state, mark, answer, packet);
 }
 
 /* It left the host. */

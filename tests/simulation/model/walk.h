@@ -40,7 +40,8 @@ static enum verdict walk_rules(struct simulation *sim, const struct flow_spec *s
 			continue;
 		flow_bin(sim, spec->rule[place])->drops += packet.tcp;
 		while (place--)
-			limiter_refund(&sim->limiter[spec->rule[place]], &packet, answer[place]);
+			limiter_refund(&sim->limiter[spec->rule[place]], pacing ? &pacing->marks[place] : NULL, &packet,
+				       answer[place]);
 		return VERDICT_DROP;
 	}
 	for (uint32_t place = 0; place < spec->rules; place++) {
