@@ -224,7 +224,6 @@ class Info:
                         "counters": None,
                         "budgets": None,
                         "persistent": None,
-                        "budgets": None,
                         "pacing": None,
                         "use": None,
                     }
