@@ -37,11 +37,12 @@ options:
     description:
       - What to look at. V(host) is the kernel, cgroup2, BTF, libbpf, clang, and what is missing; V(hook) every BPF
         program that runs for a
-        packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root.
+        packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root; V(boot) what is stored
+        for the next boot.
     type: list
     elements: str
-    choices: [host, program, rules, processes, hook]
-    default: [host, program, rules, processes, hook]
+    choices: [host, program, rules, processes, hook, boot]
+    default: [host, program, rules, processes, hook, boot]
   name:
     description: Only this rule, its processes and its hook.
     type: str
@@ -202,6 +203,38 @@ program:
           type: str
           returned: success
           sample: "the kernel refuses settle_sockets: the warning of speed_limit_program with state=reloaded says why"
+boot:
+  description: What is stored for the next boot, and what is wrong with it. Null where it could not be looked at.
+  type: dict
+  returned: when O(gather) has V(boot)
+  contains:
+    unit:
+      description:
+        - The state of the unit that applies what is stored, V(speed_limiter.service), as systemd calls it. V(active)
+          after a boot that applied all; V(inactive) where nothing was stored then, or the host has not booted since.
+        - V(absent) where there is none. Null where systemd does not run.
+      type: str
+      returned: success
+      sample: active
+    enabled:
+      description: Whether the unit is started at the next boot. Null where systemd does not run.
+      type: bool
+      returned: success
+      sample: true
+    stored:
+      description: Names of the rules that are stored.
+      type: list
+      elements: str
+      returned: success
+      sample: [mirror]
+    problems:
+      description:
+        - A sentence for each file that is refused, is not applied, or is not as the rule is; and for a unit that has
+          failed, or is not enabled though rules are stored.
+      type: list
+      elements: str
+      returned: success
+      sample: ["/etc/speed_limiter/rules.d/mirror.json: it is no JSON: Expecting value: line 1 column 1 (char 0)"]
 unseen:
   description:
     - Why RV(program), RV(rules), RV(processes) or RV(hook) is null although it was asked for, or values of a rule are.

@@ -155,8 +155,10 @@ options:
     description:
       - V(true) stores the rule in C(/etc/speed_limiter/rules.d), and a host that was prepared by the role
         P(speed_limiter.ebpf.setup#role) applies it when it boots, before its network is up.
-      - Cgroups that are limited in place are stored by their paths. A process does not survive a reboot, so V(true)
-        excludes O(pids) and O(processes); processes that are in the rule already are not stored.
+      - What is limited in place is stored by the paths that it has now, a user with his number. A container that is
+        made anew has another one, unless it has a cgroup parent of its own.
+      - A process does not survive a reboot, so V(true) excludes O(pids) and O(processes); processes that are in the
+        rule already are not stored.
       - V(false) removes what is stored. Without this option a rule stays as persistent as it is, and what is stored
         follows what the task changes.
       - A rule that is removed is not stored any more either.

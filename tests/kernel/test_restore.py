@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.restore import restored
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, libbpf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import host
@@ -176,7 +177,8 @@ def test_a_directory_that_others_can_write_to_is_no_reason_to_limit() -> None:
 
 @contextlib.contextmanager
 def no_compiler() -> Iterator[None]:
-    with mock.patch.object(build, "_find", lambda command: None):
+    missing = LimiterError("no_compiler", "the BPF program cannot be compiled", "clang is not installed")
+    with mock.patch.object(build, "find_compiler", side_effect=missing):
         yield
 
 
@@ -334,6 +336,7 @@ def test_what_is_refused_or_interrupted_is_undone_in_files_too(
 def test_a_thousand_rules_come_back_soon() -> None:
     for number in range(1000):
         stored.put(f"rule{number}", rate=8000 + number, places=[{"path": f"/system.slice/unit{number}.service"}])
+    program()
     begun = time.monotonic()
     done = restore()
     print(f"1,000 stored rules: {time.monotonic() - begun:.2f} s")

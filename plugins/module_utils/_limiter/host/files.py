@@ -43,17 +43,17 @@ def distrust_way(path: str) -> str | None:
     return None
 
 
-def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = None) -> None:
+def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = None, last: bool = True) -> None:
     """Replaces a file: a reader, a kill and a power failure leave the old one or the whole new one. ``path`` may be
     relative to the open ``directory``. One writer at a time (the host's lock) replaces what a killed one left
-    (``.new``). Raises OSError.
+    (``.new``). Not the ``last`` one: another one follows in the same directory, or `sync_directory`. Raises OSError.
     """
     unfinished = f"{path}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with open(os.open(unfinished, flags, 0o600, dir_fd=directory), "wb") as file:
             file.write(data)
-        put_in_place(unfinished, path, mode, directory)
+        put_in_place(unfinished, path, mode, directory, last)
     except BaseException:
         try:
             os.unlink(unfinished, dir_fd=directory)
@@ -62,7 +62,9 @@ def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = Non
         raise
 
 
-def put_in_place(unfinished: str, path: str, mode: int = 0o644, directory: int | None = None) -> None:
+def put_in_place(
+    unfinished: str, path: str, mode: int = 0o644, directory: int | None = None, last: bool = True
+) -> None:
     """Gives a finished file to root, and the name that readers know."""
     fd = os.open(unfinished, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
@@ -72,10 +74,11 @@ def put_in_place(unfinished: str, path: str, mode: int = 0o644, directory: int |
     finally:
         os.close(fd)
     os.replace(unfinished, path, src_dir_fd=directory, dst_dir_fd=directory)
-    _sync_directory(os.path.dirname(path), directory)
+    if last:
+        sync_directory(os.path.dirname(path), directory)
 
 
-def _sync_directory(path: str, directory: int | None) -> None:
+def sync_directory(path: str, directory: int | None) -> None:
     """No error: the new file is in its place, and whoever is told that it was not written would undo the rest."""
     fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:

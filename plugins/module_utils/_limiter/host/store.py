@@ -75,7 +75,8 @@ def replace(changes: t.Mapping[str, StoredRule | bytes | None], directory: str =
                 _remove(fd, name)
             else:
                 text = change if isinstance(change, bytes) else _rendered(change)
-                files.write(f"{name}{_SUFFIX}", text, directory=fd)
+                files.write(f"{name}{_SUFFIX}", text, directory=fd, last=False)
+        files.sync_directory(".", fd)
     except OSError as error:
         raise _not_stored(path_of(name, directory), error) from error
     finally:
@@ -202,8 +203,6 @@ def _remove(directory: int, name: str) -> None:
             os.unlink(f"{name}{suffix}", dir_fd=directory)
         except FileNotFoundError:
             pass
-    with contextlib.suppress(OSError):
-        os.fsync(directory)
 
 
 def _unsafe(path: str, why: str) -> LimiterError:

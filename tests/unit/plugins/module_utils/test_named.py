@@ -9,7 +9,7 @@ import typing as t
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Request
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Request, StoredPlace
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_requests
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import users
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import named
@@ -49,7 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def patterns(found: named.Named, request: Request) -> tuple[list[str], list[str]]:
+def paths(found: named.Named, request: Request) -> tuple[list[str], list[str]]:
     places, warnings = found.places(request)
     return [place.path for place in places], warnings
 
@@ -63,25 +63,34 @@ def test_all_requests_are_looked_up_together(asked: list[list[str]]) -> None:
     )
     found = named.Named(requests)
     assert asked == [["a.service", "b@.service", "a.service"], ["box"]]
-    assert patterns(found, first) == (
+    assert paths(found, first) == (
         ["/system.slice/a.service", "/b.slice/b@*.service", "/b.socket", "/user.slice/user-1000.slice"],
         ["of the system"],
     )
-    assert patterns(found, second) == (["/system.slice/a.service", "/docker/1"], ["made anew"])
+    assert paths(found, second) == (["/system.slice/a.service", "/docker/1"], ["made anew"])
 
 
 def test_what_is_released_is_not_warned_about(asked: list[list[str]]) -> None:
     (request,) = requests = parse_requests([{"name": "a", "containers": ["box"], "state": "absent"}])
-    assert patterns(named.Named(requests), request) == (["/docker/1"], [])
+    assert paths(named.Named(requests), request) == (["/docker/1"], [])
 
 
 def test_a_container_that_is_gone_is_released_by_its_path(asked: list[list[str]]) -> None:
     (request,) = requests = parse_requests([{"name": "a", "containers": ["gone"], "state": "absent"}])
     with pytest.raises(LimiterError, match="containers: gone is not known: asked: docker. Release it by its"):
-        patterns(named.Named(requests), request)
+        named.Named(requests).places(request)
 
 
 def test_a_path_that_is_no_pattern_is_named_with_its_unit(asked: list[list[str]]) -> None:
     (request,) = requests = parse_requests([{"name": "a", "units": ["long"]}])
     with pytest.raises(LimiterError, match="units: long.service: '/nnn"):
-        patterns(named.Named(requests), request)
+        named.Named(requests).places(request)
+
+
+def test_each_place_keeps_the_name_that_it_was_given_by(asked: list[list[str]]) -> None:
+    (request,) = requests = parse_requests([{"name": "a", "units": ["a"], "users": ["joe"], "containers": ["box"]}])
+    assert named.Named(requests).places(request)[0] == [
+        StoredPlace("/system.slice/a.service", "unit", "a.service"),
+        StoredPlace("/user.slice/user-1000.slice", "user", "joe", 1000),
+        StoredPlace("/docker/1", "container", "box"),
+    ]
