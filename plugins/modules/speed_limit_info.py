@@ -213,8 +213,8 @@ unseen:
   sample: []
 rules:
   description:
-    - The rules, each in the form of RV(speed_limiter.ebpf.speed_limit_rule#module:rule) with RV(rules[].pacing) and
-      RV(rules[].use). Null where they could not be looked at.
+    - The rules, each in the form of RV(speed_limiter.ebpf.speed_limit_rule#module:rule) with RV(rules[].pacing),
+      RV(rules[].use) and RV(rules[].unlimited). Null where they could not be looked at.
   type: list
   elements: dict
   returned: when O(gather) has V(rules)
@@ -341,6 +341,14 @@ rules:
           type: str
           returned: success
           sample: "another rule that holds for the same connections is tighter: its use.binds is true"
+    unlimited:
+      description:
+        - Open sockets of the processes in the rule's own cgroup that the rule does not limit, or may not, and why.
+          Empty where there is none. Null where the maps could not be looked at.
+      type: list
+      elements: str
+      returned: success
+      sample: ["3 connections that process 812 (nginx, user 33) has not accepted yet"]
 processes:
   description: The processes in rules' own cgroups, or the one that O(pid) names. Null where there is no cgroup2.
   type: list

@@ -337,7 +337,7 @@ def test_so_many_rules_that_all_processes_are_looked_at(place: str, monkeypatch:
 def test_sockets_that_cannot_be_settled_are_a_warning_and_the_rule_holds(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> None:
+    def refuse(tell: object) -> None:
         raise OSError(5, "Input/output error")
 
     limiter.program()

@@ -14,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.p
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import tagging
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import places
 
 from . import limiter
@@ -76,7 +76,6 @@ def rule(name: str, limit: Limit, *members: str, pids: tuple[int, ...] = ()) -> 
         maps.set_limit(made, limit)
         for pid in pids:
             cgroups.move(pid, cgroups.rule_cgroup(name))
-            for fd in borrow.open_sockets(pid):
-                maps.tag_socket(fd, made)
+            tagging.tag([pid], tagging.Tags(lambda fd: maps.tag_socket(fd, made)))
         maps.bump_generation()
         maps.bump_generation()

@@ -18,6 +18,7 @@ from typing import Any, Callable
 from unittest import mock
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import (
     KernelError,
@@ -99,6 +100,15 @@ def _child(fault: Fault, before: int, work: Work, writing: int) -> None:
     os._exit(0)
 
 
+def _run_here(work: Callable[[apart.Tell], None], *_arguments: object, **_options: object) -> apart.Outcome:
+    said: list[Any] = []
+    try:
+        work(said.append)
+    except OSError as error:
+        return apart.Outcome(said, False, str(error))
+    return apart.Outcome(said, True)
+
+
 class _Steps:
     def __init__(self, fault: Fault, before: int) -> None:
         self.fault, self.left, self.happened = fault, before, False
@@ -121,6 +131,8 @@ class _Steps:
             for name in (*_SYSTEM_CALLS, *(_MERELY_REFUSED if self.fault is Fault.REFUSED else ())):
                 stack.enter_context(mock.patch.object(os, name, self._system_call(getattr(os, name))))
             stack.enter_context(mock.patch.object(os, "open", self._open(os.open)))
+            # Steps of a child count as the task's own.
+            stack.enter_context(mock.patch.object(apart, "run", _run_here))
             stack.enter_context(mock.patch.object(pins, "mount_bpffs", self._mount(mount_bpffs)))
             for name in ("_run", "_release"):  # what changes sockets
                 stack.enter_context(mock.patch.object(settle, name, self._system_call(getattr(settle, name))))

@@ -12,7 +12,7 @@ import time
 import typing as t
 
 from ..core.errors import LimiterError
-from . import memory
+from . import apart, memory
 from .errnos import errno_text
 from .groups import processes
 
@@ -35,6 +35,7 @@ def host_lock(seconds: float, directory: str = memory.DIRECTORY) -> t.Iterator[N
         if time.monotonic() >= deadline:
             raise _locked(holder, seconds, directory)
         time.sleep(_RETRY_SECONDS)
+    apart.begin()
     try:
         _sign(fd, b"%d\n" % os.getpid())
         yield

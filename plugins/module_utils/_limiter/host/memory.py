@@ -8,6 +8,7 @@ Losing it loses little (processes go back to ``/`` instead of where they came fr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import typing as t
@@ -20,7 +21,7 @@ from .errnos import errno_text
 DIRECTORY = "/run/speed_limiter"
 EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
-_FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
+_FILE, _BROKEN, _NEW, _LOCK, _APART = "state.json", "state.json.broken", "state.json.new", "lock", "apart"
 
 FILE, BROKEN_FILE = f"{DIRECTORY}/{_FILE}", f"{DIRECTORY}/{_BROKEN}"
 
@@ -56,6 +57,22 @@ def open_directory(path: str, make: bool) -> int | None:
         return fd
     os.close(fd)
     raise _unsafe(path, why)
+
+
+def open_apart(directory: str = DIRECTORY) -> int:
+    """The file that the one child keeps locked which an earlier task has left behind: see apart.py.
+
+    Raises LimiterError ``unsafe_state_directory``, ``unusable_state_directory``.
+    """
+    fd = open_directory(directory, make=True)
+    if fd is None:
+        raise _gone(directory)
+    try:
+        return os.open(_APART, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    except OSError as error:
+        raise _failed("unusable_state_directory", f"{directory}/{_APART}", "opened", error) from None
+    finally:
+        os.close(fd)
 
 
 def read(directory: str = DIRECTORY) -> tuple[Memory, list[str]]:
@@ -95,7 +112,7 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
     )
     fd = open_directory(directory, make=True)
     if fd is None:
-        raise LimiterError("unusable_state_directory", f"{directory} is gone", "it was removed meanwhile", "Run again")
+        raise _gone(directory)
     try:
         try:
             _load(fd)
@@ -109,12 +126,16 @@ def write(memory: Memory, directory: str = DIRECTORY) -> None:
 
 
 def remove(directory: str = DIRECTORY) -> None:
-    """Forgets everything: our files (the lock too: its holder may), and the directory if nothing else is in it."""
+    """Forgets everything: our files (the lock too: its holder may), and the directory if nothing else is in it.
+
+    What a child that was left behind keeps locked stays: by it the next task knows of the child.
+    """
     fd = open_directory(directory, make=False)
     if fd is None:
         return
     try:
-        for name in (_FILE, _BROKEN, _NEW, _LOCK):
+        left = _is_locked(fd)
+        for name in (_FILE, _BROKEN, _NEW, _LOCK, *([] if left else [_APART])):
             try:
                 os.unlink(name, dir_fd=fd)
             except FileNotFoundError:
@@ -127,6 +148,20 @@ def remove(directory: str = DIRECTORY) -> None:
         raise _failed("unusable_state_directory", directory, "removed", error) from None
     finally:
         os.close(fd)
+
+
+def _is_locked(directory: int) -> bool:
+    try:
+        fd = os.open(_APART, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _load(directory: int) -> Memory:
@@ -180,6 +215,10 @@ def _unsafe(path: str, why: str) -> LimiterError:
         why,
         f"Nobody else may write there. Find out who made it, then remove it (rm -r {path}) and run again",
     )
+
+
+def _gone(directory: str) -> LimiterError:
+    return LimiterError("unusable_state_directory", f"{directory} is gone", "it was removed meanwhile", "Run again")
 
 
 def _failed(kind: str, path: str, verb: str, error: OSError) -> LimiterError:

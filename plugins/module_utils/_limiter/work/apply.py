@@ -10,6 +10,7 @@ import os
 import typing as t
 
 from ..core import actions as do
+from ..core import catalog, layout
 from ..core.errors import LimiterError
 from ..core.model import Memory, Process
 from ..core.places import graph_of
@@ -19,7 +20,7 @@ from ..host import store
 from ..host.bpf import budgets
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
-from ..host.sockets import borrow
+from ..host.sockets.tagging import Tags, tag_apart
 from . import pacing, places
 from .host import Host
 from .origins import Origins
@@ -33,6 +34,7 @@ _FORK_ROUNDS = 20
 class Applied(t.NamedTuple):
     warnings: tuple[str, ...]
     program: tuple[str, ...]  # what had to be done to have a program loaded
+    unlimited: tuple[str, ...] = ()  # sockets that a rule does not reach; of the warnings
 
 
 def apply(host: Host, plan: Plan, remembered: Memory) -> Applied:
@@ -46,7 +48,8 @@ def apply(host: Host, plan: Plan, remembered: Memory) -> Applied:
     except BaseException:
         work.undo_all()
         raise
-    return Applied(tuple(dict.fromkeys(work.warnings)), tuple(work.program))
+    unlimited = tuple(dict.fromkeys(work.unlimited))
+    return Applied(tuple(dict.fromkeys([*work.warnings, *unlimited])), tuple(work.program), unlimited)
 
 
 class _Application:
@@ -54,11 +57,14 @@ class _Application:
         self.host, self.cgroups = host, host.cgroups
         self.warnings: list[str] = []
         self.forgotten: set[int] = set()  # rules
+        self.unlimited: list[str] = []
+        self.left: list[int] = []  # processes that went home since sockets were last tagged
         self.program: list[str] = []
         self.undos: list[t.Callable[[], object]] = []
         self.origins, self.last = Origins(remembered), remembered.last
         self.concerned: pacing.Concerned | None = None
         self.killed_before = remembered.settling
+        self.behind = False  # open connections could not follow: the next task tries again
         self.protected = processes.protected(os.getpid())
         self.steps: dict[type, t.Callable[[t.Any], None]] = {
             do.StoreRules: self._store_rules,
@@ -93,7 +99,7 @@ class _Application:
         self._follow()
         if self.forgotten:
             budgets.remove(self.host.opened_maps, self.forgotten)
-        self.origins.close(last, self.cgroups.rule_names())
+        self.origins.close(last, self.cgroups.rule_names(), self.behind)
 
     def _leaving(self, actions: t.Iterable[do.Action]) -> list[int]:
         """The processes that go back."""
@@ -114,9 +120,10 @@ class _Application:
                 undone = False  # the first error is the one that is told
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
+            self._tag_left()
             self._follow()
             if undone:  # else what was being moved stays written down, for the next run
-                self.origins.close(self.last, self.cgroups.rule_names())
+                self.origins.close(self.last, self.cgroups.rule_names(), self.behind)
 
     def _announce(self) -> None:
         """Make every cached attribution stale. Twice: a CPU with weakly ordered loads may pair the first new generation
@@ -128,10 +135,13 @@ class _Application:
 
     def _follow(self) -> None:
         """Open connections follow what was changed: once a task, since each look at all sockets costs a millisecond."""
+        problems: list[str] = []
         if self.killed_before:  # nobody knows what it had changed
-            self.warnings += pacing.follow(None)
+            problems = pacing.follow(None)
         elif self.concerned:
-            self.warnings += pacing.follow(self.concerned.pids())
+            problems = pacing.follow(self.concerned.pids())
+        self.warnings += problems
+        self.behind = bool(problems)
 
     # The steps
 
@@ -223,11 +233,12 @@ class _Application:
             self.cgroups.move(process.pid, process.cgroup)
         except LimiterError:
             self.cgroups.move_back(process.pid, self.origins.home(rule_of(process.cgroup) or "", process) or "/")
-        self._tag_sockets((process.pid,))
+        self.left.append(process.pid)
 
     def _release(self, action: do.Release) -> None:
         for pid in action.pids:
             self._send_home(action.name, pid)
+        self._tag_left()
 
     # Steps that several actions share
 
@@ -261,6 +272,7 @@ class _Application:
                 f"something keeps putting processes into {self.cgroups.absolute(cgroup)}, now {inside[0]}",
                 "Stop it, and run the task again",
             )
+        self._tag_left()
         if self.host.maps:
             limit = self.host.maps.limit(cgroup_id)
             if limit is not None:
@@ -293,7 +305,12 @@ class _Application:
             raise
         if went != home:
             self.warnings.append(f"{home}, the former cgroup of process {pid}, cannot take it back; it went to {went}")
-        self._tag_sockets((pid,))
+        self.left.append(pid)
+
+    def _tag_left(self) -> None:
+        """Once for all that went home: each look at sockets takes a process of its own."""
+        left, self.left = self.left, []
+        self._tag_sockets(left)
 
     def _tag_sockets(self, pids: t.Iterable[int]) -> None:
         """Makes the tags of processes' open sockets agree with the rules that the processes are in now."""
@@ -305,11 +322,14 @@ class _Application:
         maps = self.host.maps
         if maps is None:
             return
+        socket_map = maps.of(catalog.SOCKET).fd
         for rule, members in by_rule.items():
-            try:
-                borrow.tag(members, self._tagger(rule))
-            except LimiterError as error:
-                self.warnings.append(f"connections that were open already are not limited: {error}")
+            tags = Tags(self._tagger(rule), layout.ID.pack(layout.RELEASED if rule is None else rule), socket_map)
+            tagged = tag_apart(members, tags, [socket_map, maps.of(catalog.CONTROL).fd])
+            if rule is None:
+                self.warnings += [f"may still be limited: {text}" for text in tagged.missed]
+            else:
+                self.unlimited += [f"not limited: {text}" for text in tagged.missed]
 
     def _limited_by(self, cgroup: str) -> int | None:
         """The innermost rule that holds for a cgroup. A socket has one tag only: of nested rules that limit in place,

@@ -58,11 +58,11 @@ def enforce(
             applied = apply(host, made, state.memory)
         files, count = made.files, counter(host)
         after = {name: facts(host, made.rules[name], files, count, not check) for name in names if name in made.rules}
-        idle = tuple(unenforced(host, made, check))
+        idle = (*unenforced(host, made, check), *applied.unlimited)
     lost = host.lost
-    warnings = (*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle)
+    warnings = dict.fromkeys([*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle])
     made = made._replace(before=lost.before + made.before, after=lost.after + made.after)
-    return Done(made, warnings, idle, (*lost.actions, *applied.program), before, after)
+    return Done(made, tuple(warnings), idle, (*lost.actions, *applied.program), before, after)
 
 
 def unenforced(host: Host, made: Plan, check: bool) -> list[str]:

@@ -32,6 +32,7 @@ from .enforce import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
 from .pacing import ability
+from .sockets import unlimited
 
 T = t.TypeVar("T")
 
@@ -193,8 +194,15 @@ class Info:
             holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
-        count = counter(self.host)
-        return [{**facts(self.host, rule, state.store.files, count), **self._state(can, rule)} for rule in found]
+        count, missed = counter(self.host), unlimited(self.host, found)
+        return [
+            {
+                **facts(self.host, rule, state.store.files, count),
+                **self._state(can, rule),
+                "unlimited": missed.get(rule.name, []),
+            }
+            for rule in found
+        ]
 
     def _observed(self, host: Host) -> HostState:
         """All rules; looked at once."""
@@ -227,6 +235,7 @@ class Info:
                         "budgets": None,
                         "pacing": None,
                         "use": None,
+                        "unlimited": None,
                     }
                 )
         return known
@@ -256,17 +265,19 @@ class Info:
             ]
         )
         living = [process for process in (processes.read(pid) for pid in pids) if process]
-        return [self._process(process) for process in living if self._meant(process)]
+        meant = [process for process in living if self._meant(process)]
+        commands = processes.commands(process.pid for process in meant)
+        return [self._process(process, commands[process.pid]) for process in meant]
 
     def _meant(self, process: Process) -> bool:
         within = self.cgroup is None or _covers(self.cgroup, process.cgroup)
         return within and self.name in (None, rule_of(process.cgroup))
 
     @staticmethod
-    def _process(process: Process) -> Facts:
+    def _process(process: Process, command: str) -> Facts:
         return {
             "pid": process.pid,
-            "command": processes.command(process.pid),
+            "command": command,
             "cgroup": process.cgroup,
             "rule": rule_of(process.cgroup),
         }

@@ -63,12 +63,15 @@ class Origins:
                 return inherited
         return self.homes.get(name)
 
-    def close(self, last: str | None, names: t.Iterable[str]) -> None:
-        """All is done: what speaks of rules other than ``names`` is forgotten, and nothing is being moved."""
+    def close(self, last: str | None, names: t.Iterable[str], settling: bool = False) -> None:
+        """All is done: what speaks of rules other than ``names`` is forgotten, and nothing is being moved.
+
+        ``settling``: but for open connections, which the next task has to settle again.
+        """
         existing = set(names)
         self.automatic = {name: start for name, start in self.automatic.items() if name in existing}
         self.homes = {name: home for name, home in self.homes.items() if name in existing}
-        self._write(last if last in existing else None, (), False)
+        self._write(last if last in existing else None, (), settling)
 
     def _own(self, process: Process) -> str | None:
         origin = self.origins.get(process.pid)

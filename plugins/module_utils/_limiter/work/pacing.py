@@ -9,7 +9,6 @@ import typing as t
 
 from ..core import actions as do
 from ..core import catalog
-from ..core.errors import LimiterError
 from ..core.layout import PACING_ON
 from ..core.model import Program
 from ..core.pacing import Ability
@@ -85,12 +84,11 @@ def _release(maps: Maps) -> list[str]:
     """
     settles = settle.can_settle()
     problems = settle.settle() if settles else []
-    try:
-        problems += settle.release_one_by_one(maps)
-    except LimiterError as refusal:
-        if not settles:  # else there is most likely none left to borrow
-            problems.append(str(refusal))
-    return [f"{_MAY_STAY_SLOW}: {text}" for text in problems]
+    released = settle.release_one_by_one(maps)
+    problems += released.problems
+    if released.refusal and not settles:  # else there is most likely none left to borrow
+        problems.append(released.refusal)
+    return [f"{_MAY_STAY_SLOW}: {text}" for text in dict.fromkeys(problems)]
 
 
 def follow(pids: t.Iterable[int] | None) -> list[str]:

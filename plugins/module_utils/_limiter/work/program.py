@@ -80,6 +80,7 @@ class Loading(t.NamedTuple):
 
     done: list[str]
     warnings: list[str]
+    behind: bool = False  # open connections could not follow: the next task tries again
 
 
 @kernel.explained()
@@ -100,7 +101,7 @@ def load(host: Host, wanted: Object, cgroup: str, paced: bool = True) -> Loading
     host.refresh()
     places.complete(host)  # an earlier version had none
     after = pacing.follow(None) if loaded.paced else release()
-    return Loading(done, [*loaded.warnings, *after])
+    return Loading(done, [*loaded.warnings, *after], bool(after))
 
 
 @kernel.explained()
@@ -212,8 +213,10 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         and not host.attachments.unfinished()
     ):
         if remembered.settling and not check:
-            warnings += pacing.follow(None)
-            _settled(remembered)
+            problems = pacing.follow(None)
+            warnings += problems
+            if not problems:
+                _settled(remembered)
         now = words.about(pacing.ability(host, before))
         return Change(before, wanted.identity, cgroup, now, (), (), tuple(warnings))
     if check:
@@ -221,8 +224,9 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         done = tuple(would_load(host, wanted, cgroup, paced).done)
         then = words.about(pacing.would_be(host, after, cgroup, before))
         return Change(before, wanted.identity, cgroup, then, done, (), tuple(warnings))
-    with _settling(remembered):
+    with _settling(remembered) as settled:
         loaded = load(host, wanted, cgroup, paced)
+        settled.append(not loaded.behind)
     now = words.about(pacing.ability(host, host.attachments.current()))
     warnings += loaded.warnings
     return Change(before, wanted.identity, cgroup, now, tuple(loaded.done), (), tuple(warnings))
@@ -240,20 +244,23 @@ def _would_refuse(host: Host, wanted: Object, cgroup: str, before: Program | Non
 
 
 @contextlib.contextmanager
-def _settling(remembered: Memory) -> t.Iterator[None]:
+def _settling(remembered: Memory) -> t.Iterator[list[bool]]:
     """Written down before anything is done: from the new program on, sockets that are open already have to be settled.
     Who is killed before they are leaves that to the next run, of whatever module.
     """
     if not remembered.settling:
         memory.write(remembered._replace(settling=True))
+    settled: list[bool] = []  # whether they were
     try:
-        yield
+        yield settled
     except BaseException:
         with contextlib.suppress(LimiterError, OSError):
-            pacing.follow(None)  # what was undone may have lasted long enough to be seen by some
-            _settled(remembered)
+            # What was undone may have lasted long enough to be seen by some.
+            if not pacing.follow(None):
+                _settled(remembered)
         raise
-    _settled(remembered)
+    if all(settled):
+        _settled(remembered)
 
 
 def _settled(remembered: Memory) -> None:

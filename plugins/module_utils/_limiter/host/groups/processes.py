@@ -14,6 +14,7 @@ import typing as t
 
 from ...core.errors import LimiterError
 from ...core.model import Process, Selector
+from .. import apart
 from . import expressions
 
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
@@ -56,7 +57,7 @@ def read(pid: int) -> Process | None:
     directory = f"/proc/{pid}"
     if stat[_STATE] in (b"Z", b"X", b"x"):
         # The first thread may end before the others: the process lives on, but that thread no longer tells where.
-        others = [thread for thread in _threads(pid) if thread != pid]
+        others = [thread for thread in threads(pid) if thread != pid]
         if int(stat[_THREADS]) < 2 or not others:
             return None
         directory = f"/proc/{pid}/task/{others[0]}"
@@ -83,11 +84,30 @@ def leader(thread: int) -> int | None:
 
 def command(pid: int) -> str:
     """What a message calls a process: its command line, else its name; ``gone`` where it is gone."""
-    words = read_file(f"/proc/{pid}/cmdline") or read_file(f"/proc/{pid}/comm")
-    if not words:
-        return "gone"
-    text = " ".join(os.fsdecode(words).replace("\0", " ").split())
+    return commands([pid])[pid]
+
+
+def commands(pids: t.Iterable[int]) -> dict[int, str]:
+    """As `command`, of many. A command line lies in its process's memory, so it can keep its reader waiting."""
+    wanted = list(pids)
+    lines, _held_up = apart.each(wanted, _command_line)
+    said = dict(lines)
+    return {pid: said.get(pid) or _name(pid) or "gone" for pid in wanted}
+
+
+def _command_line(pid: int) -> str:
+    text = " ".join(os.fsdecode(read_file(f"/proc/{pid}/cmdline") or b"").replace("\0", " ").split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _name(pid: int) -> str:
+    return " ".join(os.fsdecode(read_file(f"/proc/{pid}/comm") or b"").split())
+
+
+def name_and_user(pid: int) -> str:
+    """``nginx, user 33``: what can be read without waiting."""
+    match = re.search(rb"^Uid:\s+(\d+)", read_file(f"/proc/{pid}/status") or b"", re.MULTILINE)
+    return f"{_name(pid)}, user {int(match.group(1))}" if match else "gone"
 
 
 def is_kernel_thread(pid: int) -> bool:
@@ -133,7 +153,7 @@ def descendants(pids: t.Iterable[int]) -> list[int]:
 
 def _children(pid: int) -> list[int]:
     # A child belongs to the thread that forked it.
-    files = [read_file(f"/proc/{pid}/task/{thread}/children") for thread in _threads(pid)]
+    files = [read_file(f"/proc/{pid}/task/{thread}/children") for thread in threads(pid)]
     return [int(child) for text in files if text for child in text.split()]
 
 
@@ -146,7 +166,8 @@ def _children_by_scan() -> t.Callable[[int], list[int]]:
     return lambda pid: children.get(pid, [])
 
 
-def _threads(pid: int) -> list[int]:
+def threads(pid: int) -> list[int]:
+    """The threads of a process, the first one too, even where it has ended; none where the process is gone."""
     try:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except OSError:

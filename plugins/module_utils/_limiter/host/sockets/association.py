@@ -4,7 +4,7 @@
 """Tries whether sockets that are opened now belong to a cgroup: see core/association.py.
 
 A new socket of our own is looked up through sock_diag(7), which has told the id of a socket's cgroup since Linux 5.9.
-That takes a tenth of a millisecond, and nothing is sent. The kernel may load its module udp_diag for it, as for ss(8).
+That takes a tenth of a millisecond, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import re
 import select
 import signal
 import socket
-import struct
 import typing as t
 
 from ...core import association
@@ -24,17 +23,9 @@ from ...core.errors import LimiterError
 from .. import kernel
 from ..groups import processes
 from ..groups.cgroups import Cgroups
+from . import diag
 
 LOG = "/dev/kmsg"
-
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_INET_DIAG_CGROUP_ID = 21
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 before its struct inet_diag_sockid
-_ANSWER_SIZE = 72  # struct inet_diag_msg
-_ANY_COOKIE = b"\xff" * 8
-_LOOPBACK = socket.inet_aton("127.0.0.1") + bytes(12)
 
 _TIMEOUT = 1.0  # seconds; the kernel answers at once
 _MOST_CGROUPS = 1000  # of cgroup v1, that are looked through for values
@@ -94,29 +85,8 @@ def cgroup_of_new_socket() -> int | None:
         new = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         new.bind(("127.0.0.1", 0))
         new.connect(new.getsockname())
-        netlink = stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG))
-        netlink.settimeout(_TIMEOUT)
-        netlink.sendto(_question(new.getsockname()[1]), (0, 0))
-        return _cgroup_id(netlink.recv(65536))
-    return None
-
-
-def _question(port: int) -> bytes:
-    ends = struct.pack("!HH", port, port) + 2 * _LOOPBACK + struct.pack("=I", 0) + _ANY_COOKIE
-    body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_UDP, 0, 0xFFFFFFFF) + ends
-    return _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, 1, 1, 0) + body  # 1: NLM_F_REQUEST
-
-
-def _cgroup_id(answer: bytes) -> int | None:
-    length, kind, _flags, _sequence, _port = _HEADER.unpack_from(answer)
-    if kind != _SOCK_DIAG_BY_FAMILY:  # an error: no module for it, or the socket is hidden from us
-        return None
-    place = _HEADER.size + _ANSWER_SIZE
-    while place + 4 <= min(length, len(answer)):
-        size, attribute = struct.unpack_from("=HH", answer, place)
-        if attribute == _INET_DIAG_CGROUP_ID:
-            return int(struct.unpack_from("=Q", answer, place + 4)[0])
-        place += max(4, (size + 3) & ~3)
+        answer = diag.udp_to_itself(socket.inet_aton("127.0.0.1"), new.getsockname()[1])
+        return answer.cgroup_id if answer else None
     return None
 
 

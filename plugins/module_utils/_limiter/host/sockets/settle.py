@@ -4,7 +4,7 @@
 """Bring sockets that are open already in line with the rules: paced where a rule holds, released where none does.
 
 The kernel does it, one network namespace at a time: to read the pinned iterator is to run it in the reader's namespace.
-Where a kernel has no such iterator (before 6.1), sockets are released one by one, as `borrow.open_sockets` lends them.
+Where a kernel has no such iterator (before 6.1), sockets are released one by one, as they can be borrowed.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import glob
 import os
 import socket
 import struct
-import threading
 import typing as t
 
 from ...core import catalog
 from ...core.errors import LimiterError
-from .. import kernel
+from .. import apart, kernel
 from ..bpf import pins
 from ..bpf.libbpf import closing_fd, enter_network_namespace
 from ..bpf.maps import Maps
 from ..groups import processes
-from . import borrow
+from . import holders
+from .borrow import Borrower, SlowError, is_internet
+from .tagging import SIOCGSKNS
 
 _OWN = "/proc/self/ns/net"
 # Of namespaces without a process: `ip netns` and Docker keep them here.
 _NAMED = ("/run/netns/*", "/run/docker/netns/*")
 
-_SIOCGSKNS = 0x894C  # linux/sockios.h: a descriptor of the network namespace that a socket is in
+_SECONDS = 1.5  # for a look at all descriptors
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
 _LONG = struct.Struct("@L")
 _LONG_MOST = (1 << 8 * _LONG.size) - 1
@@ -66,24 +67,50 @@ def settle(pids: t.Iterable[int] | None = None) -> list[str]:
     return _settle_in(paths)
 
 
-def _settle_in(paths: t.Iterable[str]) -> list[str]:
-    problems: dict[str, None] = {}
-    # Only a thread enters a namespace, and the thread ends: the task itself never can be left in a foreign one.
-    thread = threading.Thread(target=_settle_each, args=(paths, problems), daemon=True)
+def _settle_in(paths: t.Sequence[str]) -> list[str]:
+    """The kernel waits for each socket that its owner keeps locked, and cannot be interrupted. So a child does it; it
+    enters the namespaces, too.
+    """
+
+    def work(tell: apart.Tell) -> None:
+        apart.sign(one)
+        _settle_each(paths, tell)
+
     try:
-        thread.start()
-    except RuntimeError as error:  # no more threads allowed
+        with apart.only_one() as one:
+            outcome = apart.run(work, [one])
+    except apart.HeldError as held:
+        return [_held(held)]
+    except LimiterError as error:
         return [str(error)]
-    thread.join()
-    return list(problems)
+    return _unfinished(outcome)
 
 
-def _settle_each(paths: t.Iterable[str], problems: dict[str, None]) -> None:
+def _unfinished(outcome: apart.Outcome) -> list[str]:
+    """What a child told, and what it did not do."""
+    problems = [str(problem) for problem in outcome.said if problem]
+    if outcome.late:
+        stays = f"; process {outcome.left} stays behind, as long as that lasts" if outcome.left else ""
+        problems.append(f"{_locked_by()}{stays}")
+    elif not outcome.complete:
+        problems.append(outcome.why)
+    return list(dict.fromkeys(problems))
+
+
+def _held(held: apart.HeldError) -> str:
+    return f"{_locked_by()}, and process {held.pid} of an earlier task waits for it still"
+
+
+def _locked_by() -> str:
+    return f"{holders.who() or 'a process that the kernel does not name'} keeps a socket locked"
+
+
+def _settle_each(paths: t.Iterable[str], tell: apart.Tell) -> None:
     try:
         own = os.stat(_OWN)
-        _run()
+        _run(tell)
     except OSError as error:
-        problems[f"{pins.path(catalog.SETTLE.link)}: {error.strerror}"] = None
+        tell(f"{pins.path(catalog.SETTLE.link)}: {error.strerror}")
         return
     seen = {own.st_ino}
     for path in paths:
@@ -97,18 +124,19 @@ def _settle_each(paths: t.Iterable[str], problems: dict[str, None]) -> None:
         except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or not ours to look at
             continue
         except (OSError, LimiterError) as error:
-            problems[f"{path}: {error}"] = None
+            tell(f"{path}: {error}")
             continue
         seen.add(found.st_ino)
         try:
-            _run()
+            _run(tell)
         except OSError as error:
-            problems[f"{path}: {error.strerror}"] = None
+            tell(f"{path}: {error.strerror}")
 
 
-def _run() -> None:
+def _run(tell: apart.Tell) -> None:
     with closing_fd(os.open(pins.path(catalog.SETTLE.link), os.O_RDONLY | os.O_CLOEXEC)) as fd:
         while True:
+            tell("")  # it goes on
             try:
                 if not os.read(fd, 65536):
                     return
@@ -116,46 +144,69 @@ def _run() -> None:
                 continue
 
 
-def release_one_by_one(maps: Maps) -> list[str]:
+class Released(t.NamedTuple):
+    problems: list[str]
+    refusal: str  # the kernel lends no socket at all, for that reason
+
+
+def release_one_by_one(maps: Maps) -> Released:
     """Gives every socket of every process that was told how fast to send the rate back that its process wants.
 
-    Returns why it failed somewhere. Not reached: what waits to be accepted. LimiterError ``no_pidfd`` where the kernel
-    lends no socket at all.
+    Not reached: what no descriptor leads to.
     """
+
+    def work(tell: apart.Tell) -> None:
+        apart.sign(one)
+        tell(list(_release_each(maps, lambda pid: tell(""), tell)))
+
+    try:
+        with apart.only_one() as one:
+            outcome = apart.run(work, [one, maps.of(catalog.PACING).fd])
+    except apart.HeldError as held:
+        return Released([_held(held)], "")
+    except LimiterError as error:
+        return Released([str(error)], "")
+    if outcome.complete:
+        return Released(*outcome.said[-1])
+    return Released(_unfinished(outcome), "")
+
+
+def _release_each(maps: Maps, alive: t.Callable[[int], None], tell: apart.Tell) -> Released:
     problems: dict[str, None] = {}
     settled: set[int] = set()
-    refusal: LimiterError | None = None
     lends = False
-    for pid in processes.all_pids():
-        lent = borrow.open_sockets(pid)
-        while True:
-            try:
-                fd = next(lent)
-            except StopIteration:
-                break
-            except LimiterError as error:
-                refusal = error
-                break
-            lends = True
-            try:
-                _release(maps, fd, settled)
-            except (OSError, LimiterError) as error:
-                problems[f"a socket of process {pid}: {error}"] = None
-    if refusal is not None and not lends:  # else it is one process that is not ours to look at
-        raise refusal
-    return list(problems)
+    borrower = Borrower(_SECONDS, alive)
+    try:
+        for table in borrower.tables(processes.all_pids()):
+            entries = [entry for entry in borrower.entries(table) if entry.inode]
+            for lent in borrower.lend(table, entries):
+                lends = True
+                try:
+                    if is_internet(lent.fd):
+                        _release(maps, lent.fd, settled, tell)
+                except (OSError, LimiterError) as error:
+                    problems[f"a socket of process {table.process}: {error}"] = None
+    except SlowError:
+        problems[
+            f"the look at the descriptors of all processes was ended after {_SECONDS:g} s: some sockets may not have "
+            "been seen"
+        ] = None
+    # Of a single process it is one that is not ours to look at.
+    refusal = "" if lends else next((why for _pid, why in borrower.refused), "")
+    return Released(list(problems), refusal)
 
 
-def _release(maps: Maps, fd: int, settled: set[int]) -> None:
+def _release(maps: Maps, fd: int, settled: set[int], tell: apart.Tell) -> None:
     pacing = maps.pacing(fd)
     if pacing is None or not pacing.set:
         return
     if can_settle():  # that gives everything back, its congestion window, too
-        with closing_fd(fcntl.ioctl(fd, _SIOCGSKNS)) as namespace:
+        with closing_fd(fcntl.ioctl(fd, SIOCGSKNS)) as namespace:
             inode = os.fstat(namespace).st_ino
             if inode not in settled:
                 settled.add(inode)
-                _settle_in([f"/proc/self/fd/{namespace}"])
+                enter_network_namespace(namespace)
+                _run(tell)
         if maps.pacing(fd) is None:
             return
     with contextlib.closing(socket.socket(fileno=os.dup(fd))) as copy:

@@ -1,0 +1,122 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Questions to sock_diag(7) about the sockets of this thread's network namespace; the kernel locks none for the answer.
+
+The kernel may load its modules tcp_diag and udp_diag for it, as for ss(8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import typing as t
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 before its struct inet_diag_sockid
+_ANSWER_SIZE = 72  # struct inet_diag_msg
+_INODE = struct.Struct("=I")  # its last field
+_ATTRIBUTE = struct.Struct("=HH")
+_ANY_COOKIE = b"\xff" * 8
+_NESTED = 0x8000
+
+_INET_DIAG_REQ_SK_BPF_STORAGES = 2
+_SK_DIAG_BPF_STORAGE_REQ_MAP_FD = 1
+_INET_DIAG_SK_BPF_STORAGES = 20
+_SK_DIAG_BPF_STORAGE_MAP_VALUE = 3
+_INET_DIAG_CGROUP_ID = 21
+_ID = struct.Struct("=Q")
+
+ESTABLISHED, CLOSE_WAIT = 1, 8
+_TIMEOUT = 1.0  # seconds; the kernel answers at once
+
+
+class Answer(t.NamedTuple):
+    """A socket, with what the kernel says of it."""
+
+    inode: int  # 0: no descriptor leads to it, as while a connection waits to be accepted
+    attributes: dict[int, bytes]
+
+    @property
+    def cgroup_id(self) -> int | None:
+        """The cgroup that it belongs to; None before Linux 5.9."""
+        found = self.attributes.get(_INET_DIAG_CGROUP_ID)
+        return None if found is None else int(_ID.unpack(found)[0])
+
+    def stored(self) -> bytes | None:
+        """Its value in the map that was asked about."""
+        for _kind, storage in _attributes(self.attributes.get(_INET_DIAG_SK_BPF_STORAGES, b"")):
+            for kind, value in _attributes(storage):
+                if kind == _SK_DIAG_BPF_STORAGE_MAP_VALUE:
+                    return value
+        return None
+
+
+def udp_to_itself(address: bytes, port: int) -> Answer | None:
+    """An IPv4 socket that is connected to itself; None where the kernel does not tell."""
+    ends = struct.pack("!HH", port, port) + 2 * address.ljust(16, b"\0") + struct.pack("=I", 0) + _ANY_COOKIE
+    body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_UDP, 0, 0xFFFFFFFF) + ends
+    with contextlib.suppress(OSError):
+        return next(_ask(body, 0), None)
+    return None
+
+
+def tcp_at(family: int, port: int, states: t.Iterable[int], storage: int) -> list[Answer]:
+    """All TCP sockets with this port of ours, in these states, with what they have in the socket storage map that is
+    open as ``storage``. OSError where the kernel does not tell.
+    """
+    body = _all_of(family, socket.IPPROTO_TCP, port, sum(1 << state for state in states))
+    wanted = _ATTRIBUTE.pack(8, _SK_DIAG_BPF_STORAGE_REQ_MAP_FD) + struct.pack("=I", storage)
+    body += _ATTRIBUTE.pack(4 + len(wanted), _INET_DIAG_REQ_SK_BPF_STORAGES | _NESTED) + wanted
+    return list(_ask(body, _NLM_F_DUMP))
+
+
+def everything() -> list[Answer]:
+    """All TCP and UDP sockets that have an address, as far as the kernel tells."""
+    found: list[Answer] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+            with contextlib.suppress(OSError):
+                found += _ask(_all_of(family, protocol, 0, 0xFFFFFFFF), _NLM_F_DUMP)
+    return found
+
+
+def _all_of(family: int, protocol: int, port: int, states: int) -> bytes:
+    """A question for those with this port of ours; 0: any."""
+    ends = struct.pack("!HH", port, 0) + bytes(32) + struct.pack("=I", 0) + _ANY_COOKIE
+    return _REQUEST.pack(family, protocol, 0, states) + ends
+
+
+def _ask(body: bytes, flags: int) -> t.Iterator[Answer]:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(_TIMEOUT)
+        head = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | flags, 1, 0)
+        netlink.sendto(head + body, (0, 0))
+        while True:
+            data = netlink.recv(65536)
+            while len(data) >= _HEADER.size:
+                length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data)
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:  # no module for it, or the socket is hidden from us
+                    raise OSError(-struct.unpack_from("=i", data, _HEADER.size)[0], "sock_diag")
+                yield _answer(data[_HEADER.size : length])
+                data = data[(length + 3) & ~3 :]
+            if not flags:
+                return
+
+
+def _answer(body: bytes) -> Answer:
+    return Answer(_INODE.unpack_from(body, _ANSWER_SIZE - _INODE.size)[0], dict(_attributes(body[_ANSWER_SIZE:])))
+
+
+def _attributes(data: bytes) -> t.Iterator[tuple[int, bytes]]:
+    while len(data) >= _ATTRIBUTE.size:
+        size, kind = _ATTRIBUTE.unpack_from(data)
+        yield kind & ~_NESTED, data[_ATTRIBUTE.size : size]
+        data = data[max(_ATTRIBUTE.size, (size + 3) & ~3) :]

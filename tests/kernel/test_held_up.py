@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Users who keep root's task waiting: it ends all the same, says who stands in the way, and keeps no lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart, memory
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.held_up import COMMAND_LINE, SOCKET, attackers
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import releasing
+
+# A task waits apart.IN_ALL at most; what it does beside that takes as long as on a host without such users.
+MOST = apart.IN_ALL + 2
+
+
+@pytest.fixture(autouse=True)
+def clean_host() -> Iterator[None]:
+    with limiter.clean_host():
+        limiter.program()
+        yield
+
+
+def children() -> set[int]:
+    """Of this very process: tasks run in it."""
+    found = set()
+    for pid in processes.all_pids():
+        if os.getpid() in processes.ancestors(pid)[:1]:
+            found.add(pid)
+    return found
+
+
+def end(pid: int) -> None:
+    """It was told to end long ago."""
+    until(lambda: os.waitpid(pid, os.WNOHANG) != (0, 0))
+
+
+@releasing
+@pytest.mark.parametrize("count", [1, 20])
+def test_sockets_that_their_owners_keep_locked_hold_up_no_task(count: int) -> None:
+    with child() as process, attackers(SOCKET, count) as them:
+        before = children()
+        for number in range(3):
+            began = time.monotonic()
+            made = limiter.rule(name="it", pid=process.pid, rate=f"{number + 1}m")
+            assert time.monotonic() - began < MOST
+            assert made["changed"]
+            (told,) = made["warnings"]
+            assert any(f"process {one.pid} (python" in told for one in them)
+            assert "keeps a socket locked" in told
+            assert ("and 17 more" in told) == (count == 20)
+            with host_lock(0):
+                pass
+        (left,) = children() - before
+        assert str(left) in told
+        assert f"{memory.DIRECTORY}/lock" not in descriptors(left)
+    end(left)
+    assert limiter.rule(name="it", rate="3m")["warnings"] == ()
+    assert not memory.read()[0].settling
+
+
+def descriptors(pid: int) -> list[str]:
+    found = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed them
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return found
+
+
+@releasing
+def test_what_was_left_is_known_after_a_purge() -> None:
+    with child() as process, attackers(SOCKET):
+        before = children()
+        limiter.rule(name="it", pid=process.pid, rate="1m")
+        purged = limiter.purge("all")
+        assert any("keeps a socket locked" in text for text in purged["warnings"])
+        assert os.listdir(memory.DIRECTORY) == ["apart"]
+        limiter.program()
+        limiter.rule(name="it", pid=process.pid, rate="1m")
+        (left,) = children() - before
+    end(left)
+
+
+def test_command_lines_that_cannot_be_read_hold_up_no_task() -> None:
+    with child() as process, attackers(COMMAND_LINE, 3) as them:
+        limiter.rule(name="it", pids=[process.pid, *(one.pid for one in them)], rate="1m")
+        began = time.monotonic()
+        shown = {one["pid"]: one["command"] for one in limiter.info(gather=["processes"])["processes"]}
+        assert time.monotonic() - began < MOST
+        assert all(shown[one.pid].startswith("python") and "-c" not in shown[one.pid] for one in them)
+        assert "-c" in shown[process.pid]
+
+
+def test_a_child_has_nothing_of_the_task() -> None:
+    """Neither its lock nor its output, whose readers would wait for the child's end."""
+    with host_lock(0), socket.socket() as kept:
+        (found,) = apart.run(lambda tell: tell(sorted(descriptors(os.getpid()))), [kept.fileno()]).said
+        assert {target.partition(":")[0] for target in found} == {"/dev/null", "socket", "pipe"}
+        assert len([target for target in found if target.startswith("socket:")]) == 1
+        assert len([target for target in found if target.startswith("pipe:")]) == 1  # to its parent
+
+
+def test_a_child_that_fails_or_ends_early_is_no_error_of_the_task() -> None:
+    def fail(tell: apart.Tell) -> None:
+        tell("begun")
+        raise OSError(28, "No space left on device")
+
+    outcome = apart.run(fail)
+    assert (outcome.said, outcome.complete, outcome.late) == (["begun"], False, False)
+    assert "No space left" in outcome.why
+    outcome = apart.run(lambda tell: os.kill(os.getpid(), 9))
+    assert (outcome.said, outcome.complete, outcome.late) == ([], False, False)
+    assert "ended early" in outcome.why
+
+
+def test_a_task_has_only_so_much_patience() -> None:
+    began = time.monotonic()
+    with host_lock(0):
+        for _turn in range(20):
+            outcome = apart.run(lambda tell: time.sleep(60), silence=1.0)
+            assert outcome.late
+            assert outcome.left is None
+        assert apart.patience() == 0
+    assert time.monotonic() - began < MOST
+    with host_lock(0):
+        assert apart.patience() == apart.IN_ALL
+
+
+def test_who_is_held_up_does_not_keep_others_from_being_looked_at() -> None:
+    def look(number: int) -> int:
+        if number in (1, 3):
+            time.sleep(60)
+        return number * number
+
+    found, held_up = apart.each(range(5), look)
+    assert found == [(0, 0), (2, 4), (4, 16)]
+    assert held_up == [1, 3]
