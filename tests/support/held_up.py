@@ -1,23 +1,65 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Processes that keep whoever deals with them waiting, by a page that never comes (userfaultfd)."""
+"""Processes that keep whoever deals with them waiting, by a page that never comes (FUSE,
+userfaultfd)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
+
+import pytest
 
 from .children import Child, child
 
-_PAGE = """
+_BEGIN = """
 import ctypes, fcntl, mmap, os, socket, struct, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
-faults = libc.syscall({userfaultfd}, 0o2000000)
+"""
+_PAGE = {
+    "userfaultfd": """
+faults = libc.syscall(int(sys.argv[1]), 0o2000000)
 assert faults >= 0, os.strerror(ctypes.get_errno())
 fcntl.ioctl(faults, 0xc018aa3f, struct.pack("QQQ", 0xaa, 0, 0))  # UFFDIO_API
 page = mmap.mmap(-1, 4096)
 address = ctypes.addressof(ctypes.c_char.from_buffer(page))
 fcntl.ioctl(faults, 0xc020aa00, struct.pack("QQQQ", address, 4096, 1, 0))  # UFFDIO_REGISTER
+""",
+    "fuse": """
+page = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 4096, flags=mmap.MAP_PRIVATE)
+page.madvise(mmap.MADV_RANDOM)  # no reading ahead: who needs the page asks for it, and waits for the answer
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+""",
+}
+# A file system with one file, of which nothing can be read: it never answers.
+_FUSE = """
+import ctypes, os, struct, sys
+device, directory = os.open("/dev/fuse", os.O_RDWR), sys.argv[1]
+options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
+assert ctypes.CDLL(None).mount(b"held_up", directory.encode(), b"fuse", 0, options.encode()) == 0
+print("ready", flush=True)
+
+def attributes(node):
+    mode = 0o40755 if node == 1 else 0o100644
+    return struct.pack("=6Q10I", node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+while True:
+    request = os.read(device, 1 << 20)
+    _length, code, unique, node = struct.unpack_from("=IIQQ", request)
+    if code == 15 or code in (2, 42):  # READ; FORGET, BATCH_FORGET have no answer
+        continue
+    answer = {
+        26: struct.pack("=4I2H2I2H8I", 7, 31, 0, 0, 8, 8, 4096, 1, 1, 0, *[0] * 8),  # INIT
+        1: struct.pack("=4Q2I", 2, 0, 60, 60, 0, 0) + attributes(2),  # LOOKUP
+        3: struct.pack("=Q2I", 60, 0, 0) + attributes(node),  # GETATTR
+        14: struct.pack("=Q2I", 0, 0, 0),  # OPEN
+        25: b"",  # FLUSH
+        18: b"",  # RELEASE
+    }.get(code)
+    error = -38 if answer is None else 0
+    os.write(device, struct.pack("=IiQ", 16 + len(answer or b""), error, unique) + (answer or b""))
 """
 # A call to send that never ends keeps the socket locked. The connection is its own other end, so it is there twice.
 SOCKET = """
@@ -52,7 +94,24 @@ os._exit(0)
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}.get(os.uname().machine, 282)
 
 
+PAGES = [
+    "userfaultfd",
+    pytest.param("fuse", marks=pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this kernel has no FUSE")),
+]
+
+
 @contextlib.contextmanager
-def attackers(code: str, count: int = 1) -> Iterator[list[Child]]:
+def attackers(code: str, count: int = 1, page: str = "userfaultfd") -> Iterator[list[Child]]:
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(child(_PAGE.format(userfaultfd=_USERFAULTFD) + code)) for _number in range(count)]
+        argument = str(_USERFAULTFD)
+        server: Child | None = None
+        if page == "fuse":
+            directory = tempfile.mkdtemp(dir="/run")
+            stack.callback(os.rmdir, directory)
+            server = Child(_FUSE, directory)
+            stack.callback(subprocess.run, ["umount", "-l", directory], check=True)
+            argument = f"{directory}/file"
+        them = [stack.enter_context(child(_BEGIN + _PAGE[page] + code, argument)) for _number in range(count)]
+        if server is not None:  # first, since nobody who waits for it can end
+            stack.callback(server.end)
+        yield them

@@ -212,7 +212,7 @@ def snapshot(*pids: int) -> Snapshot:
         pins=tuple(sorted(_listed(pins.PIN_DIR))),
         program=(current.identity, current.cgroup) if current else None,
         remembered=remembered,
-        files=tuple(sorted(set(_listed(memory.DIRECTORY)) - {"lock", "apart"})),
+        files=tuple(sorted(set(_listed(memory.DIRECTORY)) - {"lock", memory.SETTLING, memory.READING})),
         stored=_stored(),
         places={pid: process.cgroup if process else None for pid, process in found.items()},
     )

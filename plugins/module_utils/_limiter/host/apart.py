@@ -163,12 +163,13 @@ class HeldError(Exception):
 
 
 @contextlib.contextmanager
-def only_one(seconds: float = _LAST_WAIT, directory: str = memory.DIRECTORY) -> t.Iterator[int]:
-    """A descriptor for a child to keep: as long as any has it, nobody else gets one. So no more than one is ever left.
+def only_one(name: str, seconds: float = _LAST_WAIT) -> t.Iterator[int]:
+    """A descriptor for a child to keep: as long as any has it, nobody else gets one for this work. So no more than one
+    is ever left behind. ``name``: memory.SETTLING or READING.
 
     Raises HeldError; LimiterError as memory.open_directory.
     """
-    fd = memory.open_apart(directory)
+    fd = memory.open_claim(name)
     try:
         deadline = time.monotonic() + seconds
         while True:
@@ -203,11 +204,13 @@ def each(
     look: t.Callable[[Item], t.Any],
     most: float = 3.0,
     silence: float = 0.1,
-    keep: t.Iterable[int] = (),
+    keep: t.Sequence[int] = (),
+    claim: int | None = None,
 ) -> tuple[list[tuple[Item, t.Any]], list[Item]]:
     """What ``look`` says of each item, in their order; and the items of which nothing was heard in time.
 
-    Who makes one look wait holds up that one only: the next child goes on behind it.
+    Who makes one look wait holds up that one only: the next child goes on behind it. A look that the kernel may not be
+    able to interrupt needs a ``claim``, from `only_one`: with it, the first child that is left behind is the last one.
     """
     deadline = time.monotonic() + most
     found: list[tuple[Item, t.Any]] = []
@@ -216,13 +219,17 @@ def each(
     while place < len(items) and deadline > time.monotonic() and patience() > 0:
 
         def work(tell: Tell, begin: int = place) -> None:
+            if claim is not None:
+                sign(claim)
             for item in items[begin:]:
                 tell([look(item)])
 
-        outcome = run(work, keep, deadline - time.monotonic(), silence)
+        outcome = run(work, keep if claim is None else [*keep, claim], deadline - time.monotonic(), silence)
         found += [(items[place + offset], answer[0]) for offset, answer in enumerate(outcome.said)]
         place += len(outcome.said)
         if not outcome.complete and place < len(items):
             held_up.append(items[place])
             place += 1
+        if claim is not None and outcome.left:
+            break
     return found, [*held_up, *items[place:]]

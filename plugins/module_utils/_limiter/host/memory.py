@@ -21,7 +21,9 @@ from .errnos import errno_text
 DIRECTORY = "/run/speed_limiter"
 EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
-_FILE, _BROKEN, _NEW, _LOCK, _APART = "state.json", "state.json.broken", "state.json.new", "lock", "apart"
+_FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
+# What a child that was left behind was doing: it keeps this file locked, and so the next task knows of it.
+SETTLING, READING = "settling", "reading"
 
 FILE, BROKEN_FILE = f"{DIRECTORY}/{_FILE}", f"{DIRECTORY}/{_BROKEN}"
 
@@ -59,8 +61,8 @@ def open_directory(path: str, make: bool) -> int | None:
     raise _unsafe(path, why)
 
 
-def open_apart(directory: str = DIRECTORY) -> int:
-    """The file that the one child keeps locked which an earlier task has left behind: see apart.py.
+def open_claim(name: str, directory: str = DIRECTORY) -> int:
+    """The file that the only child for this work keeps locked: SETTLING or READING.
 
     Raises LimiterError ``unsafe_state_directory``, ``unusable_state_directory``.
     """
@@ -68,9 +70,9 @@ def open_apart(directory: str = DIRECTORY) -> int:
     if fd is None:
         raise _gone(directory)
     try:
-        return os.open(_APART, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
     except OSError as error:
-        raise _failed("unusable_state_directory", f"{directory}/{_APART}", "opened", error) from None
+        raise _failed("unusable_state_directory", f"{directory}/{name}", "opened", error) from None
     finally:
         os.close(fd)
 
@@ -134,8 +136,8 @@ def remove(directory: str = DIRECTORY) -> None:
     if fd is None:
         return
     try:
-        left = _is_locked(fd)
-        for name in (_FILE, _BROKEN, _NEW, _LOCK, *([] if left else [_APART])):
+        free = [name for name in (SETTLING, READING) if not _is_locked(fd, name)]
+        for name in (_FILE, _BROKEN, _NEW, _LOCK, *free):
             try:
                 os.unlink(name, dir_fd=fd)
             except FileNotFoundError:
@@ -150,9 +152,9 @@ def remove(directory: str = DIRECTORY) -> None:
         os.close(fd)
 
 
-def _is_locked(directory: int) -> bool:
+def _is_locked(directory: int, name: str) -> bool:
     try:
-        fd = os.open(_APART, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
         return False
     try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pwd
@@ -14,7 +15,7 @@ import typing as t
 
 from ...core.errors import LimiterError
 from ...core.model import Process, Selector
-from .. import apart
+from .. import apart, memory
 from . import expressions
 
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
@@ -88,9 +89,13 @@ def command(pid: int) -> str:
 
 
 def commands(pids: t.Iterable[int]) -> dict[int, str]:
-    """As `command`, of many. A command line lies in its process's memory, so it can keep its reader waiting."""
+    """As `command`, of many. A command line lies in its process's memory, which may keep its reader waiting, and with
+    FUSE even from ending.
+    """
     wanted = list(pids)
-    lines, _held_up = apart.each(wanted, _command_line)
+    lines: list[tuple[int, str]] = []
+    with contextlib.suppress(apart.HeldError, LimiterError), apart.only_one(memory.READING) as claim:
+        lines, _held_up = apart.each(wanted, _command_line, claim=claim)
     said = dict(lines)
     return {pid: said.get(pid) or _name(pid) or "gone" for pid in wanted}
 

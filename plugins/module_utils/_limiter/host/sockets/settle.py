@@ -19,7 +19,7 @@ import typing as t
 
 from ...core import catalog
 from ...core.errors import LimiterError
-from .. import apart, kernel
+from .. import apart, kernel, memory
 from ..bpf import pins
 from ..bpf.libbpf import closing_fd, enter_network_namespace
 from ..bpf.maps import Maps
@@ -77,7 +77,7 @@ def _settle_in(paths: t.Sequence[str]) -> list[str]:
         _settle_each(paths, tell)
 
     try:
-        with apart.only_one() as one:
+        with apart.only_one(memory.SETTLING) as one:
             outcome = apart.run(work, [one])
     except apart.HeldError as held:
         return [_held(held)]
@@ -160,7 +160,7 @@ def release_one_by_one(maps: Maps) -> Released:
         tell(list(_release_each(maps, lambda pid: tell(""), tell)))
 
     try:
-        with apart.only_one() as one:
+        with apart.only_one(memory.SETTLING) as one:
             outcome = apart.run(work, [one, maps.of(catalog.PACING).fd])
     except apart.HeldError as held:
         return Released([_held(held)], "")
