@@ -25,13 +25,15 @@ PHONE = {"viewport": {"width": 360, "height": 780}}
 
 def column(page: Page, label: str, where: str = "#hosts") -> list[str]:
     heads = [head.strip() for head in page.locator(f"{where} thead th").all_inner_texts()]
-    return page.locator(f"{where} tbody > tr > :nth-child({heads.index(label) + 1})").all_inner_texts()
+    found: list[str] = page.locator(f"{where} tbody > tr > :nth-child({heads.index(label) + 1})").all_inner_texts()
+    return found
 
 
 def sort(page: Page, label: str, where: str = "#hosts") -> str | None:
     """Press the head of a column. Returns how the table is sorted by it."""
     page.locator(f"{where} thead").get_by_role("button", name=label, exact=True).click()
-    return page.locator(f"{where} thead th", has_text=label).first.get_attribute("aria-sort")
+    found: str | None = page.locator(f"{where} thead th", has_text=label).first.get_attribute("aria-sort")
+    return found
 
 
 def search(page: Page, words: str) -> None:
@@ -39,7 +41,8 @@ def search(page: Page, words: str) -> None:
 
 
 def told(page: Page) -> str:
-    return page.locator("#hosts [role=status]").inner_text()
+    found: str = page.locator("#hosts [role=status]").inner_text()
+    return found
 
 
 def tile(page: Page, state: str) -> t.Any:

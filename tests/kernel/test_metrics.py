@@ -6,7 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -105,7 +105,7 @@ def test_what_others_put_in_the_way_is_not_written_to(theirs: Path, tmp_path: Pa
     precious, trap = tmp_path / "precious", theirs.parent / place
     precious.write_text("precious")
     precious.chmod(0o600)
-    make = {
+    make: dict[str, Callable[[], object]] = {
         "symbolic link": lambda: trap.symlink_to(precious),
         "hard link": lambda: trap.hardlink_to(precious),
         "pipe": lambda: os.mkfifo(trap),

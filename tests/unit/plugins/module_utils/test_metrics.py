@@ -95,7 +95,7 @@ def test_labels_are_escaped(name: str) -> None:
 
 
 def test_what_is_not_known_is_not_there() -> None:
-    unknown = rule(**policy.facts(None), counters=None, pacing=None, use=None)
+    unknown = {**rule(), **policy.facts(None), "counters": None, "pacing": None, "use": None}
     found = read(metrics.render(seen(unknown, program=None, unseen=["libbpf was not found"])))
     assert found == {
         ("speed_limiter_up", ()): 0,
