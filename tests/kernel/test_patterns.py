@@ -169,7 +169,8 @@ def test_a_cgroup_that_is_made_again_and_again_stays_limited(scene: Scene, named
     pair = scene.pair
     named.rules({"/again/*.service": "again"})
     before = pair.arrived()
-    for _time in range(5 if SLOW else 20):
+    times = 5 if SLOW else 20
+    for _time in range(times):
         cgroup = named.cgroup("/again/web.service")
         sender = pair.send_udp(4 * RATE, 0.2, cgroup=cgroup)
         sender.result()
@@ -177,7 +178,7 @@ def test_a_cgroup_that_is_made_again_and_again_stays_limited(scene: Scene, named
         named._made.remove(cgroup)
     after = pair.arrived()
     assert_bound(before, after, RATE, RATE // 10)
-    assert after.bytes - before.bytes > 0.5 * RATE * (after.seconds - before.seconds)
+    assert after.bytes - before.bytes > 0.1 * RATE * times
 
 
 def test_an_open_connection_is_paced_as_soon_as_its_cgroup_is_named(scene: Scene, named: Named) -> None:
