@@ -251,9 +251,7 @@ class Host:
 
     def _has_started(self) -> bool:
         assert self._outer is not None and self._outer.poll() is None, "it has ended"
-        self.pid = next(
-            (pid for pid in processes.descendants([self._outer.pid]) if processes.command(pid).startswith(PROGRAM)), 0
-        )
+        self.pid = next((pid for pid in processes.descendants([self._outer.pid]) if _runs(pid) == PROGRAM), 0)
         return bool(self.pid)
 
     def _has_booted(self) -> bool:
@@ -270,6 +268,12 @@ class Host:
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
         return not self._cgroup.exists()
+
+
+def _runs(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/exe")
+    return ""
 
 
 @contextlib.contextmanager
