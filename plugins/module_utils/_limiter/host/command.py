@@ -34,9 +34,11 @@ _PREFIX = "python-"
 STARTER_TEXT = f"""\
 #!{{interpreter}} -I
 # {MARK}, by its role setup, which also removes it.
+import gc
 import os
 import sys
 
+gc.disable()  # it ends soon
 sys.path.insert(0, os.path.realpath("{_LINK}"))
 try:
     from {PACKAGE}.front.cli.main import main

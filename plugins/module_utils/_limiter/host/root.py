@@ -14,8 +14,5 @@ def check_root() -> None:
     """Raises LimiterError ``not_root`` for any user but root."""
     if os.geteuid() != 0:
         raise LimiterError(
-            "not_root",
-            "this needs root",
-            "EPERM (the task runs as another user)",
-            "Add become: true, or -b on the command line",
+            "not_root", "this needs root", "EPERM (it runs as another user)", "Use sudo; in Ansible, become: true"
         )

@@ -12,6 +12,7 @@ import typing as t
 from ..core import policy
 from ..core.association import Association
 from ..core.errors import LimiterError
+from ..core.layout import State
 from ..core.leaves import MANAGED, home_of, unit_of
 from ..core.model import File, Request, Rule, StoredRule, Target
 from ..core.plan import Plan, plan
@@ -122,14 +123,17 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
     )
 
 
-def counter(host: Host) -> Count:
-    """Tells what a rule has counted by now. The budgets of cgroups are read once, for all rules."""
+def counter(host: Host, state: t.Callable[[int], State | None] | None = None) -> Count:
+    """Tells what a rule has counted by now. The budgets of cgroups are read once, for all rules. ``state``: as
+    `Maps.state`, where that was read already.
+    """
+    state = state or (host.maps.state if host.maps else lambda rule: None)
     found = budgets.counted(host.maps) if host.maps else {}
 
     def count(rule: int | None) -> budgets.Counted:
         if rule in found:
             return found[rule]
-        return budgets.of_rule(host.maps.state(rule) if host.maps and rule else None)
+        return budgets.of_rule(state(rule) if rule else None)
 
     return count
 

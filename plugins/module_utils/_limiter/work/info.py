@@ -8,6 +8,7 @@ comes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -194,11 +195,12 @@ class Info:
             holds = {*places.rules_on_way(self.host, cgroup), self.host.leaves.rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
-        count, missed = counter(self.host), unlimited(self.host, found)
+        state_of = functools.cache(self.host.maps.state) if self.host.maps else lambda rule: None
+        count, missed = counter(self.host, state_of), unlimited(self.host, found)
         return [
             {
                 **facts(self.host, rule, state.store.files, count),
-                **self._state(can, rule),
+                **self._state(can, rule, state_of),
                 "unlimited": missed.get(rule.name, []),
             }
             for rule in found
@@ -239,10 +241,9 @@ class Info:
                 )
         return known
 
-    def _state(self, can: pacing.Ability, rule: Rule) -> Facts:
+    def _state(self, can: pacing.Ability, rule: Rule, state_of: t.Callable[[int], State | None]) -> Facts:
         """How the rule limits, and how much of its limit is used."""
-        maps = self.host.maps if self.host else None
-        seen = (maps.state(rule.cgroup_id) if maps and rule.cgroup_id else None) or State()
+        seen = (state_of(rule.cgroup_id) if rule.cgroup_id else None) or State()
         now = time.monotonic_ns()
         found = pacing.of_rule(can, rule.limit, seen.fair, now)
         if self.sockets.state == association.LOST:

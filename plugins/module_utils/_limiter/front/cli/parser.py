@@ -23,7 +23,7 @@ EXIT_STATUS = (
 
 EXAMPLES = (
     ("limiter set -p 1234 -r 5m", "Process 1234 and its children send at most 5 MiB/s together."),
-    ("limiter set --name mirror -r 160mbit --cgroup-path /mirror.slice", "A slice is limited where it is."),
+    ("limiter set --name web -r 160mbit --unit nginx", "A service is limited where it is, over its restarts."),
     ("limiter set --name web -r 50mbit --unit nginx", "A service is limited, over all its restarts."),
     ("limiter move -p 9999 --last", "Another process joins the rule that was set last."),
     ("limiter unset -p 1234", "The process goes back to the cgroup that it came from."),
