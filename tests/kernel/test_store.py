@@ -68,6 +68,12 @@ def test_check_mode_says_what_is_stored_and_stores_nothing() -> None:
     assert rule(name="web", state="absent", check=True)["changed"] and stored.file("web").exists()
 
 
+def test_who_unloads_the_program_is_told_that_the_next_boot_loads_it() -> None:
+    rules({**SERVICE, "persistent": True}, {"name": "db", "rate": "1m"})
+    (warning,) = limiter.program(state="absent", check=True)["warnings"][:1]
+    assert warning == "the next boot loads it again, for the rules that are stored: web"
+
+
 def test_files_are_roots_and_everybody_may_read_them() -> None:
     old = os.umask(0o077)
     try:

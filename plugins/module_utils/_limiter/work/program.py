@@ -13,7 +13,7 @@ from ..core import catalog, layout
 from ..core import pacing as words
 from ..core.errors import LimiterError
 from ..core.model import Memory, Program
-from ..host import kernel, memory
+from ..host import kernel, memory, store
 from ..host.bpf import build, pins
 from . import pacing, places
 from .host import Host
@@ -280,6 +280,9 @@ def detach(host: Host, check: bool) -> Change:
         if not check:
             host.complete()
             warnings = unload(host)
+        stored = sorted(store.read().files)
+        if stored:
+            warnings = [*warnings, f"the next boot loads it again, for the rules that are stored: {', '.join(stored)}"]
     if not rules and host.maps is not None:
         done.append(MAPS_REMOVED)
         if not check:
