@@ -33,6 +33,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import State
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Selector
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, mounts
@@ -169,7 +170,7 @@ def test_names_paths_rates_and_patterns(text: str, value: Any) -> None:
         lambda: Cgroups("/sys/fs/cgroup").identifier(text),
         lambda: units.full_name("units", text),
         lambda: containers.check_name("containers", text),
-        lambda: processes._expression(processes.Selector(cmdline=text)),
+        lambda: processes._expression(Selector(cmdline=text)),
     ):
         with told():
             look()
