@@ -64,6 +64,9 @@ static void one(__u64 number)
 
 	spoil(&state, sizeof(state));
 	spoil(marks, sizeof(marks));
+	/* Copies of what the configuration said, which modules check. */
+	state.rate = below(4) ? a_rate() : 0;
+	state.bucket = 2048 + any() % (1ULL << below(41));
 	if (below(2)) {
 		fair_share_change_limit(&state, rate, bucket, now);
 	} else {

@@ -61,7 +61,7 @@ UNKNOWN = (
 def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int) -> dict[str, t.Any]:
     """``use`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen``."""
     rate = measured_rate(seen, now)
-    if limit is None:
+    if limit is None or not limit.rate:  # 0: nothing of ours wrote that, and the program limits nothing by it
         return {"rate": rate, "utilization": None, "binds": False, "waiting_elsewhere": 0, "reason": None}
     fair = pacing.current(ability, limit, seen.fair, now)
     found = pacing.connections(fair)

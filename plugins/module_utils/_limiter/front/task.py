@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -21,6 +22,8 @@ from .respawn import elsewhere, respawn
 
 Options = t.Mapping[str, t.Any]
 
+_INFINITE = re.compile("[+-]?inf(inity)?", re.IGNORECASE)
+
 DECLARED = (MutuallyExclusiveError, RequiredOneOfError)
 
 
@@ -30,12 +33,12 @@ class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no types
     params: Options
 
     def __init__(self, parse: t.Callable[[Options], object] | None, **specification: t.Any) -> None:
-        self._parse = parse
+        self._parse, self._spec = parse, specification["argument_spec"]
         super().__init__(supports_check_mode=True, **specification)
 
     def _load_params(self) -> None:
         super()._load_params()
-        self.params = _given(self.params)
+        self.params = given(self.params, self._spec)
 
     def fail_json(self, msg: str, **result: t.Any) -> None:
         errors = self.validation_result.errors.errors
@@ -47,10 +50,36 @@ class _Module(AnsibleModule):  # type: ignore[misc]  # ansible-core has no types
         super().fail_json(msg=msg, **result)
 
 
-def _given(value: t.Any) -> t.Any:
+def given(options: t.Any, spec: Spec) -> t.Any:
+    """Options as Ansible can check them: without those that are null, and with text for what its check makes tracebacks
+    of: what is no dictionary where one is wanted (``processes: no``), and what is no finite number (``.inf``).
+    """
+    if not isinstance(options, dict):
+        return options
+    found = {name: _without_null(value) for name, value in options.items() if value is not None}
+    for name, about in spec.items():
+        if name not in found:
+            continue
+        value, inner = found[name], about.get("options")
+        if "int" in (about.get("type"), about.get("elements")):
+            found[name] = [_finite(entry) for entry in value] if isinstance(value, list) else _finite(value)
+        elif inner and about.get("type") == "dict":
+            found[name] = given(value, inner) if isinstance(value, dict) else str(value)
+        elif inner and isinstance(value, list):
+            found[name] = [given(entry, inner) for entry in value]
+    return found
+
+
+def _without_null(value: t.Any) -> t.Any:
     if isinstance(value, dict):
-        return {key: _given(entry) for key, entry in value.items() if entry is not None}
-    return [_given(entry) for entry in value] if isinstance(value, list) else value
+        return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
+    return [_without_null(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _finite(value: t.Any) -> t.Any:
+    if not isinstance(value, (int, float, str)):
+        return repr(value)
+    return f"{value} (infinite)" if _INFINITE.fullmatch(str(value).strip()) else value
 
 
 def run(

@@ -74,4 +74,12 @@ def test_null_is_not_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_null_is_not_given_in_a_list_of_rules_either() -> None:
     rules = [{"name": "web", "bucket": None, "processes": {"name": "x", "exe": None}}]
-    assert task._given({"rules": rules}) == {"rules": [{"name": "web", "processes": {"name": "x"}}]}
+    spec = {"rules": {"type": "list", "elements": "dict", "options": rule_spec()}}
+    assert task.given({"rules": rules}, spec) == {"rules": [{"name": "web", "processes": {"name": "x"}}]}
+
+
+def test_what_is_no_dictionary_is_refused_in_words(run: Run) -> None:
+    """Ansible's own check ends with a traceback there."""
+    assert "cgroup_id" in run(rule.main, cgroup_id=float("inf"))["msg"]
+    for answer in (run(rule.main, name="web", processes=False), run(rules.main, rules=[{"name": "a", "processes": 5}])):
+        assert answer["failed"] and "dictionary requested" in answer["msg"], answer

@@ -111,6 +111,8 @@ class Cgroups:
             pass
         except OSError as error:
             raise _bad_path(path, errno_text(error)) from None
+        except ValueError as error:  # half a surrogate pair, which no file can have in its name
+            raise _bad_path(path, str(error)) from None
         return "/" + "/".join(parts)
 
     def exists(self, cgroup: str) -> bool:
