@@ -19,7 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import HOSTS, Open
 from playwright.sync_api import Browser, Page, expect
 
-ROWS = "#hosts tbody > tr:not(.detail)"
+ROWS = "#hosts .wide > tbody > tr:not(.detail)"
 PHONE = {"viewport": {"width": 360, "height": 780}}
 
 
@@ -241,6 +241,26 @@ def test_ten_thousand_hosts(show: Open, tmp_path: Path) -> None:
     )
     print(f"searched and sorted in {used - opened:.1f} s")
     assert size < 5_000_000
+
+
+def test_a_host_with_thousands_of_rules_and_changes(show: Open, tmp_path: Path) -> None:
+    names = [f"rule-{number}" for number in range(5000)]
+    after = "".join(f"{name}: 1 B/s\n" for name in names)
+    compared = {
+        **fleet.answers(10)["db-00000.example.org"]["speed_limiter_compared"],
+        "rules": [{"name": name} for name in names],
+        "diff": {"before": after.replace("1 B/s", "absent"), "after": after},
+    }
+    seen = {"rules": [{"name": name, "rate": 1, "use": {"rate": 1}} for name in names]}
+    answers = {"only": {"speed_limiter_seen": seen, "speed_limiter_compared": compared, "speed_limiter_named": names}}
+    path = tmp_path / "report.html"
+    path.write_text(report.render(reported(answers)), encoding="utf-8")
+    page = show(path)
+    expect(page.locator("#groups")).to_contain_text("and 4,970 further changes, which the text and JSON have")
+    search(page, "rule-4999: absent")
+    page.locator(ROWS).get_by_role("button").click()
+    expect(page.locator("#hosts .detail")).to_contain_text("and 4,000 further rules")
+    expect(page.locator("#hosts .detail table tbody tr")).to_have_count(1000)
 
 
 def test_a_fleet_of_which_nothing_is_known(show: Open, tmp_path: Path) -> None:

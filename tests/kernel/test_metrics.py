@@ -105,13 +105,14 @@ def test_what_others_put_in_the_way_is_not_written_to(theirs: Path, tmp_path: Pa
     precious, trap = tmp_path / "precious", theirs.parent / place
     precious.write_text("precious")
     precious.chmod(0o600)
-    make: dict[str, Callable[[], object]] = {
-        "symbolic link": lambda: trap.symlink_to(precious),
-        "hard link": lambda: trap.hardlink_to(precious),
-        "pipe": lambda: os.mkfifo(trap),
-        "file": lambda: trap.write_text("left by a task that was killed"),
-    }
-    make[kind]()
+    if kind == "symbolic link":
+        trap.symlink_to(precious)
+    elif kind == "hard link":
+        trap.hardlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(trap)
+    else:
+        trap.write_text("left by a task that was killed")
     publish.publish(str(theirs), b"new\n")
     assert theirs.read_text() == "new\n" and os.listdir(theirs.parent) == [theirs.name]
     assert (precious.read_text(), stat.S_IMODE(precious.stat().st_mode)) == ("precious", 0o600)

@@ -37,6 +37,8 @@ _CANNOT = frozenset(
     )
 )
 _LONGEST = 1000
+_LONGEST_NAME = 255
+_MOST = 65_536  # there is room for so many rules
 _LARGEST = 2**64
 _PROGRAM_ID = re.compile(r" \(id [0-9]+\)")
 _AUTOMATIC = re.compile(r"pid-[0-9]+")
@@ -153,7 +155,7 @@ def _rule(rule: t.Mapping[str, object]) -> RuleSeen:
     use, pacing, counters = (_dict(rule.get(key)) for key in ("use", "pacing", "counters"))
     binds, persistent = use.get("binds"), rule.get("persistent")
     return RuleSeen(
-        name=_text(rule.get("name")),
+        name=_text(rule.get("name"))[:_LONGEST_NAME],
         rate=_number(rule.get("rate")),
         bucket=_number(rule.get("bucket")),
         processes=len(_list(rule.get("pids"))),
@@ -178,7 +180,7 @@ def _dict(value: object) -> t.Mapping[str, object]:
 
 
 def _list(value: object) -> t.Sequence[object]:
-    return value if isinstance(value, (list, tuple)) else ()
+    return value[:_MOST] if isinstance(value, (list, tuple)) else ()
 
 
 def _dicts(value: object) -> list[t.Mapping[str, object]]:
@@ -198,7 +200,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _lines(value: object) -> list[str]:
-    return [_text(line) for line in value.splitlines()] if isinstance(value, str) else []
+    return [_text(line) for line in value.splitlines()[:_MOST]] if isinstance(value, str) else []
 
 
 def _number(value: object) -> int | None:

@@ -19,7 +19,7 @@
     boot: ["of which not all stored rules are applied, or will be", (host) => host.boot.length > 0],
     unpaced: ["with rules whose connections are not all paced", (host) => host.rules.some((rule) => rule.reason)],
   };
-  const PAGE = 50, PRINTED = 1000, GROUPS = 20, NAMES = 12;
+  const PAGE = 50, PRINTED = 1000, GROUPS = 20, NAMES = 12, CHANGES = 30, RULES = 1000;
 
   const byId = (id) => document.getElementById(id);
   const SVG = new Set(["svg", "rect", "title"]);
@@ -64,19 +64,23 @@
     }),
   }));
   const groups = data.groups.map(([state, reasons, changes]) => ({ state: data.states[state], reasons, changes, hosts: [] }));
+  for (const group of groups) {
+    const after = group.changes.slice(0, CHANGES).map((change) => change[1]);
+    group.short = (group.reasons.length ? group.reasons[0] : after.join("; ")).slice(0, 300);
+    group.found = [...group.reasons, ...group.changes.flat()].join("\n").toLowerCase();
+  }
   for (const host of hosts) {
-    if (host.group >= 0) groups[host.group].hosts.push(host);
     const group = groups[host.group];
-    host.short = !group ? "" : group.reasons.length ? group.reasons[0] : group.changes.map((change) => change[1]).join("; ");
-    host.fullest = Math.max(-1, ...host.rules.map((rule) => (rule.use !== null && rule.limit ? rule.use / rule.limit : -1)));
+    if (group) group.hosts.push(host);
+    host.short = group ? group.short : "";
+    host.also = group ? group.found : "";
+    host.fullest = host.rules.reduce((most, rule) => Math.max(most, rule.use !== null && rule.limit ? rule.use / rule.limit : -1), -1);
     host.drops = host.rules.reduce((sum, rule) => sum + (rule.drops || 0), 0);
     host.packets = host.rules.reduce((sum, rule) => sum + (rule.packets || 0), 0);
-    const texts = [host.name, STATES[host.state][1], host.kernel, ...host.extra, ...host.rules.map((rule) => rule.name)];
-    if (group) texts.push(...group.reasons, ...group.changes.flat());
-    host.found = texts.join("\n").toLowerCase();
+    host.found = [host.name, STATES[host.state][1], host.kernel, ...host.extra, ...host.rules.map((rule) => rule.name)].join("\n").toLowerCase();
   }
   const rules = data.rules.map(([rule, number, slowest, fastest, limits, use, binds, packets, drops, , unpaced]) => (
-    { name: rule, hosts: number, slowest, fastest, limits, use, binds, packets, drops, unpaced, found: rule.toLowerCase() }));
+    { name: rule, hosts: number, slowest, fastest, limits, use, binds, packets, drops, unpaced, found: rule.toLowerCase(), also: "" }));
 
   function meter(part) {
     const width = Math.min(100, Math.max(0, 100 * part));
@@ -128,7 +132,7 @@
     again() {
       const [index, down] = this.sort;
       const { value } = this.columns[index];
-      const keyed = this.rows.filter((row) => (!this.keep || this.keep(row)) && this.words.every((word) => row.found.includes(word)))
+      const keyed = this.rows.filter((row) => (!this.keep || this.keep(row)) && this.words.every((word) => row.found.includes(word) || row.also.includes(word)))
         .map((row) => [value(row), row]);
       const order = ([a, first], [b, second]) => (typeof a === "number" ? a - b : compare(a, b)) * (down ? -1 : 1) || compare(first.name, second.name);
       this.matching = keyed.sort(order).map(([, row]) => row);
@@ -196,7 +200,8 @@
   }
 
   function changes(list) {
-    return make("div", { class: "diff" }, ...list.flatMap(([before, after]) => [make("del", {}, `− ${before}`), make("ins", {}, `+ ${after}`)]));
+    const shown = list.slice(0, CHANGES).flatMap(([before, after]) => [make("del", {}, `− ${before}`), make("ins", {}, `+ ${after}`)]);
+    return make("div", { class: "diff" }, ...shown, list.length > CHANGES ? `and ${count(list.length - CHANGES, "further change")}, which the text and JSON have` : "");
   }
   const why = (group) => [
     ...group.reasons.map((reason) => make("p", { class: "text" }, reason)),
@@ -208,12 +213,13 @@
     if (host.rules.length) {
       told.push(make("h4", {}, "Rules on this host"), make("div", { class: "sub", tabindex: 0, role: "region", "aria-label": `Rules on ${host.name}` }, make("table", {},
         make("thead", {}, make("tr", {}, ...["Rule", "Limit", "Bucket", "Processes", "Use", "Dropped packets", "TCP"].map((label) => make("th", { scope: "col" }, label)))),
-        make("tbody", {}, ...host.rules.map((rule) => make("tr", {},
+        make("tbody", {}, ...host.rules.slice(0, RULES).map((rule) => make("tr", {},
           make("th", { scope: "row" }, name(rule.name)), make("td", {}, rate(rule.limit)),
           make("td", {}, rule.bucket === null ? "–" : `${whole.format(rule.bucket)} B`), make("td", {}, whole.format(rule.processes)),
           make("td", {}, rule.use === null ? "–" : rate(rule.use), rule.binds ? " (binds)" : ""), make("td", {}, dropped({ drops: rule.drops || 0, packets: rule.packets || 0 }) || "0"),
           make("td", {}, rule.reason ? `${rule.mode}: ${rule.reason}` : rule.mode || "–")))))));
     }
+    if (host.rules.length > RULES) told.push(make("p", {}, `and ${count(host.rules.length - RULES, "further rule")}`));
     if (host.extra.length) told.push(make("h4", {}, "Rules that no variable names"), make("p", { class: "text" }, host.extra.join(", ")));
     if (host.none) told.push(make("p", { class: "text" }, "No variable names a rule for this host: it is to have none, or variables that are meant for it are not read."));
     if (host.forgotten.length) told.push(make("h4", {}, "Rules that do not survive a reboot"), make("p", { class: "text" }, host.forgotten.join(", ")));

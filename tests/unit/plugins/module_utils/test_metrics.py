@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing as t
+from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import metrics, pacing, policy, use
@@ -19,6 +21,7 @@ ABLE = pacing.Ability("on", None, adopts=True)
 # A program's own figures, in which nothing has been sent yet.
 QUIET = State()
 
+DOCS = Path(__file__).parents[4] / "docs"
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -131,3 +134,21 @@ def test_each_metric_is_told_once_before_its_samples() -> None:
             current = line.split()[2]
         elif not line.startswith("#"):
             assert re.match(r"[a-z_]+", line)[0] == current  # type: ignore[index]
+
+
+def test_every_metric_is_documented() -> None:
+    told = set(re.findall(r"`(speed_limiter_[a-z_]+)`", (DOCS / "metrics.md").read_text(encoding="utf-8")))
+    assert told == {f"{metrics.PREFIX}_{metric.name}" for metric in (*metrics.HOST, *metrics.RULE)}
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    dashboard = json.loads((DOCS / "metrics" / "dashboard.json").read_text(encoding="utf-8"))
+    known = {f"{metrics.PREFIX}_{metric.name}": metric for metric in (*metrics.HOST, *metrics.RULE)}
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    for expression in asked:
+        for name in re.findall("speed_limiter_[a-z_]+", expression):
+            assert name in known, expression
+            # A counter is never shown as it is.
+            assert (known[name].kind == "counter") == (f"rate({name}" in expression), expression
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

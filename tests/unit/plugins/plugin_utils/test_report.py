@@ -220,6 +220,9 @@ def test_a_number_that_no_float_holds_is_one() -> None:
 def test_what_one_host_sends_is_bounded() -> None:
     found = host(seen=SEEN, compared={"failed": True, "msg": "x" * 100_000})
     assert len(text.render(fleet(found))) < 2000
+    rules = [{"name": "x" * 1000}] * 70_000
+    assert {len(rule.name) for rule in host(seen={"rules": rules}).rules} == {255}
+    assert len(host(seen={"rules": rules}).rules) == 65_536
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
