@@ -54,7 +54,7 @@ while True:
         26: struct.pack("=4I2H2I2H8I", 7, 31, 0, 0, 8, 8, 4096, 1, 1, 0, *[0] * 8),  # INIT
         1: struct.pack("=4Q2I", 2, 0, 60, 60, 0, 0) + attributes(2),  # LOOKUP
         3: struct.pack("=Q2I", 60, 0, 0) + attributes(node),  # GETATTR
-        14: struct.pack("=Q2I", 0, 0, 0),  # OPEN
+        14: struct.pack("=Q2I", 0, 2, 0),  # OPEN; FOPEN_KEEP_CACHE, or it waits for the page, too
         25: b"",  # FLUSH
         18: b"",  # RELEASE
     }.get(code)
@@ -104,14 +104,17 @@ PAGES = [
 def attackers(code: str, count: int = 1, page: str = "userfaultfd") -> Iterator[list[Child]]:
     with contextlib.ExitStack() as stack:
         argument = str(_USERFAULTFD)
-        server: Child | None = None
+        serving = contextlib.ExitStack()
         if page == "fuse":
             directory = tempfile.mkdtemp(dir="/run")
             stack.callback(os.rmdir, directory)
-            server = Child(_FUSE, directory)
+            serving.callback(Child(_FUSE, directory).end)
             stack.callback(subprocess.run, ["umount", "-l", directory], check=True)
             argument = f"{directory}/file"
-        them = [stack.enter_context(child(_BEGIN + _PAGE[page] + code, argument)) for _number in range(count)]
-        if server is not None:  # first, since nobody who waits for it can end
-            stack.callback(server.end)
-        yield them
+        them: list[Child] = []
+        try:
+            for _number in range(count):
+                them.append(stack.enter_context(child(_BEGIN + _PAGE[page] + code, argument)))
+            yield them
+        finally:
+            serving.close()  # first, since nobody who waits for it can end
