@@ -17,7 +17,13 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.g
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import WAIT, child, until
-from ansible_collections.speed_limiter.ebpf.tests.support.held_up import COMMAND_LINE, PAGES, SOCKET, attackers
+from ansible_collections.speed_limiter.ebpf.tests.support.held_up import (
+    COMMAND_LINE,
+    PAGES,
+    SOCKET,
+    attackers,
+    namespace,
+)
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import releasing
 
 # A task waits apart.IN_ALL at most; what it does beside that takes as long as on a host without such users.
@@ -26,9 +32,14 @@ MOST = apart.IN_ALL + 2
 
 @pytest.fixture(autouse=True)
 def clean_host() -> Iterator[None]:
-    with limiter.clean_host():
+    with limiter.clean_host(), namespace():
         limiter.program()
         yield
+
+
+def look_at_all_namespaces() -> None:
+    """The next task does, as after one that was killed."""
+    memory.write(memory.read()[0]._replace(settling=True))
 
 
 def children() -> set[int]:
@@ -51,6 +62,7 @@ def end(pid: int) -> None:
 def test_sockets_that_their_owners_keep_locked_hold_up_no_task(count: int, page: str) -> None:
     with child() as process, attackers(SOCKET, count, page) as them:
         before = children()
+        look_at_all_namespaces()
         for number in range(3):
             began = time.monotonic()
             made = limiter.rule(name="it", pid=process.pid, rate=f"{number + 1}m")
@@ -82,6 +94,7 @@ def descriptors(pid: int) -> list[str]:
 def test_what_was_left_is_known_after_a_purge() -> None:
     with child() as process, attackers(SOCKET):
         before = children()
+        look_at_all_namespaces()
         limiter.rule(name="it", pid=process.pid, rate="1m")
         purged = limiter.purge("all")
         assert any("keeps a socket locked" in text for text in purged["warnings"])

@@ -17,6 +17,7 @@ from ...core.model import Process, Selector
 from .. import apart, memory
 from . import expressions
 
+_NAME_LENGTH = 15  # what the kernel keeps of a name
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 # Fields of /proc/PID/stat, counted from the one behind the name: proc(5) calls the first of them field 3.
@@ -237,7 +238,9 @@ def select(selector: Selector) -> Selected:
         """Its start time and command line, if it passes the tests."""
         try:
             process = psutil.Process(pid)
-            # A long name is read from the command line, too.
+            if selector.name and _name(pid) != " ".join(selector.name[:_NAME_LENGTH].split()):
+                return None
+            # What is cut of a long name is read from the command line, too.
             if (expression or selector.name) and not _arguments_are_its_own(pid):
                 return 0, ""
             living = read(pid) if all(test(process) for test in tests) else None
