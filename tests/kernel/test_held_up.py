@@ -127,19 +127,21 @@ def test_a_selector_that_cannot_read_command_lines_says_so(page: str) -> None:
         assert sorted(one.pid for one in them) == sorted(selected.undecided)
 
 
-def test_who_waits_for_a_file_that_never_answers_is_left_and_no_other_is_started() -> None:
-    """As where the command line was moved there after it was looked at."""
+def test_who_waits_for_a_file_that_never_answers_is_the_only_one_that_is_left() -> None:
+    """As where the command line was moved there after it was looked at. Newer kernels end who waits for it."""
     with mock.patch.object(processes, "_arguments_are_its_own", return_value=True):
-        before = children()
         with child() as process, attackers(COMMAND_LINE, 3, "fuse") as them:
+            before = children()
             limiter.rule(name="it", pids=[process.pid, *(one.pid for one in them)], rate="1m")
             for _turn in range(3):
                 began = time.monotonic()
                 shown = {one["pid"]: one["command"] for one in limiter.info(gather=["processes"])["processes"]}
                 assert time.monotonic() - began < MOST
                 assert all(shown[one.pid].startswith("python") and "-c" not in shown[one.pid] for one in them)
-            (left,) = children() - before - {process.pid, *(one.pid for one in them)}
-        end(left)
+            left = children() - before
+            assert len(left) <= 1
+        for pid in left:
+            end(pid)
         with child() as process:
             assert "-c" in processes.command(process.pid)
 

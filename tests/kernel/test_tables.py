@@ -156,3 +156,33 @@ def test_a_socket_of_a_process_that_is_gone_is_no_error() -> None:
         assert list(tables.Table(2**22 + 1, 2**22 + 1).entries()) == []
         assert tables.Table(os.getpid(), os.getpid()).is_internet(ours.fileno())
         assert not tables.Table(os.getpid(), os.getpid()).is_internet(99999)
+
+
+# What /proc/PID/fdinfo says of an io_uring: of 6.18, of 5.10, and of each while it is in use.
+RINGS = {
+    "numbers": (
+        b"pos:\t0\nino:\t77\nSqThread:\t-1\nUserFiles:\t3\n    0: socket:[123]\n    1: /dev/null\n    2: <none>\n"
+        b"UserBufs:\t1\n    0: 0x7f00/4096\n",
+        {123},
+    ),
+    "names": (b"pos:\t0\nUserFiles:\t3\n    0: TCP\n    1: UNIX-STREAM\n    2: UDPv6\nUserBufs:\t0\n", {":0", ":2"}),
+    "no files": (b"pos:\t0\nUserFiles:\t0\nUserBufs:\t0\n", set()),
+    "in use": (b"pos:\t0\nSqThread:\t-1\n", {tables.BUSY}),
+    "in use, 5.10": (b"pos:\t0\nUserFiles:\t3\nUserBufs:\t1\n    0: 0x7f00/4096\n", {tables.BUSY}),
+}
+
+
+@pytest.mark.parametrize("kind", RINGS)
+def test_what_a_kernel_tells_of_the_files_of_an_io_uring_is_understood(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, wanted = RINGS[kind]
+    monkeypatch.setattr(processes, "read_file", lambda path: text)
+    assert tables.Table(1, 1).registered(5) == wanted
+
+
+def test_a_ring_that_is_always_busy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.Table, "entries", lambda self, alive: iter([tables.Entry(5, None)]))
+    monkeypatch.setattr(tables.Table, "registered", lambda self, ring: {tables.BUSY})
+    (told,) = tagging.tag([os.getpid()], tagging.Tags(lambda fd: None)).missed
+    assert "may have in an io_uring" in told
