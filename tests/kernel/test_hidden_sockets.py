@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child
 
@@ -218,3 +221,21 @@ def test_a_socket_that_lost_its_tag_is_told(port: int) -> None:
         assert limiter.rule(name="it", pid=process.pid, rate="1m")["unenforced"] == []
         assert limiter.info(gather=["rules"])["rules"][0]["unlimited"] == []
         assert charged(process)
+
+
+def test_where_the_kernel_forbids_tracing_the_result_says_so(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with kernel.yama.ptrace_scope=3, which allows a look at descriptors, and lends none."""
+    real = borrow.syscall()
+
+    def forbidding(number: int, *arguments: int) -> int:
+        if number == 438:  # pidfd_getfd
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(number, *arguments)
+
+    monkeypatch.setattr(borrow, "syscall", lambda: forbidding)
+    with child(BEGIN + "serve(opened())", "udp", str(port)) as process:
+        made = limiter.rule(name="it", pid=process.pid, rate="1m")
+        (told,) = made["unenforced"]
+        assert f"1 open socket of process {process.pid}" in told
+        assert "EPERM (Operation not permitted)" in told
+        assert not charged(process)

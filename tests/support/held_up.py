@@ -54,18 +54,22 @@ while True:
         26: struct.pack("=4I2H2I2H8I", 7, 31, 0, 0, 8, 8, 4096, 1, 1, 0, *[0] * 8),  # INIT
         1: struct.pack("=4Q2I", 2, 0, 60, 60, 0, 0) + attributes(2),  # LOOKUP
         3: struct.pack("=Q2I", 60, 0, 0) + attributes(node),  # GETATTR
-        14: struct.pack("=Q2I", 0, 0, 0),  # OPEN
+        14: struct.pack("=Q2I", 0, 2, 0),  # OPEN; FOPEN_KEEP_CACHE, or it waits for the page, too
         25: b"",  # FLUSH
         18: b"",  # RELEASE
     }.get(code)
     error = -38 if answer is None else 0
     os.write(device, struct.pack("=IiQ", 16 + len(answer or b""), error, unique) + (answer or b""))
 """
-# A call to send that never ends keeps the socket locked. The connection is its own other end, so it is there twice.
+# A call to send that never ends keeps the socket locked. It is in a network namespace that no process is in and only
+# this sandbox has a name for: others' tasks, which look at all namespaces that they find, must not wait for it.
 SOCKET = """
+home, there = os.open("/proc/self/ns/net", os.O_RDONLY), os.open("/run/netns/held_up", os.O_RDONLY)
+assert libc.setns(there, 0x40000000) == 0
 listener = socket.create_server(("127.0.0.1", 0))
 connection = socket.create_connection(listener.getsockname())
 peer, _address = listener.accept()
+assert libc.setns(home, 0x40000000) == 0
 threading.Thread(target=lambda: libc.send(connection.fileno(), ctypes.c_void_p(address), 4096, 0), daemon=True).start()
 print("ready", flush=True)
 sys.stdin.read()
@@ -101,17 +105,31 @@ PAGES = [
 
 
 @contextlib.contextmanager
+def namespace() -> Iterator[None]:
+    """That of SOCKET."""
+    subprocess.run(["ip", "netns", "add", "held_up"], check=True)
+    try:
+        subprocess.run(["nsenter", "--net=/run/netns/held_up", "ip", "link", "set", "lo", "up"], check=True)
+        yield
+    finally:
+        subprocess.run(["ip", "netns", "delete", "held_up"], check=True)
+
+
+@contextlib.contextmanager
 def attackers(code: str, count: int = 1, page: str = "userfaultfd") -> Iterator[list[Child]]:
     with contextlib.ExitStack() as stack:
         argument = str(_USERFAULTFD)
-        server: Child | None = None
+        serving = contextlib.ExitStack()
         if page == "fuse":
             directory = tempfile.mkdtemp(dir="/run")
             stack.callback(os.rmdir, directory)
-            server = Child(_FUSE, directory)
+            serving.callback(Child(_FUSE, directory).end)
             stack.callback(subprocess.run, ["umount", "-l", directory], check=True)
             argument = f"{directory}/file"
-        them = [stack.enter_context(child(_BEGIN + _PAGE[page] + code, argument)) for _number in range(count)]
-        if server is not None:  # first, since nobody who waits for it can end
-            stack.callback(server.end)
-        yield them
+        them: list[Child] = []
+        try:
+            for _number in range(count):
+                them.append(stack.enter_context(child(_BEGIN + _PAGE[page] + code, argument)))
+            yield them
+        finally:
+            serving.close()  # first, since nobody who waits for it can end

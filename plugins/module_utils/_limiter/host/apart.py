@@ -56,7 +56,7 @@ def patience(most: float = IN_ALL) -> float:
 
 
 def run(
-    work: t.Callable[[Tell], None], keep: t.Iterable[int] = (), most: float = IN_ALL, silence: float = SILENCE
+    work: t.Callable[[Tell], None], keep: t.Iterable[int | None] = (), most: float = IN_ALL, silence: float = SILENCE
 ) -> Outcome:
     """Runs ``work`` in a child that has no open descriptors but ``keep``; what it tells must be fit for JSON.
 
@@ -73,7 +73,7 @@ def run(
         os.close(writing)
         return Outcome([], False, f"no process could be made: {error.strerror}")
     if child == 0:
-        _work(work, writing, {*keep, writing})
+        _work(work, writing, {fd for fd in (*keep, writing) if fd is not None})
     os.close(writing)
     said: list[t.Any] = []
     heard = False
@@ -163,15 +163,18 @@ class HeldError(Exception):
 
 
 @contextlib.contextmanager
-def only_one(name: str, seconds: float = _LAST_WAIT) -> t.Iterator[int]:
+def only_one(name: str, make: bool = True) -> t.Iterator[int | None]:
     """A descriptor for a child to keep: as long as any has it, nobody else gets one for this work. So no more than one
-    is ever left behind. ``name``: memory.SETTLING or READING.
+    is ever left behind. ``name``: memory.SETTLING or READING; None on a host on which we never were, without ``make``.
 
     Raises HeldError; LimiterError as memory.open_directory.
     """
-    fd = memory.open_claim(name)
+    fd = memory.open_claim(name, make)
+    if fd is None:
+        yield None
+        return
     try:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + _LAST_WAIT
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,11 +188,13 @@ def only_one(name: str, seconds: float = _LAST_WAIT) -> t.Iterator[int]:
         os.close(fd)
 
 
-def sign(fd: int) -> None:
+def sign(claim: int | None) -> None:
     """The child says who it is, for who finds it later."""
+    if claim is None:
+        return
     with contextlib.suppress(OSError):
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        os.ftruncate(claim, 0)
+        os.pwrite(claim, b"%d\n" % os.getpid(), 0)
 
 
 def _pid(text: bytes) -> int:
@@ -219,12 +224,11 @@ def each(
     while place < len(items) and deadline > time.monotonic() and patience() > 0:
 
         def work(tell: Tell, begin: int = place) -> None:
-            if claim is not None:
-                sign(claim)
+            sign(claim)
             for item in items[begin:]:
                 tell([look(item)])
 
-        outcome = run(work, keep if claim is None else [*keep, claim], deadline - time.monotonic(), silence)
+        outcome = run(work, [*keep, claim], deadline - time.monotonic(), silence)
         found += [(items[place + offset], answer[0]) for offset, answer in enumerate(outcome.said)]
         place += len(outcome.said)
         if not outcome.complete and place < len(items):

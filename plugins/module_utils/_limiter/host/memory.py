@@ -61,14 +61,15 @@ def open_directory(path: str, make: bool) -> int | None:
     raise _unsafe(path, why)
 
 
-def open_claim(name: str, directory: str = DIRECTORY) -> int:
-    """The file that the only child for this work keeps locked: SETTLING or READING.
+def open_claim(name: str, make: bool, directory: str = DIRECTORY) -> int | None:
+    """The file that the only child for this work keeps locked: SETTLING or READING; None where our directory is missing
+    and not to be made.
 
     Raises LimiterError ``unsafe_state_directory``, ``unusable_state_directory``.
     """
-    fd = open_directory(directory, make=True)
+    fd = open_directory(directory, make)
     if fd is None:
-        raise _gone(directory)
+        return None
     try:
         return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
     except OSError as error:

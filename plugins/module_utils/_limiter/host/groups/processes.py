@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pwd
@@ -18,10 +17,11 @@ from ...core.model import Process, Selector
 from .. import apart, memory
 from . import expressions
 
+_NAME_LENGTH = 15  # what the kernel keeps of a name
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 # Fields of /proc/PID/stat, counted from the one behind the name: proc(5) calls the first of them field 3.
-_STATE, _PARENT, _FLAGS, _THREADS, _START_TIME, _EXIT_SIGNAL = 0, 1, 6, 17, 19, 35
+_STATE, _PARENT, _FLAGS, _THREADS, _START_TIME, _EXIT_SIGNAL, _ARGUMENTS = 0, 1, 6, 17, 19, 35, 45
 
 
 def read_file(path: str) -> bytes | None:
@@ -93,14 +93,35 @@ def commands(pids: t.Iterable[int]) -> dict[int, str]:
     FUSE even from ending.
     """
     wanted = list(pids)
-    lines: list[tuple[int, str]] = []
-    with contextlib.suppress(apart.HeldError, LimiterError), apart.only_one(memory.READING) as claim:
-        lines, _held_up = apart.each(wanted, _command_line, claim=claim)
-    said = dict(lines)
+    said = dict(_ask(wanted, _command_line)[0])
     return {pid: said.get(pid) or _name(pid) or "gone" for pid in wanted}
 
 
+def _ask(pids: t.Sequence[int], look: t.Callable[[int], t.Any]) -> tuple[list[tuple[int, t.Any]], t.Sequence[int]]:
+    """What ``look``, which may read processes' memory, says of each; and those that keep it waiting."""
+    try:
+        with apart.only_one(memory.READING, make=False) as claim:
+            return apart.each(pids, look, claim=claim)
+    except (apart.HeldError, LimiterError):
+        return [], pids
+
+
+def _arguments_are_its_own(pid: int) -> bool:
+    """Whether no file has to be read for a process's arguments. A file system of its user's may never answer, and
+    nothing ends who waits for that; with other pages that never come, a signal does.
+    """
+    stat = _stat(pid)
+    start = int(stat[_ARGUMENTS]) if stat else 0
+    for line in (read_file(f"/proc/{pid}/maps") or b"").splitlines():
+        first, _dash, last = line.split(b" ", 1)[0].partition(b"-")
+        if int(first, 16) <= start < int(last, 16):
+            return line.split()[4] == b"0"  # the inode
+    return True  # it has none
+
+
 def _command_line(pid: int) -> str:
+    if not _arguments_are_its_own(pid):
+        return ""
     text = " ".join(os.fsdecode(read_file(f"/proc/{pid}/cmdline") or b"").replace("\0", " ").split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -212,20 +233,33 @@ def select(selector: Selector) -> Selected:
         ) from None
     found: dict[int, int] = {}
     lines: dict[int, str] = {}
-    for process in psutil.process_iter():
+
+    def look(pid: int) -> tuple[int, str] | None:
+        """Its start time and command line, if it passes the tests."""
         try:
-            living = read(process.pid) if all(test(process) for test in tests) else None
-            if living is None:
-                continue
-            if expression is not None:
-                lines[process.pid] = " ".join(process.cmdline())
+            process = psutil.Process(pid)
+            if selector.name and _name(pid) != " ".join(selector.name[:_NAME_LENGTH].split()):
+                return None
+            # What is cut of a long name is read from the command line, too.
+            if (expression or selector.name) and not _arguments_are_its_own(pid):
+                return 0, ""
+            living = read(pid) if all(test(process) for test in tests) else None
+            return living and (living.start_time, " ".join(process.cmdline()) if expression else "")
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # a zombie is a NoSuchProcess too
+            return None
+
+    answers, held_up = _ask(all_pids(), look)
+    undecided = list(held_up)
+    for pid, (start_time, line) in ((pid, answer) for pid, answer in answers if answer):
+        if not start_time:
+            undecided.append(pid)
             continue
-        found[process.pid] = living.start_time
+        found[pid] = start_time
+        lines[pid] = line
     if expression is None:
-        return Selected(dict(sorted(found.items())), ())
-    matched, undecided = expressions.search(expression, {pid: line for pid, line in lines.items() if line})
-    return Selected({pid: found[pid] for pid in sorted(matched)}, sorted(undecided))
+        return Selected(dict(sorted(found.items())), sorted(undecided))
+    matched, slow = expressions.search(expression, {pid: line for pid, line in lines.items() if line})
+    return Selected({pid: found[pid] for pid in sorted(matched)}, sorted([*undecided, *slow]))
 
 
 def _expression(selector: Selector) -> re.Pattern[str] | None:

@@ -36,6 +36,8 @@ _KCMP = {
 _SOCKET, _RING = "socket:[", "anon_inode:[io_uring]"
 _PROTOCOL = re.compile(rb"(TCP|UDP|UDP-?Lite|MPTCP|RAW|PING|SCTP|DCCP)(v6)?\b")
 _RING_FILE = re.compile(rb"^ *(\d+): (?:socket:\[(\d+)\]|" + _PROTOCOL.pattern + rb")$", re.M)
+_RING_FILES = re.compile(rb"^UserFiles:\s+(\d+)\n((?: *\d+: .*\n)*)", re.M)
+BUSY = "busy"
 _OFTEN = 256  # descriptors
 
 
@@ -98,13 +100,18 @@ class Table:
 
     def registered(self, ring: int) -> set[int | str]:
         """The internet sockets among the files of an io_uring: their numbers, or where they are on a kernel that does
-        not tell these. A ring that is in use at this moment tells nothing.
+        not tell these. BUSY where the ring is in use at this moment, and tells nothing.
         """
-        text = processes.read_file(f"{self._directory}/fdinfo/{ring}") or b""
+        text = processes.read_file(f"{self._directory}/fdinfo/{ring}")
+        if text is None:
+            return set()
         match = re.search(rb"^ino:\s+(\d+)$", text, re.M)
         itself = match.group(1).decode() if match else ""
-        files = _RING_FILE.findall(text)
-        return {int(inode) if inode else f"{itself}:{slot.decode()}" for slot, inode, *_name in files}
+        files = _RING_FILES.search(text)
+        if files is None or (int(files.group(1)) and not files.group(2)):
+            return {BUSY}
+        sockets = _RING_FILE.findall(files.group(2))
+        return {int(inode) if inode else f"{itself}:{slot.decode()}" for slot, inode, *_name in sockets}
 
     def in_flight(self, number: int) -> int:
         """How many descriptors are in the queue of a UNIX socket, on their way to whoever reads it."""

@@ -24,7 +24,7 @@ from ..bpf.libbpf import closing_fd, enter_network_namespace
 from ..groups import processes
 from . import diag
 from .borrow import Borrower, SlowError, is_internet, is_unix, listens
-from .tables import Entry, Table
+from .tables import BUSY, Entry, Table
 
 # A process that opens connections without end must not hold us for ever; new ones are made in the new cgroup anyway.
 _PASSES = 8
@@ -78,7 +78,7 @@ class _Tagging:
                 if len(self._tagged) > before:
                     continue
                 give_up = give_up or time.monotonic() + _WAIT_SECONDS
-                if not (self._waiting or self._in_flight) or time.monotonic() > give_up:
+                if not (self._waiting or self._in_flight or self._is_busy()) or time.monotonic() > give_up:
                     break
                 time.sleep(0.01)
         except SlowError:
@@ -87,6 +87,9 @@ class _Tagging:
                 "some sockets may not have been seen"
             )
         return Tagged(len(self._tagged), [*([slow] if slow else []), *self._missed()])
+
+    def _is_busy(self) -> bool:
+        return any(BUSY in sockets for sockets in self._registered.values())
 
     def _pass(self, tables: t.Iterable[Table]) -> None:
         """Listeners come first, since what they accept inherits from them."""
@@ -165,7 +168,9 @@ class _Tagging:
                 "has not received yet"
             )
         for pid, inodes in self._registered.items():
-            unreached = inodes - self._tagged
+            unreached = inodes - self._tagged - {BUSY}
+            if BUSY in inodes:
+                yield f"sockets that {_named(pid)} may have in an io_uring, which is busy whenever it is looked at"
             if unreached:
                 yield f"{_number(len(unreached), 'socket')} that {_named(pid)} has in an io_uring without a descriptor"
 
