@@ -3,8 +3,8 @@
  * Attribution: which rules a packet is charged to. They are those of its socket's cgroup and of the cgroups above that,
  * never those of the current task: most TCP packets leave from softirq, where "current" is whatever was interrupted.
  *
- * The way up is walked once per cgroup, not per packet. The answer, even "no rule", stays valid until a member is added
- * or removed anywhere.
+ * The way up is walked once per cgroup and tag, not per packet. The answer, even "no rule", stays valid until a member
+ * is added or removed anywhere.
  */
 #ifndef LIMITER_ATTRIBUTION_H
 #define LIMITER_ATTRIBUTION_H
@@ -16,7 +16,10 @@
 
 #define ATTRIBUTION_SLOT_BITS 16
 #define ATTRIBUTION_SLOTS (1 << ATTRIBUTION_SLOT_BITS)
-#define ATTRIBUTION_FACTOR 0xf5ef807705b5ec69ULL /* random and odd: no bit is lost */
+#define ATTRIBUTION_FACTOR 0xf5ef807705b5ec69ULL     /* random and odd: no bit is lost */
+#define ATTRIBUTION_TAG_FACTOR 0x9d1b8c2f64a7e3d5ULL /* another one */
+/* In place of the tag of a socket that has none. */
+#define ATTRIBUTION_UNTAGGED (~0ULL)
 
 /*
  * Innermost rule first: it is the most likely to drop, and a packet that the first rule drops needs no refund. 0 ends
@@ -27,10 +30,10 @@ struct attribution {
 };
 
 /*
- * One slot serves all cgroups with the same hash (attribution_index). Slots are read and written without a lock:
- * `check` fits only the rules that it was written with, for one cgroup in one generation. So a slot that belongs to
- * another cgroup, is stale or half written does not pass for an answer. The map is an array because array lookups are
- * inlined: a hash lookup costs ten times as much.
+ * One slot serves all cgroups with the same hash (attribution_index). For tagged sockets, cgroup and tag together stand
+ * for a cgroup. Slots are read and written without a lock: `check` fits only the rules that it was written with, for one
+ * cgroup in one generation. So a slot that belongs to another cgroup, is stale or half written does not pass for an
+ * answer. The map is an array because array lookups are inlined: a hash lookup costs ten times as much.
  */
 struct attribution_slot {
 	__u64 check;
@@ -73,12 +76,21 @@ static __always_inline __u32 attribution_index(__u64 cgroup)
 	return cgroup >> (64 - ATTRIBUTION_SLOT_BITS);
 }
 
+/* Not inlined: charge.h. */
+__noinline bool attribution_has(__u64 rule, __u64 first, __u64 second, __u64 third, __u64 fourth)
+{
+	rule &= ~GRAPH_SHARES;
+	return rule == (first & ~GRAPH_SHARES) || rule == (second & ~GRAPH_SHARES) || rule == (third & ~GRAPH_SHARES) ||
+	       rule == (fourth & ~GRAPH_SHARES);
+}
+
 static __always_inline void attribution_add(struct attribution *found, __u64 rule)
 {
+	_Static_assert(LIMITER_MAX_NESTED == 4, "attribution_has() compares four");
+
 	/* Two cgroups on the way up may be members of one rule: it is charged once. */
-	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
-		if ((found->rules[i] & ~GRAPH_SHARES) == (rule & ~GRAPH_SHARES))
-			return;
+	if (attribution_has(rule, found->rules[0], found->rules[1], found->rules[2], found->rules[3]))
+		return;
 /* Shifted rather than appended: with constant offsets the verifier need not follow every combination. */
 #pragma unroll
 	for (int i = LIMITER_MAX_NESTED - 1; i > 0; i--)
@@ -87,17 +99,24 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * Adds the rule that a cgroup is a member of, or otherwise that of its node. `released` leaves out a rule whose own
- * cgroup it is.
+ * The rule that a cgroup is a member of, or otherwise that of its node; 0: none. For a tagged socket it leaves out a
+ * rule whose own cgroup or leaf it is: the tag says which rule the process was put in after that. Not inlined: charge.h.
  */
-static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 node, bool released, struct attribution *found)
+__noinline __u64 attribution_rule(__u64 cgroup, __u32 node, __u64 tag)
 {
-	__u64 *member = bpf_map_lookup_elem(&rate_limit_member_map, &cgroup), rule = 0;
+	__u64 *member = bpf_map_lookup_elem(&rate_limit_member_map, &cgroup);
 
-	if (member)
-		rule = released && *member == cgroup ? 0 : *member;
-	else if (node)
-		rule = graph_rule(node, cgroup);
+	if (!member)
+		return node ? graph_rule(node, cgroup) : 0;
+	if (tag != ATTRIBUTION_UNTAGGED && (*member == cgroup || *member & LIMITER_LEAF))
+		return 0;
+	return *member & ~LIMITER_LEAF;
+}
+
+static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 node, __u64 tag, struct attribution *found)
+{
+	__u64 rule = attribution_rule(cgroup, node, tag);
+
 	if (rule)
 		attribution_add(found, rule);
 }
@@ -141,40 +160,37 @@ static __always_inline struct rate_limit_socket *attribution_tag_mptcp(struct bp
 
 /*
  * A socket keeps for life the cgroup that it was created in. So when a process is moved into a rule, its open sockets
- * are tagged with the rule, and each is charged to that rule and to the rule of the whole host, if any. When the
- * process is moved out again, its sockets are tagged as released. Then a rule in whose own cgroup such a socket was
- * created no longer holds for it; rules that limit its cgroups in place still do. Returns false where the way up
- * decides.
+ * are tagged with the rule. When the process is moved out again, they are tagged as released. Not inlined: charge.h.
  */
-static __always_inline bool attribution_tagged(struct __sk_buff *skb, bool mptcp, bool *released,
-					       struct attribution *found)
+__noinline __u64 attribution_tag(struct __sk_buff *skb, bool mptcp)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct rate_limit_socket *tag;
-	struct rate_limit_graph graph;
-	__u64 rule, top;
 
 	if (!sk)
-		return false;
+		return ATTRIBUTION_UNTAGGED;
 	tag = mptcp ? attribution_tag_mptcp(sk) : NULL;
 	if (!tag)
 		tag = bpf_sk_storage_get(&rate_limit_socket_map, sk, NULL, 0);
-	if (!tag)
-		return false;
-	rule = tag->rule;
-	*released = rule == LIMITER_RELEASED;
-	if (!bpf_map_lookup_elem(&rate_limit_config_map, &rule))
-		return false;
-	top = bpf_skb_ancestor_cgroup_id(skb, 0);
-	graph = graph_in_use();
-	attribution_add_cgroup(top, graph_follow(&graph, top, 0, 0, 0), false, found);
-	attribution_shares(found);
-	attribution_add(found, rule);
-	return true;
+	return tag ? tag->rule : ATTRIBUTION_UNTAGGED;
+}
+
+/* A tag, if its rule is not gone: then the way up alone decides. Not inlined: charge.h. */
+__noinline __u64 attribution_valid_tag(__u64 tag)
+{
+	if (tag == LIMITER_RELEASED || bpf_map_lookup_elem(&rate_limit_config_map, &tag))
+		return tag;
+	return ATTRIBUTION_UNTAGGED;
+}
+
+static __always_inline void attribution_add_tag(__u64 tag, struct attribution *found)
+{
+	if (tag != ATTRIBUTION_UNTAGGED && tag != LIMITER_RELEASED)
+		attribution_add(found, tag);
 }
 
 /* Returns true as attribution_shares(). */
-static __always_inline bool attribution_walk(struct __sk_buff *skb, bool released, struct attribution *found)
+static __always_inline bool attribution_walk(struct __sk_buff *skb, __u64 tag, struct attribution *found)
 {
 	struct rate_limit_graph graph = graph_in_use();
 	__u64 way = graph.node ? graph_cgroup(skb) : 0, cgroup;
@@ -188,7 +204,7 @@ static __always_inline bool attribution_walk(struct __sk_buff *skb, bool release
 			break;
 		if (way)
 			node = graph_follow(&graph, cgroup, way, level, node);
-		attribution_add_cgroup(cgroup, node, released, found);
+		attribution_add_cgroup(cgroup, node, tag, found);
 	}
 	return attribution_shares(found);
 }
@@ -227,27 +243,28 @@ static __always_inline struct cgroup *attribution_cgroup(const struct tcp_sock *
 }
 
 /*
- * Finds the rules of a packet; false when there are none, as for a packet without a socket of this host. `generation`
+ * Finds the rules of a packet; false when there are none, as for a packet without a socket of this host. A tagged socket
+ * is charged to its tag's rule and to all that hold on the way up from the cgroup that it was created in. `generation`
  * was read before: if members change during the walk, the answer is stale at once instead of wrong for good.
  */
 static __always_inline bool attribution_find(struct __sk_buff *skb, __u32 tagged_sockets, __u32 generation,
 					     struct attribution *found)
 {
-	bool released = false;
-	__u64 cgroup;
+	__u64 tag = tagged_sockets ? attribution_tag(skb, tagged_sockets > 1) : ATTRIBUTION_UNTAGGED;
+	__u64 cgroup = bpf_skb_cgroup_id(skb), key;
+	bool shares;
 
-	if (tagged_sockets && attribution_tagged(skb, tagged_sockets > 1, &released, found))
-		return true;
-	cgroup = bpf_skb_cgroup_id(skb);
 	if (!cgroup)
 		return false;
-	if (released) {
-		/* The cached answer is for sockets that are not released. */
-		attribution_walk(skb, released, found);
-	} else if (!attribution_cached(cgroup, generation, found)) {
+	/* Sockets of one cgroup with different tags have different answers. */
+	key = cgroup + (tag - ATTRIBUTION_UNTAGGED) * ATTRIBUTION_TAG_FACTOR;
+	if (!attribution_cached(key, generation, found)) {
+		tag = attribution_valid_tag(tag);
+		shares = attribution_walk(skb, tag, found);
+		attribution_add_tag(tag, found);
 		/* Who has to share looks again at each packet: room may have come. */
-		if (!attribution_walk(skb, released, found))
-			attribution_remember(cgroup, generation, found);
+		if (!shares)
+			attribution_remember(key, generation, found);
 	}
 	return found->rules[0];
 }

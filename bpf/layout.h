@@ -129,7 +129,11 @@ struct rate_limit_slot {
 	__u64 cgroup; /* that has the budget; 0: free */
 };
 
-/* rate_limit_member_map: id of a member, a cgroup whose sockets are charged -> rule (__u64) */
+/*
+ * rate_limit_member_map: id of a member, a cgroup whose sockets are charged -> rule (__u64). With this bit, which no id
+ * has, it is a leaf: it was made to put processes in this rule.
+ */
+#define LIMITER_LEAF (1ULL << 63)
 
 /*
  * rate_limit_edge_map: a node and the name of a cgroup below it -> the node of that cgroup (__u32). With a shape `name`

@@ -19,31 +19,24 @@
  */
 static __always_inline void settle_find(struct tcp_sock *tcp, struct attribution *found)
 {
-	struct rate_limit_socket *tag = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
+	struct rate_limit_socket *tagged = bpf_sk_storage_get(&rate_limit_socket_map, tcp, NULL, 0);
 	struct rate_limit_graph graph = graph_in_use();
 	__u64 way = graph_cgroup_of(&tcp->inet_conn.icsk_inet.sk);
-	bool released = tag && tag->rule == LIMITER_RELEASED;
+	__u64 id, tag = attribution_valid_tag(tagged ? tagged->rule : ATTRIBUTION_UNTAGGED);
 	struct cgroup *here;
 	__u32 node = 0;
 	int levels;
-	__u64 id;
 
-	if (tag && !released && !bpf_map_lookup_elem(&rate_limit_config_map, &tag->rule))
-		tag = NULL;
 	levels = way ? BPF_CORE_READ((struct cgroup *)way, level) + 1 : 0;
-	/* Of the rules above a tagged socket only the root's holds. */
-	if (tag && !released && levels)
-		levels = 1;
 	for (int level = 0; level < LIMITER_MAX_DEPTH && level < levels; level++) {
 		here = graph_ancestor((struct cgroup *)way, level);
 		id = BPF_CORE_READ(here, kn, id);
 		if (graph.node)
 			node = graph_follow(&graph, id, way, level, node);
-		attribution_add_cgroup(id, node, released, found);
+		attribution_add_cgroup(id, node, tag, found);
 	}
 	attribution_shares(found);
-	if (tag && !released)
-		attribution_add(found, tag->rule);
+	attribution_add_tag(tag, found);
 }
 
 static __always_inline void settle(struct tcp_sock *tcp, __u32 generation, bool on)

@@ -179,7 +179,7 @@ def test_a_rule_comes_and_goes(cgroups: Cgroups) -> None:
     assert cgroups.rules_by_id() == {cgroups.identifier(f"/speed_limiter/{name}"): name for name in ("a@b:1", "backup")}
     assert not cgroups.remove_managed()
     for name in ("backup", "a@b:1", "never-was"):
-        cgroups.remove_rule(name)
+        cgroups.remove(f"/speed_limiter/{name}")
     assert cgroups.rule_names() == []
     assert cgroups.remove_managed()
     assert not cgroups.exists(cgroups.managed)
@@ -188,7 +188,7 @@ def test_a_rule_comes_and_goes(cgroups: Cgroups) -> None:
 
 def test_a_rule_that_is_made_again_has_another_identifier(cgroups: Cgroups) -> None:
     first = cgroups.make_rule("again")
-    cgroups.remove_rule("again")
+    cgroups.remove("/speed_limiter/again")
     assert cgroups.make_rule("again") != first
 
 
@@ -196,7 +196,7 @@ def test_empty_cgroups_below_a_rule_go_with_it(cgroups: Cgroups) -> None:
     cgroups.make_rule("deep")
     make(cgroups, "/speed_limiter/deep/a/b")
     make(cgroups, "/speed_limiter/deep/c")
-    cgroups.remove_rule("deep")
+    cgroups.remove("/speed_limiter/deep")
     assert not cgroups.exists("/speed_limiter/deep")
 
 
@@ -206,7 +206,7 @@ def test_a_rule_with_processes_stays_and_the_error_names_them(cgroups: Cgroups) 
     with child() as process:
         cgroups.move(process.pid, "/speed_limiter/busy/below")
         with refused("busy_cgroup") as caught:
-            cgroups.remove_rule("busy")
+            cgroups.remove("/speed_limiter/busy")
         assert str(process.pid) in str(caught[0])
         assert "python" in str(caught[0])
         assert cgroups.exists("/speed_limiter/busy")
@@ -217,7 +217,7 @@ def test_a_rule_is_removed_right_after_its_process_ended(cgroups: Cgroups) -> No
     with child() as process:
         cgroups.move(process.pid, "/speed_limiter/ended")
         process.end()
-        cgroups.remove_rule("ended")
+        cgroups.remove("/speed_limiter/ended")
     assert not cgroups.exists("/speed_limiter/ended")
 
 

@@ -97,22 +97,22 @@ def test_a_released_process_is_free_on_all_its_sockets(sender: Sender) -> None:
     assert packets("web") == 1
 
 
-def test_what_limits_the_cgroup_that_it_goes_back_to_holds_again(sender: Sender) -> None:
+def test_what_limits_its_cgroup_holds_beside_the_rule_that_it_is_moved_into(sender: Sender) -> None:
     host = Host.open(run_uncached)
     home = Path(host.cgroups.absolute("/home_of_sender"))
     home.mkdir()
     try:
         (home / "cgroup.procs").write_text(str(sender.pid))
         sender.send("early")
-        apply(name="home", cgroup_path="/home_of_sender", rate="1m")
+        apply(name="home", cgroup_paths=["/home_of_sender"], rate="1m")
         apply(name="web", pids=[sender.pid], rate="1m")
         sender.send("early")
         sender.send("late")
-        assert (packets("home"), packets("web")) == (0, 2)
+        assert (packets("home"), packets("web")) == (2, 2)
         apply(pids=[sender.pid], state="absent")
         sender.send("early")
         sender.send("late")
-        assert (packets("home"), packets("web")) == (2, 2)
+        assert (packets("home"), packets("web")) == (4, 2)
     finally:
         sender.process.kill()
         sender.process.wait()

@@ -169,11 +169,11 @@ def test_all_descendants_of_a_process_that_forks_without_end_come_along(
         done = rule(name="web", pid=storm.pid, rate="1m")
         assert not done["warnings"]
         # What had lost its parent before it could be seen ends by itself; nothing new is born there.
-        until(lambda: not cgroups.pids(home))
-        until(lambda: len(cgroups.pids("/speed_limiter/web")) > 5)
+        until(lambda: not cgroups.pids(home, recursive=False))
+        until(lambda: len(cgroups.pids(f"{home}/speed_limiter.web")) > 5)
         rule(name="web", state="absent")
-        until(lambda: len(cgroups.pids(home)) > 5)
-        assert not cgroups.exists("/speed_limiter/web")
+        until(lambda: len(cgroups.pids(home, recursive=False)) > 5)
+        assert snapshot().cgroups == ("/speed_limiter",)
 
 
 # Once told, forks twice; the one in between ends.
@@ -199,6 +199,7 @@ def test_a_grandchild_whose_parents_are_gone_goes_where_the_rules_processes_came
     home = made("/home_of_orphan")
     with child(FORKS_LATER) as parent:
         cgroups.move(parent.pid, home)
+        limiter.refuse_leaves(home)
         rule(pid=parent.pid, rate="1m")
         parent.process.stdin.write("\n")
         parent.process.stdin.flush()
@@ -219,6 +220,7 @@ def test_where_the_home_is_gone_the_nearest_cgroup_above_takes_the_process(
     home = made("/above/home")
     with child() as one:
         cgroups.move(one.pid, home)
+        limiter.refuse_leaves(home)
         rule(name="web", pid=one.pid, rate="1m")
         os.rmdir(cgroups.absolute(home))
         done = rule(pid=one.pid, state="absent")
@@ -231,6 +233,7 @@ def test_a_home_that_takes_no_process_any_more_is_passed_by(cgroups: Cgroups, ma
     home = made("/above/home")
     with child() as one:
         cgroups.move(one.pid, home)
+        limiter.refuse_leaves(home)
         rule(name="web", pid=one.pid, rate="1m")
         # A threaded cgroup makes those beside it invalid.
         Path(cgroups.absolute(made("/above/threaded")), "cgroup.type").write_text("threaded")
@@ -305,4 +308,5 @@ def test_a_rule_named_twice_for_the_same_process_is_no_second_rule(sender: Sende
     assert not again["changed"]
     assert rule(cgid=again["rule"]["cgroup_id"], rate="2m")["rule"]["rate"] == 2 * 1024**2
     assert rule(last=True, rate="3m")["rule"]["rate"] == 3 * 1024**2
-    assert snapshot().cgroups == ("/speed_limiter", "/speed_limiter/web")
+    kept = "/home_of_sender/speed_limiter.web"
+    assert snapshot().cgroups == ("/speed_limiter", "/speed_limiter/web", kept)

@@ -25,8 +25,8 @@ from unittest import mock
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.leaves import own_rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import rule_of
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task as ansible_task
@@ -35,7 +35,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import leaves, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
@@ -200,10 +200,11 @@ def snapshot(*pids: int) -> Snapshot:
     members: dict[int, int] = {}
     if (maps := Maps.open(libbpf)) is not None:
         with maps:
-            limits, states, members = maps.limits(), maps.state_rules(), maps.members()
+            limits, states, members = maps.limits(), maps.state_rules(), {**maps.members(), **maps.leaves()}
     found = {pid: processes.read(pid) for pid in pids}
     managed = cgroups.absolute(cgroups.managed)
     made = sorted(directory[len(cgroups.mount) :] for directory, _below, _files in os.walk(managed))
+    made += sorted(leaves.named(cgroups))
     return Snapshot(
         cgroups=tuple(made),
         limits={name(key): limit for key, limit in limits.items()},
@@ -245,7 +246,7 @@ def counters() -> dict[str, Counters]:
         found = {key: seen for key in maps.state_rules() if (seen := maps.counters(key))}
         found.update({key: seen.counters for key, seen in budgets.counted(maps).items()})
     paths = {key: libbpf.cgroup_path_of(cgroups.mount, key) or "" for key in found}
-    return {rule_of(paths[key]) or f"gone: {key}": seen for key, seen in found.items()}
+    return {own_rule(paths[key]) or f"gone: {key}": seen for key, seen in found.items()}
 
 
 def packets() -> dict[str, int]:
@@ -270,6 +271,11 @@ def refused_unchanged(kind: str, *words: str, pids: tuple[int, ...] = ()) -> Ite
     with refused(kind, *words):
         yield
     assert snapshot(*pids) == before
+
+
+def refuse_leaves(cgroup: str) -> None:
+    """From now on the processes of a cgroup can only be kept in the own cgroup of a rule."""
+    Path(Cgroups.find().absolute(cgroup), "cgroup.max.descendants").write_text("0")
 
 
 # ---- processes that send

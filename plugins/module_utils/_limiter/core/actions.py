@@ -51,10 +51,11 @@ class Take(t.NamedTuple):
     processes: tuple[Process, ...]
     named: tuple[int, ...]  # pids that the user named: the task fails if one of them is gone
     children: bool
+    kept: t.Mapping[str, str]  # cgroup -> where its processes go: a leaf, or the rule's own cgroup
 
 
 class Release(t.NamedTuple):
-    """Move processes out of a rule, back to their origins."""
+    """Move processes out of a rule, back home."""
 
     name: str
     pids: tuple[int, ...]

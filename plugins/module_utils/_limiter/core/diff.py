@@ -19,8 +19,7 @@ def rule_line(name: str, rule: Rule | None, file: File | None = None) -> str:
     """
     if rule is None or rule.limit is None:
         return ", ".join([f"{name}: {'unfinished' if rule else 'absent'}", *([stored.show(file)] if file else [])])
-    count = len(rule.pids)
-    parts = [*policy.show(rule.limit), f"{count} process{'' if count == 1 else 'es'}"]
+    parts = [*policy.show(rule.limit), count(rule.pids)]
     parts += [f"limits {'each of ' if rule.each else ''}{place}" for place in rule.places]
     if file is not None:
         same = file == stored.form(rule, file)
@@ -38,11 +37,30 @@ class Side(t.NamedTuple):
         return rule_line(name, self.rules.get(name), self.files.get(name))
 
 
-def texts(names: t.Iterable[str], before: Side, after: Side, replaced: str) -> tuple[str, str]:
-    """The two sides of a diff of the rules in ``names``; ``replaced`` says what the program is before it is loaded."""
+def count(processes: t.Sized) -> str:
+    return f"{len(processes)} process{'' if len(processes) == 1 else 'es'}"
+
+
+def lost(rules: t.Iterable[Rule], limits: t.Iterable[str]) -> str:
+    """What no longer holds for processes that leave a cgroup: the tightest rule first."""
+    held = sorted((rule.limit, rule.name) for rule in rules if rule.limit)
+    parts = [f"the rule {name!r} ({policy.show(limit)[0]})" for limit, name in held]
+    return ", ".join([*parts, *limits, "what stops or filters that cgroup"])
+
+
+def texts(
+    names: t.Iterable[str],
+    before: Side,
+    after: Side,
+    replaced: str,
+    remarks: t.Mapping[str, t.Iterable[str]],
+) -> tuple[str, str]:
+    """The two sides of a diff of the rules in ``names``; ``replaced`` says what the program is before it is loaded,
+    ``remarks`` what happens to other things than the rules.
+    """
     old = [f"program: {replaced}"] if replaced else []
     new = ["program: loaded"] if replaced else []
     for name in sorted(set(names)):
         old.append(before.line(name))
-        new.append(after.line(name))
+        new += [after.line(name), *(f"{name}: {remark}" for remark in remarks.get(name, ()))]
     return "".join(f"{line}\n" for line in old), "".join(f"{line}\n" for line in new)

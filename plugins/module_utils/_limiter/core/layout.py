@@ -27,6 +27,7 @@ MAX_EDGES = 262144
 MAX_PLACES = 65536
 MAX_PATTERN = 1008  # bytes of a pattern
 NO_RULE = (1 << 64) - 1  # as the rule of a budget that is being made or removed
+LEAF = 1 << 63  # beside the rule of a member: it is a leaf
 RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2

@@ -69,6 +69,15 @@ class Rule(t.NamedTuple):
     places: tuple[str, ...]  # patterns of the cgroups that it limits in place, sorted
     pids: tuple[int, ...]
     each: bool = False  # every cgroup that a place names has a budget of its own
+    leaves: t.Mapping[str, tuple[int, ...]] = {}  # those that processes are in; the other pids are in its own cgroup
+
+    def without(self, pids: t.Container[int]) -> Rule:
+        """The rule when these processes have left it."""
+        leaves = {leaf: tuple(pid for pid in inside if pid not in pids) for leaf, inside in self.leaves.items()}
+        return self._replace(
+            pids=tuple(pid for pid in self.pids if pid not in pids),
+            leaves={leaf: inside for leaf, inside in leaves.items() if inside},
+        )
 
 
 class Skipped(t.NamedTuple):
@@ -165,3 +174,5 @@ class HostState(t.NamedTuple):
     lost_limits: t.Mapping[str, tuple[str, ...]]  # cgroup -> the limits that a process loses by leaving it
     earlier: bool = False  # the maps are an earlier version's
     store: Store = Store()  # what is stored for the next boot
+    leaves: t.Mapping[str, str] = {}  # leaf -> name of its rule
+    refused: t.Mapping[str, str] = {}  # leaf that is not possible -> why

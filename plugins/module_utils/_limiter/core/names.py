@@ -41,11 +41,6 @@ def check_rule_name(option: str, value: str) -> None:
     raise LimiterError("bad_name", f"{option} {shown!r} is refused", why, "Choose a name such as 'backup' or 'web-1'")
 
 
-def is_leaf(cgroup: str) -> bool:
-    """Whether a cgroup holds the processes that a rule takes of the cgroup above: `speed_limiter.<rule>`."""
-    return cgroup.rpartition("/")[2].startswith("speed_limiter.")
-
-
 def is_automatic(name: str) -> bool:
     """Whether this is the name of an automatic rule, one for a single process: ``pid-1234``."""
     return _AUTOMATIC.fullmatch(name) is not None

@@ -9,15 +9,15 @@ import typing as t
 
 from . import actions as do
 from . import diff, policy
-from .actions import Action, LoadProgram, MakeRule, Release, RemoveRule, SetLimit, SetPlaces, Take
+from .actions import Action, LoadProgram, MakeRule, Release, RemoveRule, SetLimit, SetPlaces
 from .errors import LimiterError
+from .keeping import Keeping
+from .leaves import own_rule, rule_of
 from .model import File, HostState, Process, Rule, Target
 from .names import is_automatic
-from .places import Place, graph_of, taken
+from .places import Place, taken
 from .policy import Limit
 from .storing import Storing
-
-MANAGED = "/speed_limiter"
 
 
 class Plan(t.NamedTuple):
@@ -34,12 +34,6 @@ class Plan(t.NamedTuple):
     @property
     def loads_program(self) -> bool:
         return any(isinstance(action, LoadProgram) for action in self.actions)
-
-
-def rule_of(cgroup: str) -> str | None:
-    """The rule whose own cgroup is this one or above it."""
-    parts = cgroup.split("/")
-    return parts[2] if cgroup.startswith(f"{MANAGED}/") else None
 
 
 def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False, whole: bool = False) -> Plan:
@@ -59,9 +53,12 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False, who
         for name in others:
             if not is_automatic(name):
                 draft.remove(name)
-    for target in targets:
-        if target.request.present:
-            draft.present(target)
+    wanted = [target for target in targets if target.request.present]
+    for target in wanted:
+        draft.present(target)
+    # Where a process is kept depends on the places of all rules.
+    for target in wanted:
+        draft.take(target)
     return draft.finish(targets, others if purge else ())
 
 
@@ -101,6 +98,7 @@ class _Draft:
         self.touched: dict[str, None] = {}
         self.warnings: list[str] = []
         self.storing = Storing(state.store, self.warnings)
+        self.keeping = Keeping(state, self.warnings)
 
     def _do(self, action: Action, rule: Rule) -> None:
         self.actions.append(action)
@@ -147,7 +145,6 @@ class _Draft:
             rule = old._replace(limit=limit)
             self._do(MakeRule(name, limit, start_time), rule)
         self._set_places(target, rule)
-        self._take(target, self.rules[name])
         rule = self.rules[name]
         if rule.limit != limit:
             self._do(SetLimit(name, limit), rule._replace(limit=limit))
@@ -196,26 +193,32 @@ class _Draft:
         if (places, each) != (rule.places, rule.each):
             self._change(rule._replace(places=places, each=each))
 
-    def _take(self, target: Target, rule: Rule) -> None:
-        request = target.request
+    def take(self, target: Target) -> None:
+        """The processes of a target that is present go into its rule, which is made already."""
+        request, rule = target.request, self.rules[target.name or ""]
         if request.takes_processes and not target.matched:
             self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} has none")
         wanted = self._claim(target, rule)
-        moved = tuple(process for process in wanted if rule_of(process.cgroup) != rule.name)
+        moved = tuple(process for process in wanted if self._rule_of(process) != rule.name)
         if not moved:
             return
-        for cgroup in sorted({process.cgroup for process in moved}):
-            lost = self.state.lost_limits.get(cgroup, ())
-            if lost:
-                self.warnings.append(
-                    f"processes leave {cgroup}, so its {', '.join(lost)} no longer hold for them; "
-                    f"to keep these, limit that cgroup in place: cgroup_paths={cgroup}"
-                )
         pids = {process.pid for process in moved}
-        for other in sorted({rule_of(process.cgroup) or "" for process in moved} - {""}):
+        for other in sorted({self._rule_of(process) or "" for process in moved} - {""}):
             self._forget(other, pids)
-        action = Take(rule.name, moved, request.pids, request.children)
-        self._do(action, rule._replace(pids=tuple(sorted({*rule.pids, *pids}))))
+        action = self.keeping.take(target, moved, self.rules, self._of_rules(self.rules))
+        leaves = {leaf: set(inside) for leaf, inside in rule.leaves.items()}
+        for process in moved:
+            kept = action.kept[process.cgroup]
+            if own_rule(kept) is None:
+                leaves.setdefault(kept, set()).add(process.pid)
+        rule = rule._replace(
+            pids=tuple(sorted({*rule.pids, *pids})),
+            leaves={leaf: tuple(sorted(inside)) for leaf, inside in leaves.items()},
+        )
+        self._do(action, rule)
+
+    def _rule_of(self, process: Process) -> str | None:
+        return rule_of(process.cgroup, self.state.leaves)
 
     def _claim(self, target: Target, rule: Rule) -> list[Process]:
         """A process that several rules of one list want belongs to the first; otherwise it would move on every run."""
@@ -246,7 +249,7 @@ class _Draft:
         rule = self.rules.get(name)
         if rule is None:
             return
-        self.rules[name] = rule._replace(pids=tuple(pid for pid in rule.pids if pid not in pids))
+        self.rules[name] = rule.without(pids)
         self.touched[name] = None
 
     def absent(self, target: Target) -> None:
@@ -268,7 +271,7 @@ class _Draft:
         if left != rule.places:
             self._change(rule._replace(places=left))
         if request.takes_processes:
-            self._release(name, {process.pid for process in target.processes if rule_of(process.cgroup) == name})
+            self._release(name, {process.pid for process in target.processes if self._rule_of(process) == name})
         self.storing.follow(target, self.rules.get(name))
 
     def _release_anywhere(self, target: Target) -> None:
@@ -276,9 +279,9 @@ class _Draft:
         by_rule: dict[str, set[int]] = {}
         # Also those that a killed run was about to release: their parent may have left the rule already.
         named = {*target.matched, *self.state.memory.in_transit}
-        meant = {rule_of(process.cgroup) for process in target.processes if process.pid in named}
+        meant = {self._rule_of(process) for process in target.processes if process.pid in named}
         for process in target.processes:
-            name = rule_of(process.cgroup)
+            name = self._rule_of(process)
             if name is not None and name in meant:
                 by_rule.setdefault(name, set()).add(process.pid)
         for name, pids in by_rule.items():
@@ -295,9 +298,9 @@ class _Draft:
         inside = pids & set(rule.pids) if rule else set()
         if rule is None or not inside:
             return
-        left = tuple(pid for pid in rule.pids if pid not in inside)
-        self._do(Release(name, tuple(sorted(inside))), rule._replace(pids=left))
-        if not left and is_automatic(name):
+        left = rule.without(inside)
+        self._do(Release(name, tuple(sorted(inside))), left)
+        if not left.pids and is_automatic(name):
             self.remove(name)
 
     def remove(self, name: str) -> None:
@@ -320,7 +323,8 @@ class _Draft:
         remade = {action.name for action in self.actions if isinstance(action, MakeRule)}
         if not changed and not any(place.rule in remade for place in wanted.values()):
             return None
-        return SetPlaces(wanted, tuple(graph_of(wanted)), tuple(changed))
+        self.keeping.check_nesting(self.rules, wanted)
+        return SetPlaces(wanted, tuple(self.keeping.graph(wanted)), tuple(changed))
 
     def _of_rules(self, rules: t.Mapping[str, Rule]) -> dict[str, Place]:
         found: dict[str, Place] = {}
@@ -357,6 +361,7 @@ class _Draft:
             diff.Side(self.state.rules, self.state.store.files),
             diff.Side(self.rules, self.storing.files),
             replaced if loads else "",
+            self.keeping.remarks,
         )
         first: list[Action] = [*([do.StoreRules(files)] if files else []), *([LoadProgram()] if loads else [])]
         return Plan(

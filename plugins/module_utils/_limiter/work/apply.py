@@ -10,18 +10,19 @@ import os
 import typing as t
 
 from ..core import actions as do
-from ..core import catalog, layout
 from ..core.errors import LimiterError
+from ..core.leaves import own_rule
 from ..core.model import Memory, Process
 from ..core.places import graph_of
-from ..core.plan import Plan, rule_of
+from ..core.plan import Plan
 from ..core.policy import Limit
 from ..host import store
 from ..host.bpf import budgets
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
-from ..host.sockets.tagging import Tags, tag_apart
+from ..host.groups.leaves import Leaves
 from . import pacing, places
+from .following import Following
 from .host import Host
 from .origins import Origins
 from .program import load_if_needed
@@ -58,10 +59,10 @@ class _Application:
         self.warnings: list[str] = []
         self.forgotten: set[int] = set()  # rules
         self.unlimited: list[str] = []
-        self.left: list[int] = []  # processes that went home since sockets were last tagged
+        self.following = Following(host, self.warnings, self.unlimited)
         self.program: list[str] = []
         self.undos: list[t.Callable[[], object]] = []
-        self.origins, self.last = Origins(remembered), remembered.last
+        self.origins, self.last = Origins(remembered, host.leaves.home_of), remembered.last
         self.concerned: pacing.Concerned | None = None
         self.killed_before = remembered.settling
         self.behind = False  # open connections could not follow: the next task tries again
@@ -77,16 +78,21 @@ class _Application:
             do.RemoveRule: lambda action: self._remove(action.name),
         }
 
+    @property
+    def leaves(self) -> Leaves:
+        return self.host.leaves
+
     def run(self, plan: Plan) -> None:
         if self.host.maps:
             self.host.complete()
             places.complete(self.host)
             self.warnings += pacing.complete_stop(self.host.attachments, self.host.opened_maps)
-        self._tag_sockets(self.origins.written.in_transit)
+        self.following.tag(self.origins.written.in_transit)
         for target in plan.targets:
             if target.request.present:
                 # Connections that were accepted while an earlier run moved the process are found now.
-                self._tag_sockets(process.pid for process in target.processes if rule_of(process.cgroup) == target.name)
+                inside = [one.pid for one in target.processes if self.leaves.rule_of(one.cgroup) == target.name]
+                self.following.tag(inside)
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
         leaving = self._leaving(plan.actions)
@@ -95,6 +101,7 @@ class _Application:
         self.origins.write_ahead(plan.actions, leaving, last)
         for action in plan.actions:
             self.steps[type(action)](action)
+        self._tidy({*plan.changed, *(target.name for target in plan.targets if target.name)})
         self._announce()
         self._follow()
         if self.forgotten:
@@ -108,7 +115,7 @@ class _Application:
             if isinstance(action, do.Release):
                 pids += action.pids
             elif isinstance(action, do.RemoveRule):
-                pids += self.cgroups.pids(self.cgroups.rule_cgroup(action.name))
+                pids += self.leaves.pids(action.name)
         return pids
 
     def undo_all(self) -> None:
@@ -120,7 +127,7 @@ class _Application:
                 undone = False  # the first error is the one that is told
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
-            self._tag_left()
+            self.following.tag_left()
             self._follow()
             if undone:  # else what was being moved stays written down, for the next run
                 self.origins.close(self.last, self.cgroups.rule_names(), self.behind)
@@ -187,16 +194,16 @@ class _Application:
         if action.children:
             self._take_forked(taken, action)
         else:
-            self._tag_sockets([process.pid for process in taken])
+            self.following.tag([process.pid for process in taken])
 
     def _take_forked(self, taken: list[Process], action: do.Take) -> None:
         """Children of a process that was moved are born in the rule; those forked before are found here."""
         for _round in range(_FORK_ROUNDS):
             pids = [process.pid for process in taken]
             found = [processes.read(pid) for pid in processes.descendants(pids) if pid not in self.protected]
-            late = [process for process in found if process and rule_of(process.cgroup) != action.name]
+            late = [process for process in found if process and self.leaves.rule_of(process.cgroup) != action.name]
             for process in late:
-                self.origins.remember(process, action.name)
+                self.origins.remember(process, action.name, action.kept.get(process.cgroup, ""))
             if not [process for process in late if self._move(process, action)]:
                 break
         else:
@@ -204,41 +211,50 @@ class _Application:
                 f"children of the processes in {action.name!r} are forked faster than they can be moved; "
                 "run the task again"
             )
-        self._tag_sockets([*pids, *(process.pid for process in found if process)])
+        self.following.tag([*pids, *(process.pid for process in found if process)])
 
     def _move(self, process: Process, action: do.Take) -> bool:
         """Whether the process was moved; one that is gone is an error only where the user named it."""
-        now = processes.read(process.pid)
         try:
+            now = processes.read(process.pid)
             if now is None or now.start_time != process.start_time:
-                raise LimiterError(
-                    "dead_process",
-                    f"process {process.pid} ended while this task ran",
-                    "",
-                    "Nothing was changed. Run the task again",
-                )
-            self.undos.append(lambda: self._put_back(process))
-            self.cgroups.move(process.pid, self.cgroups.rule_cgroup(action.name))
+                raise _meanwhile("dead_process", f"process {process.pid} ended")
+            kept = action.kept.get(now.cgroup)
+            if kept is None:
+                raise _meanwhile("process_moved", f"process {process.pid} went to {now.cgroup}")
+            if own_rule(kept) is None:
+                self._make_leaf(action.name, kept)
+            self.undos.append(lambda: self._put_back(now))
+            self.cgroups.move(process.pid, kept)
         except LimiterError as error:
-            if error.kind == "dead_process" and process.pid not in action.named:
-                return False
-            raise
+            if process.pid in action.named or error.kind not in ("dead_process", "process_moved", "no_cgroup"):
+                raise
+            if error.kind == "process_moved":
+                self.warnings.append(f"{error.what}: it is not in the rule {action.name!r}; run the task again")
+            return False
         return True
+
+    def _make_leaf(self, name: str, leaf: str) -> None:
+        if self.leaves.rules.get(leaf) != name:
+            self.undos.append(self.leaves.make(name, self._identifier(name), leaf))
 
     def _put_back(self, process: Process) -> None:
         """Undoes a move: into the rule that the process was in before, too."""
-        if not processes.lives(process.pid, process.start_time):
+        now = processes.read(process.pid)
+        if now is None or now.start_time != process.start_time:
             return
         try:
             self.cgroups.move(process.pid, process.cgroup)
         except LimiterError:
-            self.cgroups.move_back(process.pid, self.origins.home(rule_of(process.cgroup) or "", process) or "/")
-        self.left.append(process.pid)
+            if self.leaves.leaf_of(now.cgroup):  # further up it would lose its limits
+                raise
+            self.cgroups.move_back(process.pid, self.origins.home(own_rule(process.cgroup) or "", process) or "/")
+        self.following.left(process.pid)
 
     def _release(self, action: do.Release) -> None:
         for pid in action.pids:
             self._send_home(action.name, pid)
-        self._tag_left()
+        self.following.tag_left()
 
     # Steps that several actions share
 
@@ -258,11 +274,11 @@ class _Application:
         cgroup_id = self.cgroups.identifier(cgroup)
         if cgroup_id is None:
             return
-        inside = self.cgroups.pids(cgroup)
+        inside = self.leaves.pids(name)
+        stay: set[int] = set()
         for _round in range(_FORK_ROUNDS):
-            for pid in inside:
-                self._send_home(name, pid)
-            inside = self.cgroups.pids(cgroup)
+            stay.update(pid for pid in inside if not self._send_home(name, pid))
+            inside = [pid for pid in self.leaves.pids(name) if pid not in stay]
             if not inside:
                 break
         else:
@@ -272,14 +288,40 @@ class _Application:
                 f"something keeps putting processes into {self.cgroups.absolute(cgroup)}, now {inside[0]}",
                 "Stop it, and run the task again",
             )
-        self._tag_left()
+        self.following.tag_left()
         if self.host.maps:
             limit = self.host.maps.limit(cgroup_id)
+            for leaf in self.leaves.of(name):
+                self._remove_leaf(name, leaf)
+            self.leaves.bury(name)
             if limit is not None:
                 self.undos.append(lambda: self._make_again(name, limit))
             forget_rule(self.host.maps, cgroup_id)
             self.forgotten.add(cgroup_id)
-        self.cgroups.remove_rule(name)
+        self.cgroups.remove(cgroup)
+
+    def _remove_leaf(self, name: str, leaf: str) -> None:
+        """A rule loses a leaf. Who cannot go home stays there, and it limits nobody any more."""
+        self.undos.append(lambda: self.leaves.make(name, self._identifier(name), leaf))
+        if self.cgroups.pids(leaf):
+            self.leaves.unlimit(leaf)
+        else:
+            self.leaves.remove(leaf)
+
+    def _tidy(self, names: t.Iterable[str]) -> None:
+        """Removes the leaves of rules that nobody is in any more: their processes have ended, or have just left. After
+        a run that was killed, those of all rules.
+        """
+        if self.killed_before:
+            names = {*names, *self.leaves.rules.values()}
+            for leaf in self.leaves.forgotten():
+                if not self.cgroups.pids(leaf):
+                    self.cgroups.remove(leaf)
+        for name in names:
+            for leaf in self.leaves.of(name):
+                if not self.cgroups.pids(leaf):
+                    self._remove_leaf(name, leaf)
+            self.leaves.bury(name)
 
     def _make_again(self, name: str, limit: Limit) -> None:
         """Undoes a removal; where the cgroup was gone already, with a full bucket and counters of 0."""
@@ -288,10 +330,13 @@ class _Application:
         maps.add_member(cgroup_id, cgroup_id)
         maps.set_limit(cgroup_id, limit)
 
-    def _send_home(self, name: str, pid: int) -> None:
+    def _send_home(self, name: str, pid: int) -> bool:
+        """Whether a process is in that rule no more."""
         process = processes.read(pid)
-        if process is None or rule_of(process.cgroup) != name:  # it ended, or went elsewhere, in the meantime
-            return
+        if process is None or self.leaves.rule_of(process.cgroup) != name:  # it ended, or went elsewhere, meanwhile
+            return True
+        if self.leaves.leaf_of(process.cgroup):
+            return self._leave(process)
         home = self.origins.home(name, process)
         if home is None:
             home = "/"
@@ -301,56 +346,29 @@ class _Application:
             went = self.cgroups.move_back(pid, home)
         except LimiterError as error:
             if error.kind == "dead_process":
-                return
+                return True
             raise
         if went != home:
             self.warnings.append(f"{home}, the former cgroup of process {pid}, cannot take it back; it went to {went}")
-        self.left.append(pid)
+        self.following.left(pid)
+        return True
 
-    def _tag_left(self) -> None:
-        """Once for all that went home: each look at sockets takes a process of its own."""
-        left, self.left = self.left, []
-        self._tag_sockets(left)
+    def _leave(self, process: Process) -> bool:
+        """A process goes from a leaf to the cgroup above it, and nowhere else: further up it would lose its limits."""
+        self.undos.append(lambda: self._put_back(process))
+        try:
+            self.cgroups.move(process.pid, self.leaves.home_of(process.cgroup))
+        except LimiterError as error:
+            if error.kind == "dead_process":
+                return True
+            self.warnings.append(f"{error}. It stays in {process.cgroup}")
+            return False
+        self.following.left_leaf(process.pid)
+        return True
 
-    def _tag_sockets(self, pids: t.Iterable[int]) -> None:
-        """Makes the tags of processes' open sockets agree with the rules that the processes are in now."""
-        by_rule: dict[int | None, list[int]] = {}
-        for pid in dict.fromkeys(pids):
-            process = processes.read(pid)
-            if process is not None:
-                by_rule.setdefault(self._limited_by(process.cgroup), []).append(pid)
-        maps = self.host.maps
-        if maps is None:
-            return
-        socket_map = maps.of(catalog.SOCKET).fd
-        for rule, members in by_rule.items():
-            tags = Tags(self._tagger(rule), layout.ID.pack(layout.RELEASED if rule is None else rule), socket_map)
-            tagged = tag_apart(members, tags, [socket_map, maps.of(catalog.CONTROL).fd])
-            if rule is None:
-                self.warnings += [f"may still be limited: {text}" for text in tagged.missed]
-            else:
-                self.unlimited += [f"not limited: {text}" for text in tagged.missed]
 
-    def _limited_by(self, cgroup: str) -> int | None:
-        """The innermost rule that holds for a cgroup. A socket has one tag only: of nested rules that limit in place,
-        the outer ones do not see what a process opened in a rule that it left.
-        """
-        name = rule_of(cgroup)
-        if name is not None:
-            return self.cgroups.identifier(self.cgroups.rule_cgroup(name))
-        in_place = places.rules_on_way(self.host, cgroup)
-        return self.cgroups.identifier(self.cgroups.rule_cgroup(in_place[-1])) if in_place else None
-
-    def _tagger(self, rule: int | None) -> t.Callable[[int], None]:
-        maps = self.host.opened_maps
-
-        def tag(descriptor: int) -> None:
-            if rule is not None:
-                maps.tag_socket(descriptor, rule)
-            else:
-                maps.release_socket(descriptor)
-
-        return tag
+def _meanwhile(kind: str, what: str) -> LimiterError:
+    return LimiterError(kind, f"{what} while this task ran", "", "Nothing was changed. Run the task again")
 
 
 def forget_rule(maps: Maps, rule: int) -> None:

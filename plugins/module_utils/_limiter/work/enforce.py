@@ -12,8 +12,9 @@ import typing as t
 from ..core import policy
 from ..core.association import Association
 from ..core.errors import LimiterError
+from ..core.leaves import MANAGED, home_of, unit_of
 from ..core.model import File, Request, Rule, StoredRule, Target
-from ..core.plan import MANAGED, Plan, plan
+from ..core.plan import Plan, plan
 from ..host.bpf import budgets
 from ..host.lock import host_lock
 from ..host.sockets import association
@@ -95,9 +96,14 @@ def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
     if host.attachments.current() is None:
         return []
     cgroups = places.cgroups_of(host, (pattern for rule in present for pattern in rule.places))
-    if any(rule.pids or not rule.places for rule in present):
+    cgroups.update(leaf for rule in present for leaf in rule.leaves)
+    if any(rule.without(_in_leaves(rule)).pids or not (rule.places or rule.leaves) for rule in present):
         cgroups.add(MANAGED)
     return [reason for reason in (_why_unseen(host, cgroup) for cgroup in sorted(cgroups)) if reason]
+
+
+def _in_leaves(rule: Rule) -> set[int]:
+    return {pid for inside in rule.leaves.values() for pid in inside}
 
 
 def _why_unseen(host: Host, cgroup: str) -> str | None:
@@ -133,18 +139,19 @@ def facts(host: Host, rule: Rule, files: t.Mapping[str, File], count: Count, loo
     cgroup = host.cgroups.rule_cgroup(rule.name)
     cgroup_id = host.cgroups.identifier(cgroup) if look else rule.cgroup_id
     counted = count(cgroup_id)
+    leaves = host.leaves.of(rule.name) if look else sorted(rule.leaves)
     return {
         "name": rule.name,
         **policy.facts(rule.limit),
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
         # Nothing is charged to a rule that a killed task has left unfinished.
-        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.places) if rule.limit],
+        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.places, *leaves) if rule.limit],
         "each": rule.each,
         "waiting": [
             host.cgroups.absolute(pattern) for pattern in rule.places if not places.cgroups_of(host, [pattern])
         ],
-        "pids": sorted(host.cgroups.pids(cgroup)) if look and rule.pids else list(rule.pids),
+        "pids": sorted(host.leaves.pids(rule.name)) if look and rule.pids else list(rule.pids),
         "counters": counted.counters.about(),
         "budgets": counted.about() if rule.each else None,
         "persistent": isinstance(files.get(rule.name), StoredRule),
@@ -158,5 +165,16 @@ def selection(target: Target) -> Facts:
     """
     return {
         "matched": list(target.matched),
+        "matched_units": _units(target),
         "skipped_processes": [skipped._asdict() for skipped in target.skipped],
     }
+
+
+def _units(target: Target) -> list[Facts]:
+    """Where the processes are that a request matched: who selects them by a name sees whose they are."""
+    matched = set(target.matched)
+    inside: dict[str, list[int]] = {}
+    for process in target.processes:
+        if process.pid in matched:
+            inside.setdefault(home_of(process.cgroup, ()), []).append(process.pid)
+    return [{"unit": unit_of(home), "cgroup": home, "pids": pids} for home, pids in sorted(inside.items())]

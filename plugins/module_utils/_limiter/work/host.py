@@ -15,6 +15,7 @@ from ..host.bpf.attachments import Attachments
 from ..host.bpf.libbpf import Libbpf, load
 from ..host.bpf.maps import Maps
 from ..host.groups.cgroups import Cgroups
+from ..host.groups.leaves import Leaves
 from ..host.lock import host_lock
 from ..host.root import check_root
 from .lost import Lost, pinned_again
@@ -38,6 +39,7 @@ class Host:
         self.other_maps: Maps | None = None
         self._any_version = any_version
         self.lost = Lost()
+        self._leaves: Leaves | None = None
         self.refresh()
 
     @classmethod
@@ -70,10 +72,17 @@ class Host:
 
     def refresh(self) -> None:
         """Look again at what is pinned."""
+        self._leaves = None
         if pins.is_mounted():
             found = Maps.open(self.libbpf, self._any_version)
             other = found is not None and not found.is_known
             self.maps, self.other_maps = (None, found) if other else (found, None)
+
+    @property
+    def leaves(self) -> Leaves:
+        if self._leaves is None:
+            self._leaves = Leaves(self.cgroups, self.libbpf, self.maps)
+        return self._leaves
 
     @property
     def is_earlier(self) -> bool:

@@ -18,13 +18,13 @@ from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.layout import State
 from ..core.model import HostState, Process, Rule
-from ..core.plan import rule_of
 from ..host import kernel, store
 from ..host.bpf import build, pins
 from ..host.bpf.libbpf import load
 from ..host.bpf.maps import other_schema
 from ..host.groups import processes
 from ..host.groups.cgroups import Cgroups
+from ..host.groups.leaves import Leaves
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
 from . import boot, places
@@ -191,7 +191,7 @@ class Info:
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
         cgroup = self.cgroup
         if cgroup is not None:
-            holds = {*places.rules_on_way(self.host, cgroup), rule_of(cgroup)}
+            holds = {*places.rules_on_way(self.host, cgroup), self.host.leaves.rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds]
         can = ability(self.host, state.program)
         count, missed = counter(self.host), unlimited(self.host, found)
@@ -250,7 +250,7 @@ class Info:
         return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now)}
 
     def processes(self) -> list[Facts] | None:
-        """The processes that are in rules' own cgroups, or the one that was asked for."""
+        """The processes that were put in rules, or the one that was asked for."""
         return self._seen(self._processes)
 
     def _processes(self) -> list[Facts] | None:
@@ -259,9 +259,7 @@ class Info:
         pids = (
             [self.pid]
             if self.pid
-            else [
-                pid for name in self.cgroups.rule_names() for pid in self.cgroups.pids(self.cgroups.rule_cgroup(name))
-            ]
+            else [pid for name in self.cgroups.rule_names() for pid in self._leaves(self.cgroups).pids(name)]
         )
         living = [process for process in (processes.read(pid) for pid in pids) if process]
         meant = [process for process in living if self._meant(process)]
@@ -270,15 +268,21 @@ class Info:
 
     def _meant(self, process: Process) -> bool:
         within = self.cgroup is None or _covers(self.cgroup, process.cgroup)
-        return within and self.name in (None, rule_of(process.cgroup))
+        return within and self.name in (None, self._rule_of(process))
 
-    @staticmethod
-    def _process(process: Process, command: str) -> Facts:
+    def _leaves(self, cgroups: Cgroups) -> Leaves:
+        """None are known without the maps."""
+        return self.host.leaves if self.host else Leaves(cgroups, None, None)
+
+    def _rule_of(self, process: Process) -> str | None:
+        return self._leaves(self.cgroups).rule_of(process.cgroup) if self.cgroups else None
+
+    def _process(self, process: Process, command: str) -> Facts:
         return {
             "pid": process.pid,
             "command": command,
             "cgroup": process.cgroup,
-            "rule": rule_of(process.cgroup),
+            "rule": self._rule_of(process),
         }
 
     def boot(self) -> Facts | None:

@@ -10,11 +10,11 @@ import os
 import typing as t
 
 from ..core.errors import LimiterError
+from ..core.leaves import MANAGED, PREFIX, home_of, leaf_for, own_rule
 from ..core.model import HostState, Process, Request, Rule, Selector, Skipped, StoredPlace, Target
 from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
-from ..core.plan import MANAGED, rule_of
 from ..host import memory, store
 from ..host.groups import expressions, processes, trees
 from . import places
@@ -70,7 +70,7 @@ def _named(request: Request) -> t.Iterator[None]:
 
 class _Observation:
     def __init__(self, host: Host, everything: bool, selections: Selections) -> None:
-        self.host, self.cgroups, self.selections = host, host.cgroups, selections
+        self.host, self.cgroups, self.selections, self.leaves = host, host.cgroups, selections, host.leaves
         self.memory, self.warnings = memory.read()
         self.protected = processes.protected(os.getpid())
         ancestors = (processes.read(pid) for pid in self.protected)
@@ -86,20 +86,33 @@ class _Observation:
         targets = tuple(self._target(request) for request in requests)
         for target in targets:
             self.names |= {target.name} if target.name else {f"pid-{pid}" for pid in target.request.pids}
-            self.names |= {name for name in (rule_of(process.cgroup) for process in target.processes) if name}
+            self.names |= {name for name in (self.leaves.rule_of(one.cgroup) for one in target.processes) if name}
         limits = self.host.maps.limits() if self.host.maps and len(self.names) > 64 else None
         rules = {name: rule for name in self.names for rule in [self._rule(name, limits)] if rule}
-        left = {process.cgroup for target in targets if target.request.present for process in target.processes}
-        lost = {cgroup: tuple(self.cgroups.limits(cgroup)) for cgroup in left if not cgroup.startswith(f"{MANAGED}/")}
         self.warnings += [
             f"not all processes in {cgroup} were found: there are more than {trees.MOST} cgroups below it"
             for cgroup in self.cgroups.too_large
         ]
         program, earlier = self.host.attachments.current(), self.host.is_earlier
+        leaves = set(self._leaves(targets))
+        refused = self._refused(leaves, program.cgroup if program else "/")
+        lost = {home: tuple(self.cgroups.limits(home)) for home in {home_of(leaf, (leaf,)) for leaf in leaves}}
         files = store.read(None if self.everything else [target.name for target in targets if target.name])
         if files.unsafe:
             self.warnings.append(f"what is stored for the next boot is neither read nor changed: {files.unsafe}")
-        return HostState(rules, self.memory, program, lost, earlier, files), targets, self.warnings
+        state = HostState(rules, self.memory, program, lost, earlier, files, self.leaves.rules, refused)
+        return state, targets, self.warnings
+
+    def _leaves(self, targets: t.Iterable[Target]) -> t.Iterator[str]:
+        """The leaves that the processes of targets would be kept in."""
+        for target in targets:
+            if target.request.present and target.name:
+                homes = {home_of(process.cgroup, self.leaves.rules) for process in target.processes}
+                yield from (leaf_for(home, target.name) for home in homes if own_rule(home) is None)
+
+    def _refused(self, leaves: t.Iterable[str], attached_to: str) -> dict[str, str]:
+        found = {leaf: self.leaves.refusal(leaf, attached_to) for leaf in leaves}
+        return {leaf: why for leaf, why in found.items() if why is not None}
 
     def _rule(self, name: str, limits: t.Mapping[int, t.Any] | None) -> Rule | None:
         cgroup = self.cgroups.rule_cgroup(name)
@@ -111,8 +124,10 @@ class _Observation:
             limit = self.host.maps.limit(cgroup_id) if limits is None else limits.get(cgroup_id)
         stored = self.in_place.get(name, ())
         patterns = tuple(sorted({place.pattern for place in stored}))
-        pids = tuple(sorted(self.cgroups.pids(cgroup)))
-        return Rule(name, cgroup_id, limit, patterns, pids, any(place.each for place in stored))
+        leaves = self.leaves.occupied(name)
+        pids = {*self.cgroups.pids(cgroup), *(pid for inside in leaves.values() for pid in inside)}
+        each = any(place.each for place in stored)
+        return Rule(name, cgroup_id, limit, patterns, tuple(sorted(pids)), each, leaves)
 
     def _target(self, request: Request) -> Target:
         with _named(request):
@@ -129,7 +144,7 @@ class _Observation:
         name = request.name
         if request.cgroup_id is not None:
             path = self.host.path_of(request.cgroup_id)
-            name = rule_of(path) if path else None
+            name = own_rule(path) if path else None
             if name and self.cgroups.identifier(self.cgroups.rule_cgroup(name)) != request.cgroup_id:
                 name = None
         if request.last:
@@ -157,12 +172,23 @@ class _Observation:
             )
         if request.present:
             fresh = set(patterns) - {place.pattern for place in self.in_place.get(name or "", ())}
+            for pattern in patterns:
+                self._check_no_leaf(request, pattern)
             for pattern in sorted(fresh if not request.everything else ()):
                 self._check_own_connection(request, pattern)
             if request.each:
                 for pattern in patterns:
                     self._check_each(request, pattern)
         return name, tuple(sorted(set(patterns))), tuple(named)
+
+    def _check_no_leaf(self, request: Request, pattern: str) -> None:
+        if pattern.rpartition("/")[2].startswith(PREFIX):
+            raise LimiterError(
+                "bad_cgroup_path",
+                f"{request.where}cgroup_paths: {pattern} is not limited in place",
+                f"cgroups whose names begin with {PREFIX} are made for the processes of rules",
+                "Limit the cgroup above it",
+            )
 
     def _check_own_connection(self, request: Request, pattern: str) -> None:
         """What the task itself is in, and what leads to this host, is limited only by who says so."""
@@ -192,7 +218,7 @@ class _Observation:
             )
 
     def _own_cgroup(self, request: Request, given: str | None, path: str) -> str:
-        name = rule_of(path)
+        name = own_rule(path)
         if name is None or path != self.cgroups.rule_cgroup(name):
             raise LimiterError(
                 "bad_cgroup_path",

@@ -1,15 +1,17 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where processes came from: written down before one is moved, so that after a killed run each can still go back."""
+"""Where processes came from: written down before one is moved, so that after a killed run each can still go back. A
+process that is kept in a leaf is at home, and nothing is written down about it.
+"""
 
 from __future__ import annotations
 
 import typing as t
 
 from ..core.actions import Action, RemoveRule, Take
+from ..core.leaves import own_rule
 from ..core.model import Memory, Origin, Process
-from ..core.plan import rule_of
 from ..host import memory
 from ..host.groups import processes
 
@@ -17,8 +19,8 @@ from ..host.groups import processes
 class Origins:
     """The memory of one run. Entries of dead processes and of rules that are gone are dropped when it is written."""
 
-    def __init__(self, written: Memory) -> None:
-        self.written = written
+    def __init__(self, written: Memory, home_of: t.Callable[[str], str]) -> None:
+        self.written, self._home_of = written, home_of
         self.origins, self.automatic, self.homes = dict(written.origins), dict(written.automatic), dict(written.homes)
 
     def write_ahead(self, actions: t.Sequence[Action], leaving: t.Iterable[int], last: str | None) -> None:
@@ -30,17 +32,19 @@ class Origins:
         for action in actions:
             if isinstance(action, Take):
                 for process in action.processes:
-                    self.remember(process, action.name)
+                    self.remember(process, action.name, action.kept[process.cgroup])
                     moving.append(process.pid)
             elif isinstance(action, RemoveRule):
                 # Not known is safe: whose rule it is shows by who is in it. The next process's time would be wrong.
                 self.automatic.pop(action.name, None)
         self._write(last, tuple(moving), self.written.settling or bool(actions))
 
-    def remember(self, process: Process, name: str) -> None:
-        """A process is about to enter the rule; one that comes from another rule keeps where it was first."""
-        rule = rule_of(process.cgroup)
-        home = process.cgroup if rule is None else self._own(process) or self.homes.get(rule)
+    def remember(self, process: Process, name: str, kept: str) -> None:
+        """A process is about to enter the rule; one that comes from another rule's cgroup keeps where it was first."""
+        if own_rule(kept) is None:
+            return
+        rule = own_rule(process.cgroup)
+        home = self._home_of(process.cgroup) if rule is None else self._own(process) or self.homes.get(rule)
         if home is not None:
             self.origins[process.pid] = Origin(process.start_time, home)
             self.homes[name] = common_ancestor(home, self.homes.get(name, home))

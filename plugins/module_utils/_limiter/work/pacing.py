@@ -118,6 +118,7 @@ class Concerned:
         for action in actions:
             if isinstance(action, do.SetPlaces):
                 patterns.update(action.changed)
+        self._cgroups.update(leaf for name in names for leaf in host.leaves.of(name))
         self._too_many = len(patterns) > _MOST_PATTERNS
         if not self._too_many:
             self._cgroups.update(cgroups, places.cgroups_of(host, patterns))

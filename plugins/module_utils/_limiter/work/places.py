@@ -15,7 +15,6 @@ import typing as t
 from ..core import catalog
 from ..core import places as core
 from ..core.errors import LimiterError
-from ..core.names import is_leaf
 from ..core.patterns import Node, parse, rules_on
 from ..core.places import Place, Places, Stored
 from ..host.bpf import graph
@@ -111,7 +110,7 @@ def _show(
 def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
     """Members by id where the program finds no names, and only there."""
     maps, cgroups = host.opened_maps, host.cgroups
-    there = {member: rule for member, rule in maps.members().items() if member != rule and not _is_leaf(host, member)}
+    there = {member: rule for member, rule in maps.members().items() if member != rule}
     if not there and not by_id:
         return
     wanted: dict[int, int] = {}
@@ -134,10 +133,6 @@ def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
 def is_blind(host: Host) -> bool:
     """Whether the program that is loaded finds no cgroups by their names."""
     return host.maps is not None and not host.is_earlier and bool(host.maps.control().blind)
-
-
-def _is_leaf(host: Host, member: int) -> bool:
-    return is_leaf(host.path_of(member) or "")
 
 
 def _identifier(host: Host, name: str) -> int:

@@ -9,6 +9,7 @@ import os
 import typing as t
 
 from ..core import catalog
+from ..core.errors import LimiterError
 from ..core.model import HostState, Rule, Store
 from ..core.names import is_automatic
 from ..core.plan import Plan, plan_removal
@@ -27,6 +28,7 @@ class Remains(t.NamedTuple):
 
     rules: tuple[int, ...]
     members: tuple[int, ...]
+    leaves: tuple[str, ...] = ()  # paths of leaves that no rule uses any more
 
 
 class Purge(t.NamedTuple):
@@ -51,10 +53,13 @@ def find(host: Host, scope: str) -> tuple[Purge, HostState]:
     made = plan_removal(state, [*names, *(name for name in sorted(state.store.files) if name not in names)])
     everything = scope == "all"
     paths, left = _paths(host) if everything else ([], [])
+    remains = _remains(host, names, everything)
+    pids = {pid for name in names for pid in state.rules[name].pids}
+    pids.update(pid for leaf in remains.leaves for pid in host.cgroups.pids(leaf))
     return Purge(
         plan=made,
-        pids=tuple(sorted(pid for name in names for pid in state.rules[name].pids)),
-        remains=_remains(host),
+        pids=tuple(sorted(pids)),
+        remains=remains,
         program=state.program.identity if state.program and everything else None,
         pins=tuple(name for name in catalog.PINS if pins.exists(name)) if everything else (),
         stored=tuple(store.path_of(name) for name in sorted(state.store.files.keys() - made.files.keys())),
@@ -90,26 +95,32 @@ def is_stale(state: HostState, rule: Rule) -> bool:
     return process is None or remembered is None or remembered != process.start_time
 
 
-def _remains(host: Host) -> Remains:
+def _remains(host: Host, removed: t.Container[str], everything: bool) -> Remains:
+    """What is left beside the rules; the leaves of those that are ``removed`` go with them."""
+    known = host.leaves.rules.items()
+    leaves = [leaf for leaf, name in known if name not in removed and not host.cgroups.pids(leaf)]
+    leaves += [*host.leaves.orphans, *(host.leaves.forgotten() if everything else ())]
     if host.maps is None:
-        return Remains((), ())
-    members = host.maps.members()
+        return Remains((), (), tuple(sorted(leaves)))
+    members = {**host.maps.members(), **host.maps.leaves()}
     rules = {*host.maps.limits(), *host.maps.state_rules(), *members.values()}
     gone = {rule for rule in rules if host.path_of(rule) is None}
     lost = sorted(member for member, rule in members.items() if rule not in gone and host.path_of(member) is None)
-    return Remains(tuple(sorted(gone)), tuple(lost))
+    return Remains(tuple(sorted(gone)), tuple(lost), tuple(sorted(leaves)))
 
 
 def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> list[str]:
     """Remove it; ``everything`` also forgets what was remembered about processes. Returns warnings."""
     applied = apply(host, purge.plan, state.memory)
     warnings = list(applied.warnings)
+    for leaf in purge.remains.leaves:
+        warnings += _remove_leaf(host, leaf)
     if host.maps is not None:
         for rule in purge.remains.rules:
             forget_rule(host.maps, rule)
         if purge.remains.rules:
             budgets.remove(host.maps, purge.remains.rules)
-        for member, rule in host.maps.members().items():
+        for member, rule in {**host.maps.members(), **host.maps.leaves()}.items():
             if rule in purge.remains.rules or member in purge.remains.members:
                 host.maps.remove_member(member)
         if any(purge.remains):
@@ -124,3 +135,15 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
         memory.remove()
         store.remove_directory()
     return warnings
+
+
+def _remove_leaf(host: Host, leaf: str) -> list[str]:
+    """Removes a leaf that no rule uses. Who is in it goes to the cgroup above it, or stays there. Returns warnings."""
+    try:
+        for pid in host.cgroups.pids(leaf):
+            host.cgroups.move(pid, host.leaves.home_of(leaf))
+        host.leaves.remove(leaf)
+    except LimiterError as error:
+        host.leaves.unlimit(leaf)
+        return [f"{error}. {leaf} stays, and limits nothing"]
+    return []

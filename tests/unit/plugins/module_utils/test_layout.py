@@ -41,6 +41,7 @@ CONSTANTS: tuple[str, ...] = (
     "MAX_SHAPES",
     "MAX_STAR_TEXT",
     "MAX_EDGES",
+    "LEAF",
     "RELEASED",
     "UNPACED",
 )

@@ -33,13 +33,23 @@ def host(
     automatic: Mapping[str, int] | None = None,
     lost_limits: Mapping[str, tuple[str, ...]] | None = None,
     program: Program | None = LOADED,
+    refused: Mapping[str, str] | None = None,
 ) -> HostState:
     memory = Memory(origins={}, automatic=automatic or {}, homes={}, last=None)
-    return HostState({rule.name: rule for rule in rules}, memory, program, lost_limits or {})
+    leaves = {leaf: rule.name for rule in rules for leaf in rule.leaves}
+    found = {rule.name: rule for rule in rules}
+    return HostState(found, memory, program, lost_limits or {}, leaves=leaves, refused=refused or {})
 
 
-def rule(name: str, limit: Limit | None = MEGABYTE, places: Sequence[str] = (), pids: Sequence[int] = ()) -> Rule:
-    return Rule(name, 7, limit, tuple(places), tuple(pids))
+def rule(
+    name: str,
+    limit: Limit | None = MEGABYTE,
+    places: Sequence[str] = (),
+    pids: Sequence[int] = (),
+    leaves: Mapping[str, tuple[int, ...]] | None = None,
+) -> Rule:
+    inside = [pid for leaf in (leaves or {}).values() for pid in leaf]
+    return Rule(name, 7, limit, tuple(places), (*pids, *inside), leaves=leaves or {})
 
 
 def target(
@@ -256,12 +266,6 @@ def test_four_rules_nest_and_five_do_not() -> None:
 def test_two_places_of_one_rule_count_once() -> None:
     rules = [rule("a", places=["/a", "/a/b", "/a/b/c", "/a/b/c/d"])]
     assert kinds(plan(host(*rules), [target("a", places=["/a/b/c/d/e"], cgroup_paths=["/a/b/c/d/e"])])) == ["SetPlaces"]
-
-
-def test_leaving_a_cgroup_with_limits_is_told() -> None:
-    state = host(rule("web"), lost_limits={"/a": ("memory.max",)})
-    made = plan(state, [target("web", [(5, 50, "/a")])])
-    assert any("/a" in warning and "memory.max" in warning and "cgroup_path" in warning for warning in made.warnings)
 
 
 def test_no_match_is_a_warning() -> None:

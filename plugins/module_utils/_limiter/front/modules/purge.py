@@ -29,6 +29,7 @@ def work(call: Call) -> Result:
         "pids": list(purge.pids),
         "stale_rules": list(purge.remains.rules),
         "stale_members": list(purge.remains.members),
+        "stale_leaves": [host.cgroups.absolute(leaf) for leaf in purge.remains.leaves],
         "program": purge.program,
         "pins": list(purge.pins),
         "stored": list(purge.stored),

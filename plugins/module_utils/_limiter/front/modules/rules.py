@@ -48,6 +48,7 @@ def follow(call: Call, requests: t.Sequence[Request], purge: bool) -> Result:
         "previous": [done.before[name] for name in done.plan.changed if name in done.before],
         "kept": list(done.plan.kept),
         "matched": {name: found["matched"] for name, found in selections.items()},
+        "matched_units": {name: found["matched_units"] for name, found in selections.items()},
         "skipped_processes": {
             name: found["skipped_processes"] for name, found in selections.items() if found["skipped_processes"]
         },

@@ -10,7 +10,7 @@ from __future__ import annotations
 import typing as t
 
 from ...core import catalog, layout, schemas
-from ...core.plan import rule_of
+from ...core.leaves import own_rule
 from . import pins
 from .hooks import Hooks
 from .libbpf import Libbpf, closing_fd
@@ -141,7 +141,7 @@ def _is_ours(libbpf: Libbpf, mount: str, maps: t.Mapping[str, _Map], cgroup: str
         with libbpf.opened_by_id("map", maps[catalog.CONFIG.name].id) as fd:
             for key, _value in Map(libbpf, catalog.CONFIG.name, fd).entries() if fd is not None else ():
                 path = libbpf.cgroup_path_of(mount, layout.ID.unpack(key)[0])
-                if path and rule_of(path):
+                if path and own_rule(path):
                     return True
                 any_rules = any_rules or path is not None
     return cgroup == "/" and not any_rules

@@ -260,18 +260,25 @@ class Maps:
         return self._state.delete(layout.ID.pack(rule))
 
     def members(self) -> dict[int, int]:
-        """Cgroup id of each member -> rule."""
+        """Cgroup id of each member -> rule; without leaves."""
+        return {member: rule for member, rule in self._members().items() if not rule & layout.LEAF}
+
+    def leaves(self) -> dict[int, int]:
+        """Cgroup id of each leaf -> rule."""
+        return {member: rule & ~layout.LEAF for member, rule in self._members().items() if rule & layout.LEAF}
+
+    def _members(self) -> dict[int, int]:
         keys, values = self._member.items()
         return dict(zip(_ids(keys), _ids(values)))
 
     def member(self, cgroup_id: int) -> int | None:
-        """The rule that a cgroup is a member of."""
+        """The rule that a cgroup is a member of, as a leaf or not."""
         data = self._member.lookup(layout.ID.pack(cgroup_id))
-        return None if data is None else t.cast(int, layout.ID.unpack(data)[0])
+        return None if data is None else t.cast(int, layout.ID.unpack(data)[0]) & ~layout.LEAF
 
-    def add_member(self, cgroup_id: int, rule: int) -> None:
+    def add_member(self, cgroup_id: int, rule: int, leaf: bool = False) -> None:
         """Raises LimiterError ``map_full``. What sockets are charged to follows with the next `bump_generation`."""
-        self._member.update(layout.ID.pack(cgroup_id), layout.ID.pack(rule))
+        self._member.update(layout.ID.pack(cgroup_id), layout.ID.pack(rule | layout.LEAF if leaf else rule))
 
     def remove_member(self, cgroup_id: int) -> bool:
         return self._member.delete(layout.ID.pack(cgroup_id))

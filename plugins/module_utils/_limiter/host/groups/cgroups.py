@@ -185,27 +185,26 @@ class Cgroups:
             )
         return made
 
-    def remove_rule(self, name: str) -> None:
-        """Removes a rule's cgroup and the empty ones below it; gone already is fine.
+    def make(self, cgroup: str) -> bool:
+        """Makes one cgroup; whether it was not there before. LimiterError ``cgroup_not_made``, ``no_cgroup``."""
+        directory = self.absolute(cgroup)
+        try:
+            os.mkdir(directory, 0o755)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            raise LimiterError(
+                "no_cgroup", f"{os.path.dirname(cgroup)} disappeared while this task ran", "", "Run the task again"
+            ) from None
+        except OSError as error:
+            raise _not_made(directory, error) from None
+        return True
+
+    def remove(self, cgroup: str) -> None:
+        """Removes a cgroup and the empty ones below it; gone already is fine.
 
         LimiterError ``busy_cgroup`` while processes are there, ``cgroup_not_removed`` where the kernel refuses.
         """
-        self._remove(self.rule_cgroup(name))
-
-    def remove_managed(self) -> bool:
-        """Removes our cgroup around the rules' if nothing is in it; whether it is gone."""
-        try:
-            os.rmdir(self.absolute(self.managed))
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return False
-        return True
-
-    def _children(self, cgroup: str) -> list[str]:
-        return trees.children(self.absolute(cgroup))
-
-    def _remove(self, cgroup: str) -> None:
         with trees.walked(self.absolute(cgroup)) as tree:
             for directory in reversed(tree.directories):
                 if tree.complete:
@@ -220,6 +219,19 @@ class Cgroups:
                 f"more than {trees.MOST} cgroups were below it",
                 "Run the task again, which removes more of them; if there are as many again, end who makes them",
             )
+
+    def remove_managed(self) -> bool:
+        """Removes our cgroup around the rules' if nothing is in it; whether it is gone."""
+        try:
+            os.rmdir(self.absolute(self.managed))
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _children(self, cgroup: str) -> list[str]:
+        return trees.children(self.absolute(cgroup))
 
     def _remove_one(self, directory: str, cgroup: str) -> None:
         deadline = time.monotonic() + _RMDIR_SECONDS

@@ -1,0 +1,182 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The leaves of the rules: which there are, whether the kernel allows one more, how one is made and removed.
+
+The member map knows them by their ids, so nobody walks the whole hierarchy to find them. A leaf becomes a member before
+a process is put into it, and stops being one only when its directory is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ...core import leaves
+from ...core.errors import LimiterError
+from ...core.layout import MAX_DEPTH
+from ..bpf.libbpf import Libbpf
+from ..bpf.maps import Maps
+from . import processes, trees
+from .cgroups import Cgroups
+
+
+class Leaves:
+    """The leaves as they are, kept up to date by what is made and removed here."""
+
+    def __init__(self, cgroups: Cgroups, libbpf: Libbpf | None, maps: Maps | None) -> None:
+        self._cgroups, self._maps = cgroups, maps
+        self.rules: dict[str, str] = {}  # leaf -> name of its rule
+        self.dead: dict[str, list[int]] = {}  # name of a rule -> ids of its leaves that are gone
+        self.orphans: list[str] = []  # leaves whose rule is gone
+        self._ids: dict[str, int] = {}
+        self._of: dict[str, set[str]] = {}
+        if libbpf is None or maps is None:
+            return
+        found = maps.leaves()
+        names = cgroups.rules_by_id() if found else {}
+        for leaf_id, rule in found.items():
+            leaf, name = libbpf.cgroup_path_of(cgroups.mount, leaf_id), names.get(rule)
+            if leaf is None:
+                self.dead.setdefault(name or "", []).append(leaf_id)
+                continue
+            self._ids[leaf] = leaf_id
+            if name is None:
+                self.orphans.append(leaf)
+            else:
+                self._add(leaf, name)
+
+    def of(self, name: str) -> list[str]:
+        """The leaves of a rule, sorted."""
+        return sorted(self._of.get(name, ()))
+
+    def rule_of(self, cgroup: str) -> str | None:
+        return leaves.rule_of(cgroup, self.rules)
+
+    def leaf_of(self, cgroup: str) -> str | None:
+        return leaves.leaf_of(cgroup, self.rules)
+
+    def home_of(self, cgroup: str) -> str:
+        return leaves.home_of(cgroup, self.rules)
+
+    def pids(self, name: str) -> list[int]:
+        """The processes of a rule, each once, wherever they are kept."""
+        kept = (self._cgroups.rule_cgroup(name), *self.of(name))
+        return list(dict.fromkeys(pid for cgroup in kept for pid in self._cgroups.pids(cgroup)))
+
+    def occupied(self, name: str) -> dict[str, tuple[int, ...]]:
+        """The leaves of a rule that processes are in."""
+        found = {leaf: tuple(sorted(self._cgroups.pids(leaf))) for leaf in self.of(name)}
+        return {leaf: pids for leaf, pids in found.items() if pids}
+
+    def refusal(self, leaf: str, attached_to: str) -> str | None:
+        """Why the processes of the cgroup above it cannot be limited in a leaf; None: they can.
+
+        ``attached_to`` is the cgroup of the program.
+        """
+        home = leaves.home_of(leaf, (leaf,))
+        if home == "/":
+            return "the root cgroup has no leaves"
+        if self._cgroups.depth(leaf) >= MAX_DEPTH:
+            return f"the program looks for rules on the first {MAX_DEPTH} levels only"
+        if attached_to != "/" and not f"{home}/".startswith(f"{attached_to}/"):
+            return f"the program is attached to {attached_to}, which is not above it"
+        for cgroup in (home, leaf):
+            try:
+                directory = self._cgroups.absolute(cgroup)
+            except LimiterError as error:
+                return error.why
+            if processes.read_file(f"{directory}/cgroup.type") not in (b"domain\n", None):
+                return "it is threaded (cgroup.type)"
+            if processes.read_file(f"{directory}/cgroup.subtree_control") not in (b"\n", b"", None):
+                return "it gives controllers to the cgroups below it (cgroup.subtree_control)"
+        return None if self._cgroups.exists(leaf) else self._no_room(home)
+
+    def _no_room(self, home: str) -> str | None:
+        cgroup, level = home, 1
+        while True:
+            directory = self._cgroups.absolute(cgroup)
+            depth = processes.read_file(f"{directory}/cgroup.max.depth") or b"max"
+            if depth.strip() != b"max" and level > int(depth):
+                return f"cgroup.max.depth of {cgroup} allows no more levels"
+            descendants = processes.read_file(f"{directory}/cgroup.max.descendants") or b"max"
+            if descendants.strip() != b"max" and _descendants(directory) >= int(descendants):
+                return f"cgroup.max.descendants of {cgroup} allows no more cgroups"
+            if cgroup == "/":
+                return None
+            cgroup, level = os.path.dirname(cgroup), level + 1
+
+    def make(self, name: str, rule: int, leaf: str) -> t.Callable[[], None]:
+        """Makes a leaf, and a member of the rule with this id; what undoes that.
+
+        Raises LimiterError ``cgroup_not_made``, ``no_cgroup`` where the cgroup above is gone, ``map_full``.
+        """
+        maps = t.cast(Maps, self._maps)
+        fresh = self._cgroups.make(leaf)
+        leaf_id = self._cgroups.identifier(leaf)
+        if leaf_id is None:
+            raise LimiterError("no_cgroup", f"the cgroup {leaf} disappeared while this task ran", "", "Run it again")
+
+        def undo() -> None:
+            self._forget(leaf)
+            if fresh:
+                self._cgroups.remove(leaf)
+            maps.remove_member(leaf_id)
+
+        try:
+            maps.add_member(leaf_id, rule, leaf=True)
+        except BaseException:
+            if fresh:
+                self._cgroups.remove(leaf)
+            raise
+        self._ids[leaf] = leaf_id
+        self._add(leaf, name)
+        return undo
+
+    def remove(self, leaf: str) -> None:
+        """Removes a leaf that nobody is in. LimiterError as `Cgroups.remove`."""
+        self._cgroups.remove(leaf)
+        self.unlimit(leaf)
+
+    def unlimit(self, leaf: str) -> None:
+        """A leaf is no member any more, whoever is in it."""
+        leaf_id = self._ids.get(leaf)
+        if leaf_id is not None:
+            t.cast(Maps, self._maps).remove_member(leaf_id)
+        self._forget(leaf)
+
+    def bury(self, name: str) -> None:
+        """Takes the leaves of a rule that are gone, with the service that they were in, out of the member map."""
+        for leaf_id in self.dead.pop(name, ()):
+            t.cast(Maps, self._maps).remove_member(leaf_id)
+
+    def forgotten(self) -> list[str]:
+        """What looks like a leaf, belongs to root, and is no member: left by a run that was killed."""
+        return sorted(set(named(self._cgroups)) - set(self.rules) - set(self.orphans))
+
+    def _add(self, leaf: str, name: str) -> None:
+        self.rules[leaf] = name
+        self._of.setdefault(name, set()).add(leaf)
+
+    def _forget(self, leaf: str) -> None:
+        self._of.get(self.rules.pop(leaf, ""), set()).discard(leaf)
+        self._ids.pop(leaf, None)
+        if leaf in self.orphans:
+            self.orphans.remove(leaf)
+
+
+def named(cgroups: Cgroups) -> list[str]:
+    """All cgroups that are called like a leaf and belong to root; a look at the whole hierarchy."""
+    with trees.walked(cgroups.mount) as tree:
+        below = [
+            directory[len(cgroups.mount) :] for directory in tree.directories if directory.startswith(cgroups.mount)
+        ]
+    called = [cgroup for cgroup in below if os.path.basename(cgroup).startswith(leaves.PREFIX)]
+    return [cgroup for cgroup in called if cgroups.is_roots(cgroup)]
+
+
+def _descendants(directory: str) -> int:
+    for line in (processes.read_file(f"{directory}/cgroup.stat") or b"").splitlines():
+        if line.startswith(b"nr_descendants "):
+            return int(line.split()[1])
+    return 0

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Leaves that nobody is in, that went with their service, whose rule is gone, or that somebody else has to do with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+from unittest import mock
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import (
+    HOME,
+    LEAF,
+    Make,
+    Service,
+    making,
+    place,
+    service_in_a_slice,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, info, purge, rule, snapshot
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Cgroups]:
+    with limiter.clean_host() as found:
+        limiter.program()
+        yield found
+
+
+@pytest.fixture
+def made(cgroups: Cgroups) -> Iterator[Make]:
+    with making(cgroups) as make:
+        yield make
+
+
+@pytest.fixture
+def service(made: Make) -> Iterator[Service]:
+    with service_in_a_slice(made) as it:
+        yield it
+
+
+def everything(sender: Sender, new: str) -> dict[str, set[str]]:
+    return {through: sender.charged(through) for through in ("udp", "tcp", new)}
+
+
+# ---- what is left
+
+
+def test_a_leaf_that_nobody_is_in_any_more_goes_with_the_next_task(made: Make, cgroups: Cgroups) -> None:
+    made("/a")
+    with child() as one:
+        cgroups.move(one.pid, "/a")
+        rule(name="web", pid=one.pid, rate="1m")
+    leaf = "/a/speed_limiter.web"
+    until(lambda: not cgroups.pids(leaf))
+    stale = purge("stale", check=True)["removed"]
+    assert stale["stale_leaves"] == [cgroups.absolute(leaf)] and cgroups.exists(leaf)
+    assert info(name="web", gather=["rules"])["rules"][0]["members"] == [cgroups.absolute("/speed_limiter/web")]
+    assert not rule(name="web", rate="1m")["changed"]
+    assert not cgroups.exists(leaf) and leaf not in snapshot().members
+    assert not purge("stale")["changed"]
+
+
+def test_a_purge_of_what_is_stale_removes_it_too(made: Make, cgroups: Cgroups) -> None:
+    made("/a")
+    with child() as one:
+        cgroups.move(one.pid, "/a")
+        rule(name="web", pid=one.pid, rate="1m")
+    until(lambda: not cgroups.pids("/a"))
+    assert purge("stale")["changed"]
+    assert not cgroups.exists("/a/speed_limiter.web") and set(snapshot().members) == {"/speed_limiter/web"}
+
+
+@pytest.mark.parametrize("ends", [lambda: rule(name="web", rate="1m"), lambda: purge("stale")], ids=["rule", "purge"])
+def test_a_leaf_that_went_with_its_service_is_forgotten(
+    made: Make, cgroups: Cgroups, ends: Callable[[], dict[str, Any]]
+) -> None:
+    """As systemd does when the service stops."""
+    made("/a")
+    with child() as one:
+        cgroups.move(one.pid, "/a")
+        rule(name="web", pid=one.pid, rate="1m")
+    until(lambda: not cgroups.pids("/a"))
+    cgroups.remove("/a/speed_limiter.web")
+    assert any(member.startswith("gone") for member in snapshot().members)
+    ends()
+    assert set(snapshot().members) == {"/speed_limiter/web"}
+    assert not purge("stale")["changed"]
+
+
+def test_what_somebody_elses_rmdir_left_of_a_rule_is_purged(service: Service, cgroups: Cgroups) -> None:
+    """A rule's own cgroup is empty as long as all its processes are in leaves, so everybody can remove it."""
+    parent, child_of_it = service
+    rule(name="web", pid=parent.pid, rate="1m")
+    os.rmdir(cgroups.absolute("/speed_limiter/web"))
+    done = purge("stale")
+    assert done["removed"]["stale_leaves"] == [cgroups.absolute(LEAF)]
+    assert done["removed"]["pids"] == service.pids
+    assert place(parent.pid) == HOME and not cgroups.exists(LEAF)
+    assert set(snapshot().members) == {"/speed_limiter/tight"}
+    assert parent.charged() == {"tight"}
+
+
+def test_a_rule_that_is_made_anew_takes_over_what_such_an_rmdir_left(service: Service, cgroups: Cgroups) -> None:
+    parent = service.parent
+    rule(name="web", pid=parent.pid, rate="1m")
+    os.rmdir(cgroups.absolute("/speed_limiter/web"))
+    assert rule(name="web", pid=parent.pid, rate="2m")["changed"]
+    assert place(parent.pid) == LEAF and parent.charged("new") == {"tight", "web"}
+    rule(name="web", state="absent")
+    assert place(parent.pid) == HOME and not cgroups.exists(LEAF)
+
+
+def test_a_leaf_of_a_killed_run_that_is_no_member_yet_goes_with_all(made: Make) -> None:
+    leaf = made("/a") / "speed_limiter.web"
+    leaf.mkdir()
+    users = made("/b") / "speed_limiter.theirs"
+    users.mkdir()
+    os.chown(users, 1, 1)
+    assert purge("stale")["removed"]["stale_leaves"] == []
+    assert purge("all")["removed"]["stale_leaves"] == [str(leaf)]
+    assert not leaf.exists() and users.exists()
+    users.rmdir()
+
+
+# ---- what a user does in his own part of the hierarchy
+
+
+def test_what_a_user_calls_like_a_leaf_limits_nobody_and_hides_nobody(service: Service, cgroups: Cgroups) -> None:
+    parent = service.parent
+    theirs = Path(cgroups.absolute(LEAF))
+    theirs.mkdir()
+    os.chown(theirs, 1, 1)
+    cgroups.move(parent.pid, LEAF)
+    rule(name="web", rate="1m")
+    assert parent.charged() == {"tight"}
+    assert info(gather=["processes"])["processes"] == []
+    assert rule(name="web", pid=parent.pid)["changed"]
+    assert parent.charged() == {"tight", "web"}
+    rule(name="web", state="absent")
+    assert parent.charged() == {"tight"} and place(parent.pid) == HOME
+
+
+@pytest.fixture
+def no_way_home(service: Service, cgroups: Cgroups) -> Iterator[Service]:
+    """Who owns the service's cgroup has made it one that takes no processes, while all of them were in the leaf."""
+    rule(name="web", pid=service.parent.pid, rate="1m")
+    real = Cgroups.move
+
+    def move(self: Cgroups, pid: int, cgroup: str) -> None:
+        if cgroup == HOME:
+            raise LimiterError("unusable_cgroup", f"process {pid} cannot be moved to the cgroup {cgroup}", "EBUSY")
+        real(self, pid, cgroup)
+
+    with mock.patch.object(Cgroups, "move", move):
+        yield service
+    purge("all")
+
+
+def test_who_cannot_go_home_stays_in_his_service_and_is_free(no_way_home: Service, cgroups: Cgroups) -> None:
+    """Further up he would lose the limits of his service, which a user could make use of."""
+    parent = no_way_home.parent
+    done = rule(name="web", state="absent")
+    assert any("stays in /tight.slice/a.service" in warning for warning in done["warnings"])
+    assert place(parent.pid) == LEAF and LEAF not in snapshot().members
+    assert everything(parent, "new") == dict.fromkeys(("udp", "tcp", "new"), {"tight"})
+
+
+def test_one_of_several_who_cannot_go_home_stays_limited(no_way_home: Service) -> None:
+    parent, child_of_it = no_way_home
+    done = rule(name="web", pid=child_of_it.pid, state="absent")
+    assert done["warnings"] and done["rule"]["pids"] == no_way_home.pids
+    assert child_of_it.charged() == {"tight", "web"}
+
+
+def test_the_end_of_a_process_is_the_end_of_its_automatic_rule(made: Make, cgroups: Cgroups) -> None:
+    made("/a")
+    with child() as one:
+        cgroups.move(one.pid, "/a")
+        rule(pid=one.pid, rate="1m")
+        leaf = f"/a/speed_limiter.pid-{one.pid}"
+        assert place(one.pid) == leaf
+        os.kill(one.pid, signal.SIGKILL)
+    until(lambda: not cgroups.pids("/a"))
+    assert [one["name"] for one in purge("stale")["removed"]["rules"]] == [f"pid-{one.pid}"]
+    assert not cgroups.exists(leaf)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""systemd and the leaf of a rule that is in one of its units: it takes the leaf for a part of the unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.systemd import Host
+
+SERVICE = '[Service]\nExecStart=/bin/sh -c "sleep 1000 & exec sleep 1001"\nTasksMax=50'
+HOME = "/system.slice/leafy.service"
+LEAF = f"{HOME}/speed_limiter.web"
+
+
+def main_pid(host: Host) -> int:
+    return int(host.run("systemctl", "show", "-P", "MainPID", "leafy"))
+
+
+def inside(host: Host, cgroup: str) -> int:
+    """How many processes are in a cgroup."""
+    return len((host.cgroup(cgroup) / "cgroup.procs").read_text().split())
+
+
+@pytest.fixture
+def limited(host: Host) -> Iterator[int]:
+    """A service whose two processes are in a rule; the pid of the first one, as the host has it."""
+    host.unit("leafy.service", SERVICE)
+    host.run("systemctl", "start", "leafy")
+    until(lambda: inside(host, HOME) == 2)
+    pid = main_pid(host)
+    done = host.task("speed_limit_rule", name="web", pid=pid, rate="1m")
+    assert not done["warnings"]
+    yield pid
+    host.run("systemctl", "stop", "leafy")
+    host.task("speed_limit_purge", scope="rules")
+
+
+def test_a_unit_stays_active_whatever_is_told_to_it(host: Host, limited: int) -> None:
+    assert (inside(host, HOME), inside(host, LEAF)) == (0, 2)
+    for command in (["daemon-reload"], ["daemon-reexec"], ["set-property", "--runtime", "leafy", "TasksMax=60"]):
+        host.run("systemctl", *command)
+        assert host.run("systemctl", "is-active", "leafy") == "active"
+        assert inside(host, LEAF) == 2
+    assert "speed_limiter.web" in host.run("systemctl", "status", "--no-pager", "leafy")
+    assert not host.task("speed_limit_rule", name="web", pid=limited, rate="1m")["changed"]
+    host.task("speed_limit_rule", pid=limited, state="absent")
+    assert inside(host, HOME) == 2 and not host.cgroup(LEAF).exists()
+    assert host.run("systemctl", "is-active", "leafy") == "active" and main_pid(host) == limited
+
+
+@pytest.mark.parametrize("command", ["stop", "restart", "kill"])
+def test_what_ends_a_unit_ends_what_is_in_the_leaf_and_the_leaf(host: Host, limited: int, command: str) -> None:
+    host.run("systemctl", command, "leafy", *(["--signal=KILL"] if command == "kill" else []))
+    until(lambda: not host.cgroup(LEAF).exists())
+    if command == "restart":
+        until(lambda: inside(host, HOME) == 2)
+        assert main_pid(host) != limited
+    else:
+        until(lambda: not host.cgroup(HOME).exists())
+    found = host.task("speed_limit_info", name="web", gather=["rules"])["rules"][0]
+    assert found["pids"] == [] and found["members"] == ["/sys/fs/cgroup/speed_limiter/web"]
+    assert len(host.task("speed_limit_purge", scope="stale", check=True)["removed"]["stale_members"]) == 1
+    assert not host.task("speed_limit_rule", name="web", rate="1m")["changed"]
+    assert not host.task("speed_limit_purge", scope="stale", check=True)["changed"]
+
+
+def test_a_main_process_that_crashes_takes_its_unit_along(host: Host, limited: int) -> None:
+    host.run("kill", "-KILL", str(limited))
+    until(lambda: not host.cgroup(HOME).exists())
+    assert host.run("systemctl", "is-active", "leafy", fails=True) == "failed"
+
+
+def test_the_user_of_a_delegated_unit_leaves_the_leaf_and_puts_nobody_in(host: Host) -> None:
+    """As docs/limits.md says: he owns the cgroup above it, and the limits of all cgroups above that keep holding."""
+    host.user("joe", 1000)
+    host.unit("leafy.service", f"{SERVICE}\nUser=joe\nDelegate=yes")
+    host.run("systemctl", "start", "leafy")
+    until(lambda: inside(host, HOME) == 2)
+    pid = main_pid(host)
+    host.task("speed_limit_rule", name="web", pid=pid, children=False, rate="1m")
+    as_joe = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c")
+    seen = f"/sys/fs/cgroup{LEAF}"
+    assert "denied" in host.run(*as_joe, f"echo 1 >{seen}/cgroup.procs", fails=True)
+    assert "denied" in host.run(*as_joe, f"mkdir {seen}/below", fails=True)
+    host.run(*as_joe, f"echo {pid} >/sys/fs/cgroup{HOME}/cgroup.procs")
+    host.run(*as_joe, f"rmdir {seen}")
+    assert host.task("speed_limit_info", name="web", gather=["rules"])["rules"][0]["pids"] == []
+    assert host.task("speed_limit_rule", name="web", pid=pid, children=False)["changed"]
+    assert inside(host, LEAF) == 1
+    host.task("speed_limit_purge", scope="all")
+    assert inside(host, HOME) == 2
+    host.run("systemctl", "stop", "leafy")
