@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import borrow, syscalls
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child
 
@@ -225,7 +225,7 @@ def test_a_socket_that_lost_its_tag_is_told(port: int) -> None:
 
 def test_where_the_kernel_forbids_tracing_the_result_says_so(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with kernel.yama.ptrace_scope=3, which allows a look at descriptors, and lends none."""
-    real = borrow.syscall()
+    real = syscalls.syscall()
 
     def forbidding(number: int, *arguments: int) -> int:
         if number == 438:  # pidfd_getfd
