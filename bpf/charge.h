@@ -19,13 +19,13 @@
 #define CHARGE_REASON 8
 
 /*
- * Charges one rule; `place` is its index among the rules of the socket. Returns an answer, or 0 where the rule limits
+ * Charges one rule; `index` is its number among the rules of the socket. Returns an answer, or 0 where the rule limits
  * nothing.
  *
  * A `__noinline` function is verified once, on its own. Inlined, the 5.10 verifier walks every combination for minutes.
  * On 5.10 it may take only the context and scalars, five at most.
  */
-__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, __u64 generation_paces)
+__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 index, __u64 generation_paces)
 {
 	__u32 generation = generation_paces >> 1;
 	bool paces = generation_paces & 1;
@@ -38,7 +38,7 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 
 	if (!state)
 		return 0;
-	place %= LIMITER_MAX_NESTED;
+	index %= LIMITER_MAX_NESTED;
 	if (paces && packet.tcp && sk)
 		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	/* Read before the lock is taken: no helper may be called under it. */
@@ -47,25 +47,25 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 	if (!now || now + CHARGE_CLOCK_OLDEST < state->last_update_ns)
 		now = bpf_ktime_get_ns();
 	if (pacing) {
-		pacing_confirm(pacing, place, rule, generation);
+		pacing_confirm(pacing, index, rule, generation);
 		packet.round_trip_ns = pacing->round_trip_us * 1000ULL;
 		/* For all rules of this packet, the bottleneck is that of the connection's last packet. */
-		packet.elsewhere = (measured >> PACKET_BOTTLENECK) % LIMITER_MAX_NESTED != place;
+		packet.elsewhere = (measured >> PACKET_BOTTLENECK) % LIMITER_MAX_NESTED != index;
 	}
 	bpf_spin_lock(&state->lock);
-	answer = verdict_charge(state, pacing ? &pacing->marks[place] : NULL, &packet, now, paces);
+	answer = verdict_charge(state, pacing ? &pacing->marks[index] : NULL, &packet, now, paces);
 	share = demand_offer(&state->fair, packet.early);
 	bpf_spin_unlock(&state->lock);
 	if (pacing) {
 		if (!packet.control)
 			connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
-		connection_take_offer(pacing, place, share);
+		connection_take_offer(pacing, index, share);
 	}
 	return answer.verdict | answer.counted << CHARGE_COUNTED | answer.reason << CHARGE_REASON;
 }
 
 /* Another rule dropped the packet after this one had passed it. */
-__noinline int charge_refund(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 place, int answered)
+__noinline int charge_refund(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 index, int answered)
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
 	struct answer answer = { answered & VERDICT_MASK, answered >> CHARGE_REASON,
@@ -76,11 +76,11 @@ __noinline int charge_refund(struct __sk_buff *skb, __u64 rule, __u64 measured, 
 
 	if (!state)
 		return 0;
-	place %= LIMITER_MAX_NESTED;
+	index %= LIMITER_MAX_NESTED;
 	if (answer.counted & DEMAND_TCP && sk)
 		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	bpf_spin_lock(&state->lock);
-	verdict_refund(state, pacing ? &pacing->marks[place] : NULL, answer, &packet);
+	verdict_refund(state, pacing ? &pacing->marks[index] : NULL, answer, &packet);
 	bpf_spin_unlock(&state->lock);
 	return 0;
 }

@@ -128,11 +128,11 @@ static __always_inline void connection_note_verdict(struct rate_limit_pacing *pa
 }
 
 /* Takes a rule's offer. The smallest offer is the connection's share, and that rule its bottleneck. */
-static __always_inline void connection_take_offer(struct rate_limit_pacing *pacing, __u32 place, __u64 share)
+static __always_inline void connection_take_offer(struct rate_limit_pacing *pacing, __u32 index, __u64 share)
 {
 	if (share < pacing->share) {
 		pacing->share = share;
-		pacing->tightest = place;
+		pacing->tightest = index;
 	}
 }
 

@@ -201,7 +201,7 @@ struct rate_limit_pacing {
 	__u64 sent_ns;                   /* TCP's time stamp when it last sent data */
 	__u32 generation;
 	__u32 suspected; /* the generation in which a round trip passed without a packet under a rule */
-	__u32 tightest;  /* place of the bottleneck: the rule that made the smallest offer */
+	__u32 tightest;  /* index of the bottleneck: the rule that made the smallest offer */
 	__u32 passed;    /* when its last packet passed: CLOCK_MONOTONIC in units of 2^20 ns, about a millisecond */
 	__u32 clamp;     /* the congestion window clamp that we set, in segments; 0: none */
 	__u32 flags;     /* CONNECTION_*, see connection.h */

@@ -103,13 +103,13 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	return packet_pack(&packet) | more;
 }
 
-/* Confirms that the rule holds for the connection now, at this place among its rules. */
-static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int place, __u64 rule, __u32 generation)
+/* Confirms that the rule holds for the connection now, at this index among its rules. */
+static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int index, __u64 rule, __u32 generation)
 {
-	if (pacing->generation == generation && pacing->rules[place] == rule)
+	if (pacing->generation == generation && pacing->rules[index] == rule)
 		return;
 	/*
-	 * The first place is confirmed first, and begins a new generation: the rules behind it hold only once they are
+	 * The first index is confirmed first, and begins a new generation: the rules behind it hold only once they are
 	 * confirmed.
 	 */
 	if (pacing->generation != generation)
@@ -119,9 +119,9 @@ static __always_inline void pacing_confirm(struct rate_limit_pacing *pacing, int
 	 * With the same rule, the mark stays: it says what the connection counts as in this epoch, which a change does
 	 * not end.
 	 */
-	if (pacing->rules[place] && pacing->rules[place] != rule)
-		pacing->marks[place] = (struct fair_share_mark){};
-	pacing->rules[place] = rule;
+	if (pacing->rules[index] && pacing->rules[index] != rule)
+		pacing->marks[index] = (struct fair_share_mark){};
+	pacing->rules[index] = rule;
 	pacing->generation = generation;
 }
 

@@ -25,7 +25,7 @@ struct packet {
 
 /*
  * A packet packed into one number, since functions that are verified on their own take and return only scalars
- * (charge.h): bytes, 16 bits of segments, two bits for the place of the bottleneck rule, and flags.
+ * (charge.h): bytes, 16 bits of segments, two bits for the index of the bottleneck rule, and flags.
  */
 #define PACKET_SEGMENTS 32 /* each is the field's first bit */
 #define PACKET_BOTTLENECK 48
