@@ -147,7 +147,7 @@ def _print(lines: t.Iterable[str]) -> None:
         return
     _escaping(sys.stdout)
     for line in lines:
-        print(printable(line))
+        sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()
 
 
@@ -155,7 +155,7 @@ def _say(text: str) -> None:
     try:
         if sys.stderr is not None:
             _escaping(sys.stderr)
-            print(f"limiter: {printable(text)}", file=sys.stderr)
+            sys.stderr.write(f"limiter: {printable(text)}\n")
     except OSError:
         pass  # nobody reads it
 
