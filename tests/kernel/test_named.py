@@ -88,6 +88,7 @@ def assert_all_of_it(network: Pair) -> None:
 
 def limit(host: Host, **options: object) -> dict[str, object]:
     made: dict[str, object] = host.task("speed_limit_rule", name="named", rate=str(RATE), bucket=str(BUCKET), **options)
+    assert made["unenforced"] == []
     return made
 
 
