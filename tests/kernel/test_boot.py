@@ -112,7 +112,7 @@ def test_a_bad_file_fails_the_unit_where_everybody_sees_it(prepared: Host) -> No
 @pytest.mark.parametrize(
     ("lost", "words"),
     [
-        (command.STARTER, "Failed at step EXEC"),
+        (command.STARTER, "status=203/EXEC"),
         ("/usr/lib/speed_limiter/limiter.bpf.o", "built /usr/lib/speed_limiter/limiter.bpf.o"),
     ],
     ids=["command", "object"],
