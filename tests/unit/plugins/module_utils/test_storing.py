@@ -106,7 +106,7 @@ def test_what_the_operator_named_a_place_by_stays() -> None:
 def test_it_is_stored_by_what_name_a_place_was_given() -> None:
     user = StoredPlace("/user.slice/user-1000.slice", "user", "joe", 1000)
     wanted = target("web", user.path, rate="1000000", persistent=True)._replace(named=(user,))
-    (file,) = written(plan(host(), [wanted])).values()
+    file = written(plan(host(), [wanted]))["web"]
     assert file is not None and file.places == (user,)
     assert stored.to_json(file)["places"] == [{"path": user.path, "user": "joe", "uid": 1000}]
     loaded = host(WEB._replace(places=(user.path,)), web=file)
