@@ -208,13 +208,14 @@ def test_what_proc_says_of_a_process(comm: bytes, cmdline: bytes | None, cgroup:
         "cmdline": cmdline,
         "comm": name + b"\n",
         "cgroup": None if cgroup is None else b"12:pids:/x\n0::" + cgroup + b"\n",
-        "status": b"Name:\t" + name.replace(b"\n", b"\\n") + b"\nTgid:\t77\n",
+        "status": b"Name:\t" + name.replace(b"\n", b"\\n") + b"\nTgid:\t77\nUid:\t5\t5\t5\t5\n",
         "children": b"",
     }
     with mock.patch.object(processes, "read_file", lambda path: files.get(path.rpartition("/")[2])):
         found = processes.read(77)
         assert found is None or found.pid == 77
-        assert len(processes.command(77)) <= 80
+        assert len(processes._command_line(77)) <= 80
+        assert "\n" not in processes.name_and_user(77)
         assert processes.leader(77) == 77
         processes.is_kernel_thread(77)
         assert processes.ancestors(77) == [1] or state

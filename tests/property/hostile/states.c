@@ -75,17 +75,17 @@ static void one(__u64 number)
 	}
 	for (int i = 0; i < PACKETS; i++) {
 		struct packet packet = a_packet();
+		struct fair_share_mark *mark = packet.tcp && below(4) ? &marks[below(4)] : NULL;
 		struct answer answer;
 
 		if (below(8) == 0)
 			demand_join(&state, now);
-		answer = verdict_charge(&state, packet.tcp && below(4) ? &marks[below(4)] : NULL, &packet, now,
-					below(8));
+		answer = verdict_charge(&state, mark, &packet, now, below(8));
 		demand_offer(&state.fair, packet.early);
 		if (answer.verdict != VERDICT_DROP)
 			passed += packet.bytes;
 		if (answer.verdict != VERDICT_DROP && below(16) == 0) {
-			verdict_refund(&state, answer, &packet);
+			verdict_refund(&state, mark, answer, &packet);
 			passed -= packet.bytes;
 		}
 		/* Also a little back, as between two processors. */
