@@ -39,13 +39,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         now = datetime.datetime.now(datetime.timezone.utc)
         fleet = Fleet(hosts, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         files = {form: os.path.abspath(os.path.expanduser(options[form])) for form in FORMS if options[form]}
+        shown = text.render(fleet)
         for form, path in files.items():
-            _write(path, FORMS[form](fleet))
+            _write(path, shown if form == "text" else FORMS[form](fleet))
         return {
             "changed": False,
             "summary": fleet.summary(),
             "files": files,
-            "lines": text.render(fleet).splitlines()[:24],
+            "lines": shown.splitlines()[:24],
             "failure": fleet.why_failed(options["fail"]),
         }
 

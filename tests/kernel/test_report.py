@@ -44,7 +44,12 @@ def reported(wanted: dict[str, Any]) -> str:
 
 def test_hosts_that_are_as_wanted_are_counted(member: str) -> None:
     rule(**WANTED)
-    assert reported(WANTED).strip() == "2 hosts: 2 as wanted, 0 differ, 0 failed, 0 unreachable"
+    assert reported(WANTED).splitlines() == [
+        "2 hosts: 2 as wanted, 0 differ, 0 failed, 0 unreachable",
+        "",
+        "2 with rules that do not survive a reboot: a, b",
+        "    mirror",
+    ]
 
 
 def test_a_limiter_that_is_not_pinned_is_told(member: str) -> None:
