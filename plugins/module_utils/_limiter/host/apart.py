@@ -214,26 +214,28 @@ def each(
 ) -> tuple[list[tuple[Item, t.Any]], list[Item]]:
     """What ``look`` says of each item, in their order; and the items of which nothing was heard in time.
 
-    Who makes one look wait holds up that one only: the next child goes on behind it. A look that the kernel may not be
-    able to interrupt needs a ``claim``, from `only_one`: with it, the first child that is left behind is the last one.
+    Who makes one look wait holds up that one only: the next child goes on behind it. It is asked once more at the end,
+    and waited for longer, since the machine may be busy. A look that the kernel may not be able to interrupt needs a
+    ``claim``, from `only_one`: with it, the first child that is left behind is the last one.
     """
     deadline = time.monotonic() + most
     found: list[tuple[Item, t.Any]] = []
-    held_up: list[Item] = []
-    place = 0
-    while place < len(items) and deadline > time.monotonic() and patience() > 0:
+    waiting = list(items)
+    for quiet in (silence, 5 * silence):
+        held_up: list[Item] = []
+        while waiting and deadline > time.monotonic() and patience() > 0:
 
-        def work(tell: Tell, begin: int = place) -> None:
-            sign(claim)
-            for item in items[begin:]:
-                tell([look(item)])
+            def work(tell: Tell, asked: t.Sequence[Item] = tuple(waiting)) -> None:
+                sign(claim)
+                for item in asked:
+                    tell([look(item)])
 
-        outcome = run(work, [*keep, claim], deadline - time.monotonic(), silence)
-        found += [(items[place + offset], answer[0]) for offset, answer in enumerate(outcome.said)]
-        place += len(outcome.said)
-        if not outcome.complete and place < len(items):
-            held_up.append(items[place])
-            place += 1
-        if claim is not None and outcome.left:
-            break
-    return found, [*held_up, *items[place:]]
+            outcome = run(work, [*keep, claim], deadline - time.monotonic(), quiet)
+            answered = len(outcome.said)
+            found += [(item, answer[0]) for item, answer in zip(waiting, outcome.said)]
+            held_up += [] if outcome.complete else waiting[answered : answered + 1]
+            waiting = waiting[answered + 1 :]
+            if claim is not None and outcome.left:
+                return found, [*held_up, *waiting]
+        waiting = [*waiting, *held_up]
+    return found, waiting

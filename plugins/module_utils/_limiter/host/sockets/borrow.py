@@ -39,12 +39,13 @@ class Lent(t.NamedTuple):
 class Borrower:
     """Finds and borrows the sockets of processes; notes what it could not borrow.
 
-    ``seconds``: then it raises SlowError. ``alive`` is called now and then, with the process that is looked at.
+    After ``seconds`` of the processor it raises SlowError. ``alive`` is called now and then, with the process that is
+    looked at.
     """
 
     def __init__(self, seconds: float, alive: t.Callable[[int], None] = lambda pid: None) -> None:
         self._syscall = syscall()
-        self._end = time.monotonic() + seconds
+        self._end = time.process_time() + seconds
         self._alive = alive
         self.refused: dict[tuple[int, str], set[int]] = {}  # process and reason -> sockets, as far as they are known
 
@@ -57,7 +58,7 @@ class Borrower:
         return sorted(found, key=Table.size)
 
     def check_time(self) -> None:
-        if time.monotonic() > self._end:
+        if time.process_time() > self._end:
             raise SlowError
 
     def entries(self, table: Table) -> t.Iterator[Entry]:

@@ -31,8 +31,8 @@ _PASSES = 8
 _WAIT_SECONDS = 0.1  # what waits longer to be accepted or received is told
 
 _SECONDS = 1.5  # for a look at all descriptors
-_SILENCES = 0.3, 1.0  # of one process; whoever kept us waiting is tried again, and for longer
-_MOST = 4.0
+_SILENCES = 1.0, 3.0  # of one process; whoever kept us waiting is tried again, and for longer
+_MOST = 6.0
 
 SIOCGSKNS = 0x894C  # linux/sockios.h: a descriptor of the network namespace that a socket is in
 _BACKLOG = 24  # tcpi_unacked in struct tcp_info: of a listener, how many connections wait
