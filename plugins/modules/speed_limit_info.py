@@ -383,7 +383,8 @@ rules:
       returned: success
       sample: ["3 connections that process 812 (nginx, user 33) has not accepted yet"]
 processes:
-  description: The processes in rules' own cgroups, or the one that O(pid) names. Null where there is no cgroup2.
+  description: The processes that rules took, and their children, or the one that O(pid) names. Null where there is no
+    cgroup2.
   type: list
   elements: dict
   returned: when O(gather) has V(processes)
@@ -401,7 +402,7 @@ processes:
       type: str
       returned: success
     rule:
-      description: The rule in whose own cgroup it is, or null.
+      description: The rule that took it, or null.
       type: str
       returned: success
 hook:

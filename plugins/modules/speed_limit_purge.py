@@ -7,7 +7,7 @@ module: speed_limit_purge
 short_description: Remove what this collection has made on a host
 version_added: 0.1.0
 description:
-  - Removes rules, and on request the program and its maps. Processes go back to the cgroups that they came from.
+  - Removes rules, and on request the program and its maps. Processes go back to their own cgroups.
   - The built object and its source stay in C(/usr/lib/speed_limiter) and C(/usr/share/speed_limiter), and bpffs stays
     mounted; the
     role P(speed_limiter.ebpf.setup#role) removes the files.
@@ -22,7 +22,7 @@ options:
     description:
       - V(stale) removes what was left behind, which is rules V(pid-<pid>) whose process has ended and left no
         descendant in it, rules that a killed
-        task left half made, and entries of cgroups that are gone.
+        task left half made, leaves that no process is in, and entries of cgroups that are gone.
       - V(rules) removes all rules, too, with what is stored of them for the next boot.
       - V(all) also unloads the program and removes its maps, the cgroup C(speed_limiter) and what was remembered about
         processes.
@@ -91,10 +91,17 @@ removed:
       elements: int
       returned: success
     stale_members:
-      description: Ids of cgroups that were limited in place and are gone, taken out of the map.
+      description: Ids of members that are gone, such as leaves of services that have stopped, taken out of the map.
       type: list
       elements: int
       returned: success
+    stale_leaves:
+      description: Leaves that no process is in any more, or whose rule is gone; with V(all) also those that are no
+        members.
+      type: list
+      elements: str
+      returned: success
+      sample: [/sys/fs/cgroup/system.slice/a.service/speed_limiter.backup]
     program:
       description: The program that was unloaded, or null.
       type: str

@@ -8,9 +8,11 @@ short_description: Limit the bandwidth of a group of processes
 version_added: 0.1.0
 description:
   - Limits what the processes of a rule send, together, with a token bucket on the cgroup egress hook of the kernel.
-  - Processes are moved into the rule's own cgroup and remember where they came from. Or cgroups (services, slices,
-    users, containers) are limited in place, by their paths, over restarts. Connections that are open already are
-    limited too.
+  - Processes stay in their services, with all limits that hold there. Each is kept in a leaf, a cgroup
+    C(speed_limiter.<rule>) that is made below its own. Or cgroups (services, slices, users, containers) are limited in
+    place, by their paths, over restarts. Connections that are open already are limited too.
+  - Where the kernel allows no leaf, as in threaded cgroups, a process is moved into the rule's own cgroup. A warning
+    and the diff then name the rules and limits that no longer hold for it.
   - On a host where the program is not loaded yet, it is loaded, and built first if it must be.
 author:
   - Speed Limiter contributors (@speed-limiter)
@@ -29,7 +31,7 @@ options:
     description:
       - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently
         taken out.
-      - V(absent) with processes moves them back to the cgroups that they came from; with O(cgroup_paths), these are no
+      - V(absent) with processes takes them out, back to their own cgroups; with O(cgroup_paths), these are no
         longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are ignored.
     type: str
     choices: [present, absent]
@@ -51,7 +53,7 @@ options:
     type: str
   pids:
     description:
-      - Processes to move into the rule. Excludes O(processes).
+      - Processes to take into the rule. Excludes O(processes).
     type: list
     elements: int
     aliases: [pid]
@@ -280,8 +282,8 @@ rule:
       returned: success
       sample: 4217
     members:
-      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first; those that it
-        limits in place may have stars.
+      description: Absolute paths of the cgroups whose sockets are charged to the rule, its own first, then those that
+        it limits in place, which may have stars, then its leaves that processes are in.
       type: list
       elements: str
       returned: success
@@ -318,7 +320,8 @@ rule:
       returned: success
       sample: []
     pids:
-      description: Processes in the rule's own cgroup.
+      description: The processes that the rule took, and their children. Those of cgroups that are limited in place are
+        not listed.
       type: list
       elements: int
       returned: success
@@ -360,6 +363,28 @@ matched:
   elements: int
   returned: success
   sample: [1234]
+matched_units:
+  description: The cgroups that the processes of RV(matched) are in, to see whose they are.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    unit:
+      description: The unit of systemd that it belongs to, or null.
+      type: str
+      returned: success
+      sample: nginx.service
+    cgroup:
+      description: The cgroup, without leaves of rules.
+      type: str
+      returned: success
+      sample: /system.slice/nginx.service
+    pids:
+      description: The processes.
+      type: list
+      elements: int
+      returned: success
+      sample: [1234]
 skipped_processes:
   description: Processes that were matched, or are descendants, and are never taken.
   type: list

@@ -264,6 +264,13 @@ matched:
   type: dict
   returned: success
   sample: {backup: [1234, 1235]}
+matched_units:
+  description: The cgroups that they are in, in the form of
+    RV(speed_limiter.ebpf.speed_limit_rule#module:matched_units), by the rule's name.
+  type: dict
+  returned: success
+  sample:
+    backup: [{unit: backup.service, cgroup: /system.slice/backup.service, pids: [1234, 1235]}]
 skipped_processes:
   description: Processes that are never taken, by the rule's name; only where there are any.
   type: dict

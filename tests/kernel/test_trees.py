@@ -49,11 +49,11 @@ def test_a_tree_that_is_deeper_than_any_path_is_seen_and_removed(cgroups: Cgroup
         join(process.pid, innermost)
         assert cgroups.pids("/") and process.pid in cgroups.pids(cgroups.rule_cgroup("deep"))
         with refused("busy_cgroup", str(process.pid)):
-            cgroups.remove(cgroups.rule_cgroup("deep"))
+            cgroups.remove("/speed_limiter/deep")
         cgroups.move(process.pid, "/")
     os.close(innermost)
     until(lambda: not cgroups.pids(cgroups.rule_cgroup("deep")))
-    cgroups.remove(cgroups.rule_cgroup("deep"))
+    cgroups.remove("/speed_limiter/deep")
     assert not cgroups.exists(cgroups.rule_cgroup("deep"))
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
@@ -68,8 +68,8 @@ def test_a_tree_that_is_too_large_is_told_and_removed_step_by_step(
         os.mkdir(f"{top}/{number}")
     for _round in range(2):
         with refused("cgroup_not_removed", "more than 10 cgroups", "Run the task again"):
-            cgroups.remove(cgroups.rule_cgroup("wide"))
-    cgroups.remove(cgroups.rule_cgroup("wide"))
+            cgroups.remove("/speed_limiter/wide")
+    cgroups.remove("/speed_limiter/wide")
     assert not cgroups.exists(cgroups.rule_cgroup("wide"))
 
 

@@ -25,7 +25,7 @@ from unittest import mock
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.leaves import PREFIX, own_rule
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.leaves import own_rule
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
@@ -35,7 +35,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import leaves, processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.root import check_root
 
@@ -204,7 +204,7 @@ def snapshot(*pids: int) -> Snapshot:
     found = {pid: processes.read(pid) for pid in pids}
     managed = cgroups.absolute(cgroups.managed)
     made = sorted(directory[len(cgroups.mount) :] for directory, _below, _files in os.walk(managed))
-    made += sorted(cgroups.named(lambda name: name.startswith(PREFIX)))
+    made += sorted(leaves.named(cgroups))
     return Snapshot(
         cgroups=tuple(made),
         limits={name(key): limit for key, limit in limits.items()},

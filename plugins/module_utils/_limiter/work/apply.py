@@ -10,7 +10,6 @@ import os
 import typing as t
 
 from ..core import actions as do
-from ..core import catalog, layout
 from ..core.errors import LimiterError
 from ..core.leaves import own_rule
 from ..core.model import Memory, Process
@@ -22,8 +21,8 @@ from ..host.bpf import budgets
 from ..host.bpf.maps import Maps
 from ..host.groups import processes
 from ..host.groups.leaves import Leaves
-from ..host.sockets.tagging import Tags, tag_apart
 from . import pacing, places
+from .following import Following
 from .host import Host
 from .origins import Origins
 from .program import load_if_needed
@@ -60,7 +59,7 @@ class _Application:
         self.warnings: list[str] = []
         self.forgotten: set[int] = set()  # rules
         self.unlimited: list[str] = []
-        self.left: list[int] = []  # processes that went home since sockets were last tagged
+        self.following = Following(host, self.warnings, self.unlimited)
         self.program: list[str] = []
         self.undos: list[t.Callable[[], object]] = []
         self.origins, self.last = Origins(remembered, host.leaves.home_of), remembered.last
@@ -88,12 +87,12 @@ class _Application:
             self.host.complete()
             places.complete(self.host)
             self.warnings += pacing.complete_stop(self.host.attachments, self.host.opened_maps)
-        self._tag_sockets(self.origins.written.in_transit)
+        self.following.tag(self.origins.written.in_transit)
         for target in plan.targets:
             if target.request.present:
                 # Connections that were accepted while an earlier run moved the process are found now.
                 inside = [one.pid for one in target.processes if self.leaves.rule_of(one.cgroup) == target.name]
-                self._tag_sockets(inside)
+                self.following.tag(inside)
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
         leaving = self._leaving(plan.actions)
@@ -128,7 +127,7 @@ class _Application:
                 undone = False  # the first error is the one that is told
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
-            self._tag_left()
+            self.following.tag_left()
             self._follow()
             if undone:  # else what was being moved stays written down, for the next run
                 self.origins.close(self.last, self.cgroups.rule_names(), self.behind)
@@ -195,7 +194,7 @@ class _Application:
         if action.children:
             self._take_forked(taken, action)
         else:
-            self._tag_sockets([process.pid for process in taken])
+            self.following.tag([process.pid for process in taken])
 
     def _take_forked(self, taken: list[Process], action: do.Take) -> None:
         """Children of a process that was moved are born in the rule; those forked before are found here."""
@@ -212,7 +211,7 @@ class _Application:
                 f"children of the processes in {action.name!r} are forked faster than they can be moved; "
                 "run the task again"
             )
-        self._tag_sockets([*pids, *(process.pid for process in found if process)])
+        self.following.tag([*pids, *(process.pid for process in found if process)])
 
     def _move(self, process: Process, action: do.Take) -> bool:
         """Whether the process was moved; one that is gone is an error only where the user named it."""
@@ -250,12 +249,12 @@ class _Application:
             if self.leaves.leaf_of(now.cgroup):  # further up it would lose its limits
                 raise
             self.cgroups.move_back(process.pid, self.origins.home(own_rule(process.cgroup) or "", process) or "/")
-        self.left.append(process.pid)
+        self.following.left(process.pid)
 
     def _release(self, action: do.Release) -> None:
         for pid in action.pids:
             self._send_home(action.name, pid)
-        self._tag_left()
+        self.following.tag_left()
 
     # Steps that several actions share
 
@@ -289,7 +288,7 @@ class _Application:
                 f"something keeps putting processes into {self.cgroups.absolute(cgroup)}, now {inside[0]}",
                 "Stop it, and run the task again",
             )
-        self._tag_left()
+        self.following.tag_left()
         if self.host.maps:
             limit = self.host.maps.limit(cgroup_id)
             for leaf in self.leaves.of(name):
@@ -351,7 +350,7 @@ class _Application:
             raise
         if went != home:
             self.warnings.append(f"{home}, the former cgroup of process {pid}, cannot take it back; it went to {went}")
-        self.left.append(pid)
+        self.following.left(pid)
         return True
 
     def _leave(self, process: Process) -> bool:
@@ -364,53 +363,8 @@ class _Application:
                 return True
             self.warnings.append(f"{error}. It stays in {process.cgroup}")
             return False
-        self.left.append(process.pid)
+        self.following.left_leaf(process.pid)
         return True
-
-    def _tag_left(self) -> None:
-        """Once for all that went home: each look at sockets takes a process of its own."""
-        left, self.left = self.left, []
-        self._tag_sockets(left)
-
-    def _tag_sockets(self, pids: t.Iterable[int]) -> None:
-        """Makes the tags of processes' open sockets agree with the rules that the processes are in now."""
-        by_rule: dict[int | None, list[int]] = {}
-        for pid in dict.fromkeys(pids):
-            process = processes.read(pid)
-            if process is not None:
-                by_rule.setdefault(self._limited_by(process.cgroup), []).append(pid)
-        maps = self.host.maps
-        if maps is None:
-            return
-        socket_map = maps.of(catalog.SOCKET).fd
-        for rule, members in by_rule.items():
-            tags = Tags(self._tagger(rule), layout.ID.pack(layout.RELEASED if rule is None else rule), socket_map)
-            tagged = tag_apart(members, tags, [socket_map, maps.of(catalog.CONTROL).fd])
-            if rule is None:
-                self.warnings += [f"may still be limited: {text}" for text in tagged.missed]
-            else:
-                self.unlimited += [f"not limited: {text}" for text in tagged.missed]
-
-    def _limited_by(self, cgroup: str) -> int | None:
-        """The innermost rule that holds for a cgroup. A socket has one tag only: of nested rules that limit in place,
-        the outer ones do not see what a process opened in a rule that it left.
-        """
-        name = self.leaves.rule_of(cgroup)
-        if name is not None:
-            return self.cgroups.identifier(self.cgroups.rule_cgroup(name))
-        in_place = places.rules_on_way(self.host, cgroup)
-        return self.cgroups.identifier(self.cgroups.rule_cgroup(in_place[-1])) if in_place else None
-
-    def _tagger(self, rule: int | None) -> t.Callable[[int], None]:
-        maps = self.host.opened_maps
-
-        def tag(descriptor: int) -> None:
-            if rule is not None:
-                maps.tag_socket(descriptor, rule)
-            else:
-                maps.release_socket(descriptor)
-
-        return tag
 
 
 def _meanwhile(kind: str, what: str) -> LimiterError:

@@ -70,7 +70,7 @@ def _named(request: Request) -> t.Iterator[None]:
 
 class _Observation:
     def __init__(self, host: Host, everything: bool, selections: Selections) -> None:
-        self.host, self.cgroups, self.leaves, self.selections = host, host.cgroups, host.leaves, selections
+        self.host, self.cgroups, self.selections, self.leaves = host, host.cgroups, selections, host.leaves
         self.memory, self.warnings = memory.read()
         self.protected = processes.protected(os.getpid())
         ancestors = (processes.read(pid) for pid in self.protected)

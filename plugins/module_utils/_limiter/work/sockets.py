@@ -55,8 +55,8 @@ def _unlimited(host: Host, maps: Maps, rule: Rule) -> list[str]:
         cgroup_id = cgroup_of(fd)
         if not cgroup_id or maps.member(cgroup_id) == rule.cgroup_id:  # without an address it is nowhere to be found
             return
-        path = host.libbpf.cgroup_path_of(host.cgroups.mount, cgroup_id)
-        if path is None or not path.startswith(f"{host.cgroups.rule_cgroup(rule.name)}/"):
+        path = host.path_of(cgroup_id)
+        if path is None or host.leaves.rule_of(path) != rule.name:
             raise LimiterError("untagged", "opened before the process came under the rule, or by another process")
 
     tags = Tags(check, layout.ID.pack(rule.cgroup_id), maps.of(catalog.SOCKET).fd)

@@ -222,6 +222,19 @@ class Cgroups:
                 "Run the task again, which removes more of them; if there are as many again, end who makes them",
             )
 
+    def remove_managed(self) -> bool:
+        """Removes our cgroup around the rules' if nothing is in it; whether it is gone."""
+        try:
+            os.rmdir(self.absolute(self.managed))
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _children(self, cgroup: str) -> list[str]:
+        return trees.children(self.absolute(cgroup))
+
     def _remove_one(self, directory: str, cgroup: str) -> None:
         deadline = time.monotonic() + _RMDIR_SECONDS
         while True:
@@ -243,30 +256,6 @@ class Cgroups:
                     f"processes are in it: {there}{more}" if pids else errno_text(error),
                     "Run the task again; if the same ones are there again, something puts them back: stop it first",
                 ) from None
-
-    def named(self, matches: t.Callable[[str], bool]) -> list[str]:
-        """The cgroups whose names match and that belong to root; a look at the whole hierarchy."""
-        found: list[str] = []
-        waiting = [""]
-        while waiting:
-            above = waiting.pop()
-            below = [f"{above}/{name}" for name in self._children(above or "/")]
-            waiting += below
-            found += [cgroup for cgroup in below if matches(os.path.basename(cgroup)) and self.is_roots(cgroup)]
-        return found
-
-    def remove_managed(self) -> bool:
-        """Removes our cgroup around the rules' if nothing is in it; whether it is gone."""
-        try:
-            os.rmdir(self.absolute(self.managed))
-        except FileNotFoundError:
-            pass
-        except OSError:
-            return False
-        return True
-
-    def _children(self, cgroup: str) -> list[str]:
-        return trees.children(self.absolute(cgroup))
 
     # ---- processes
 

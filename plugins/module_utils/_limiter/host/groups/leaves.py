@@ -17,7 +17,7 @@ from ...core.errors import LimiterError
 from ...core.layout import MAX_DEPTH
 from ..bpf.libbpf import Libbpf
 from ..bpf.maps import Maps
-from . import processes
+from . import processes, trees
 from .cgroups import Cgroups
 
 
@@ -152,8 +152,7 @@ class Leaves:
 
     def forgotten(self) -> list[str]:
         """What looks like a leaf, belongs to root, and is no member: left by a run that was killed."""
-        named = self._cgroups.named(lambda name: name.startswith(leaves.PREFIX) and len(name) > len(leaves.PREFIX))
-        return sorted(set(named) - set(self.rules) - set(self.orphans))
+        return sorted(set(named(self._cgroups)) - set(self.rules) - set(self.orphans))
 
     def _add(self, leaf: str, name: str) -> None:
         self.rules[leaf] = name
@@ -164,6 +163,16 @@ class Leaves:
         self._ids.pop(leaf, None)
         if leaf in self.orphans:
             self.orphans.remove(leaf)
+
+
+def named(cgroups: Cgroups) -> list[str]:
+    """All cgroups that are called like a leaf and belong to root; a look at the whole hierarchy."""
+    with trees.walked(cgroups.mount) as tree:
+        below = [
+            directory[len(cgroups.mount) :] for directory in tree.directories if directory.startswith(cgroups.mount)
+        ]
+    called = [cgroup for cgroup in below if os.path.basename(cgroup).startswith(leaves.PREFIX)]
+    return [cgroup for cgroup in called if cgroups.is_roots(cgroup)]
 
 
 def _descendants(directory: str) -> int:
