@@ -206,8 +206,9 @@ def test_who_selects_by_name_sees_the_units(service: Service) -> None:
     done = rule(name="web", processes=selector, rate="1m", check=True)
     assert done["matched_units"] == [{"unit": "a.service", "cgroup": HOME, "pids": service.pids}]
     assert f"web: takes 2 processes of {HOME}\n" in done["diff"]["after"]
-    listed = rules({"name": "web", "processes": selector, "rate": "1m"}, check=True)
-    assert listed["matched_units"] == {"web": done["matched_units"]}
+    wanted = {"name": "web", "processes": selector, "rate": "1m"}
+    # On a busy machine not all command lines are read in time, which is told.
+    until(lambda: rules(wanted, check=True)["matched_units"] == {"web": done["matched_units"]})
 
 
 # ---- where no leaf is possible
@@ -281,10 +282,10 @@ def test_a_leaf_is_not_limited_in_place(service: Service) -> None:
 
 def test_who_has_a_budget_of_its_own_keeps_it_and_pays_nothing_twice(service: Service) -> None:
     rule(name="each", cgroup_paths=["/tight.slice/*"], each=True, rate="1m")
-    before = limiter.packets().get("each", 0)
     rule(name="web", pid=service.parent.pid, rate="80mbit")
     service.parent.charged("new")
     rule(pid=service.parent.pid, state="absent")
     for through in ("udp", "new"):
         service.parent.charged(through)
-    assert limiter.packets().get("each", 0) == before  # its own state, which only who has no budget shares
+    found = limiter.packets()  # with those of budgets
+    assert found["each"] == found["tight"] == 3
