@@ -102,6 +102,7 @@ def test_pins_removed_by_hand_leave_no_gap_and_cost_no_counter(libbpf: Libbpf) -
         assert sender.charged() == {"held"}
         assert attached(libbpf) == loaded
         assert only(info())["counters"]["packets"] == before["counters"]["packets"] + 2
+        purge("all")
 
 
 @pytest.mark.parametrize("row", [catalog.CONFIG, catalog.CONTROL])
