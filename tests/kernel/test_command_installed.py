@@ -130,8 +130,8 @@ def test_another_version_takes_its_place_and_the_last_one_stays_for_those_that_s
 CHANGES: dict[str, Callable[[], object]] = {
     "a file of the package": lambda: (PACKAGE / "python/speed_limiter/front/cli/main.py").write_text("x = 1\n"),
     "a file more in the package": lambda: (PACKAGE / "python/speed_limiter/more.py").write_text("x = 1\n"),
-    "the link": lambda: (PACKAGE / "python").unlink(),
-    "the starter": lambda: Path(command.STARTER).unlink(),
+    "the link": (PACKAGE / "python").unlink,
+    "the starter": Path(command.STARTER).unlink,
     "the manual": lambda: Path(command.MANUAL).write_text(f"# {command.MARK}\n"),
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -39,8 +40,8 @@ def made(cgroups: Cgroups) -> Iterator[Make]:
 
 @pytest.fixture
 def service(made: Make) -> Iterator[Service]:
-    with service_in_a_slice(made) as it:
-        yield it
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(service_in_a_slice(made))
 
 
 def lost(done: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ def made(cgroups: Cgroups) -> Iterator[Make]:
 
 @pytest.fixture
 def service(made: Make) -> Iterator[Service]:
-    with service_in_a_slice(made) as it:
-        yield it
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context(service_in_a_slice(made))
 
 
 def everything(sender: Sender, new: str) -> dict[str, set[str]]:

@@ -27,9 +27,9 @@ def form(rule: Rule, file: File | None = None, named: t.Iterable[StoredPlace] = 
     """What a rule is stored as. What the operator named its places by is known from the file that is there, or from
     what he names now; another name for what is stored already changes nothing.
     """
-    assert rule.limit is not None
+    limit = t.cast(Limit, rule.limit)  # who stores a rule that has none is refused before
     known = {place.path: place for place in (*named, *(file.places if isinstance(file, StoredRule) else ()))}
-    return StoredRule(rule.limit, tuple(known.get(path, StoredPlace(path)) for path in rule.places), rule.each)
+    return StoredRule(limit, tuple(known.get(path, StoredPlace(path)) for path in rule.places), rule.each)
 
 
 def to_json(stored: StoredRule) -> dict[str, t.Any]:

@@ -44,7 +44,9 @@ MADE: dict[str, t.Any] = {
 HOSTILE = ("<script>alert(1)</script>", "</script><!--", "\u2028\u2029", "\x1b[2J\u202e", "a\nb: 1 as wanted", "\udc80")
 
 
-def host(name: str = "a", seen: object = SEEN, compared: object = SAME, named: object = ("backup",)) -> Host:
+def host(name: str = "a", seen: object = ..., compared: object = ..., named: object = ("backup",)) -> Host:
+    """As wanted, where nothing else is said."""
+    seen, compared = (SEEN if seen is ... else seen), (SAME if compared is ... else compared)
     return read(name, Answers(seen, compared, named))
 
 
