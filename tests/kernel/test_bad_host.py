@@ -209,6 +209,32 @@ def test_a_cgroup_deeper_than_the_program_looks_is_refused(web: Cgroups, nested:
     assert rule(**NEW, cgroup_path=nested[14])["changed"]
 
 
+DELEGATED = "/user.slice/user-1000.slice/user@1000.service/app.slice/*"
+
+
+def test_no_user_gets_budgets_for_cgroups_that_he_can_make(web: Cgroups) -> None:
+    with refused_unchanged("unsafe_each", "could make any number of cgroups", "leave each out"):
+        rule(**NEW, cgroup_path=DELEGATED, each=True)
+    rule(name="web", cgroup_path="/web-*", each=True)
+    with refused_unchanged("unsafe_each", DELEGATED):  # the rule has each already
+        rule(name="web", cgroup_path=DELEGATED)
+    with refused_unchanged("unsafe_each", DELEGATED):
+        rules({"name": "web", "cgroup_path": ["/web-*", DELEGATED], "each": True})
+    rules({"name": "web", "cgroup_path": ["/web-*", DELEGATED]})
+    with refused_unchanged("unsafe_each", DELEGATED):  # the rule has the path already
+        rule(name="web", each=True)
+
+
+def test_no_user_gets_budgets_below_a_cgroup_of_his(web: Cgroups, nested: list[str]) -> None:
+    os.chown(web.absolute(nested[0]), 1000, 1000)
+    try:
+        for below in (f"{nested[0]}/*", f"{nested[0]}/there/is/nothing/*", f"{nested[1]}/*"):
+            with refused_unchanged("unsafe_each", nested[0]):
+                rule(**NEW, cgroup_path=below, each=True)
+    finally:
+        os.chown(web.absolute(nested[0]), 0, 0)
+
+
 def test_a_cgroup_that_belongs_to_another_rule_is_not_taken_from_it(web: Cgroups, nested: list[str]) -> None:
     rule(name="web", cgroup_path="/n1")
     with refused_unchanged("member_taken", "/n1", "'web'", "state=absent"):

@@ -13,7 +13,7 @@ from .errors import LimiterError
 from .layout import MAX_NESTED
 from .leaves import MANAGED, home_of, leaf_for, own_rule
 from .model import HostState, Process, Rule, Target
-from .patterns import Node, rules_on
+from .patterns import Node, limits_on
 from .places import Places, graph_of
 
 
@@ -51,13 +51,14 @@ class Keeping:
         if home == "/" or own_rule(home) is not None:
             return own
         leaf = leaf_for(home, name)
-        above = _above(graph, home)
+        above = _above(graph, home, rules)
         why = self._state.refused.get(leaf)
-        if why is None and len({*above, name}) > MAX_NESTED:
+        if why is None and len(_with(above, name)) > MAX_NESTED:
             why = f"{MAX_NESTED} rules hold there already"
         if why is None:
             return leaf
-        left = [rules[rule] for rule in above if rule not in (name, *_above(graph, own))]
+        still = (name, *_above(graph, own, rules))
+        left = [rules[rule] for rule in dict.fromkeys(above) if rule not in still]
         lost = diff.lost(left, self._state.lost_limits.get(home, ()))
         self._remark(name, f"takes processes out of {home}: {lost} no longer hold for them")
         self._warnings.append(
@@ -75,7 +76,7 @@ class Keeping:
         leaves = {leaf: name for leaf, name in self._state.leaves.items() if name not in removed}
         leaves.update((leaf, rule.name) for rule in rules.values() for leaf in rule.leaves)
         for leaf, name in sorted(leaves.items()):
-            found = list(dict.fromkeys([*_above(graph, home_of(leaf, leaves)), name]))
+            found = _with(_above(graph, home_of(leaf, leaves), rules), name)
             if len(found) > MAX_NESTED:
                 raise LimiterError(
                     "too_many_rules",
@@ -85,6 +86,11 @@ class Keeping:
                 )
 
 
-def _above(graph: t.Sequence[Node], cgroup: str) -> list[str]:
-    """The rules that hold in place for a cgroup, the outermost first."""
-    return list(dict.fromkeys(rule for rule in rules_on(graph, cgroup) if rule is not None))
+def _above(graph: t.Sequence[Node], cgroup: str, rules: t.Mapping[str, Rule]) -> list[str]:
+    """The rules that hold in place for a cgroup, the outermost first; one with `each` as often as it has budgets."""
+    return limits_on(graph, cgroup, {name for name, rule in rules.items() if rule.each})
+
+
+def _with(above: t.Sequence[str], name: str) -> list[str]:
+    """And the rule whose leaf is below that cgroup."""
+    return [*above, *([] if name in above else [name])]

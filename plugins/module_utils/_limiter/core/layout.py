@@ -201,10 +201,6 @@ def pack_limit(limit: Limit) -> bytes:
     return CONFIG.pack(*limit)
 
 
-def unpack_limit(data: bytes) -> Limit:
-    return Limit._make(CONFIG.unpack(data))
-
-
 def pack_full_state(bucket: int, now: int) -> bytes:
     """A new state, with a full bucket at ``now`` (nanoseconds of CLOCK_MONOTONIC)."""
     return STATE.pack(bucket, now, *[0] * (len(STATE_FIELDS) - 2))

@@ -84,14 +84,31 @@ def _below(graph: t.Sequence[Node], node: Node, name: str) -> Node | None:
     return next((graph[after] for shape, after in node.shapes if fits(name, shape)), None)
 
 
-def compile_graph(targets: t.Mapping[Pattern, str]) -> list[Node]:
-    """The graph; its first node is the root's.
+def limits_on(graph: t.Sequence[Node], cgroup: str, each: t.Container[str]) -> list[str]:
+    """The rules that hold for a cgroup, the outermost first. One whose cgroups have budgets of their own (``each``)
+    comes once for every budget, any other once.
+    """
+    found: list[str] = []
+    for rule in rules_on(graph, cgroup):
+        if rule is not None and (rule in each or rule not in found):
+            found.append(rule)
+    return found
+
+
+def may_begin(text: str, name: str | Shape) -> bool:
+    """Whether a name that begins with a text can be meant by one of a pattern."""
+    before = name if isinstance(name, str) else name[0]
+    return before.startswith(text) or (not isinstance(name, str) and text.startswith(before))
+
+
+def compile_graph(targets: t.Mapping[Pattern, str], each: t.Container[str] = ()) -> list[Node]:
+    """The graph; its first node is the root's. ``each``: rules whose cgroups have budgets of their own.
 
     Raises LimiterError: ``ambiguous_patterns`` where two of equal rank and different rules match one cgroup,
     ``too_many_patterns`` where more stars meet at one node than the program looks through, ``too_many_rules`` where
     more rules lie above each other than can hold for one cgroup.
     """
-    return _Compiler(targets).nodes
+    return _Compiler(targets, each).nodes
 
 
 # A pattern's number, and how many of its names the path has passed.
@@ -99,7 +116,8 @@ _Items = frozenset[tuple[int, int]]
 
 
 class _Compiler:
-    def __init__(self, targets: t.Mapping[Pattern, str]) -> None:
+    def __init__(self, targets: t.Mapping[Pattern, str], each: t.Container[str]) -> None:
+        self._each = each
         self._patterns = list(targets)
         self._rules = list(targets.values())
         self._numbers: dict[_Items, int] = {}
@@ -133,20 +151,24 @@ class _Compiler:
         return number
 
     def _check_ways(self) -> None:
-        ways: list[tuple[int, frozenset[str]]] = [(0, frozenset())]
+        # Of each rule, the level at which it holds where that makes another budget.
+        ways: list[tuple[int, int, frozenset[tuple[str, int]]]] = [(0, 0, frozenset())]
         seen = set(ways)
         while ways:
-            number, above = ways.pop()
+            number, level, above = ways.pop()
             node = self.nodes[number]
-            rules = above if node.rule is None else above | {node.rule}
+            rules = above if node.rule is None else above | {(node.rule, level if node.rule in self._each else 0)}
             if len(rules) > MAX_NESTED:
+                names = sorted({rule for rule, _level in rules})
                 raise LimiterError(
                     "too_many_rules",
-                    f"more than {MAX_NESTED} rules can hold for one cgroup: {', '.join(sorted(rules))}",
-                    "their patterns lie above each other",
+                    f"more than {MAX_NESTED} rules can hold for one cgroup: {', '.join(names)}",
+                    "their patterns lie above each other"
+                    + ("" if len(names) > MAX_NESTED else ", and with each every level has a budget of its own"),
                     "Let one rule hold at fewer levels, or give several patterns one rule",
                 )
-            below = {(after, rules) for after in (*node.names.values(), *(after for _shape, after in node.shapes))}
+            nodes_below = (*node.names.values(), *(after for _shape, after in node.shapes))
+            below = {(after, level + 1, rules) for after in nodes_below}
             ways += below - seen
             seen |= below
 

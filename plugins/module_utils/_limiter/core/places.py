@@ -11,7 +11,7 @@ import typing as t
 import zlib
 
 from .errors import LimiterError
-from .patterns import Node, Pattern, compile_graph, parse
+from .patterns import Node, Pattern, compile_graph, may_begin, parse
 
 
 class Place(t.NamedTuple):
@@ -40,17 +40,14 @@ def normal(option: str, text: str) -> str:
 def graph_of(places: Places) -> list[Node]:
     """Raises LimiterError as `compile_graph`. Empty where there are none."""
     patterns = {parse("cgroup_paths", text): place.rule for text, place in places.items()}
-    return compile_graph(patterns) if patterns else []
+    each = {place.rule for place in places.values() if place.each}
+    return compile_graph(patterns, each) if patterns else []
 
 
 def fingerprint(stored: t.Iterable[Stored]) -> int:
     """A checksum of a set of places, 0 of none. By it one sees that a graph was made of another set."""
     lines = sorted(f"{place.rule} {place.each:d} {place.pattern}" for place in stored)
     return (zlib.crc32("\n".join(lines).encode(errors="surrogateescape")) or 1) if lines else 0
-
-
-def has_star(pattern: str) -> bool:
-    return "*" in pattern
 
 
 def taken(pattern: str, owner: str, rule: str, where: str = "") -> LimiterError:
@@ -64,6 +61,7 @@ def taken(pattern: str, owner: str, rule: str, where: str = "") -> LimiterError:
 
 def is_confined(pattern: Pattern) -> bool:
     """Whether the cgroups that a pattern names can be made by root only, as far as their names tell: systemd delegates
-    what is below user@UID.service to that user.
+    what is below user-UID.slice/user@UID.service to that user.
     """
-    return not any(isinstance(name, str) and name.startswith("user@") for name in pattern.names[:-1])
+    ways = zip(pattern.names, pattern.names[1:-1])
+    return not any(may_begin("user-", above) and may_begin("user@", name) for above, name in ways)

@@ -26,6 +26,8 @@ class Storing:
         Raises LimiterError ``not_stored``, ``bad_options``.
         """
         if rule is None or rule.limit is None:
+            if rule is not None and not target.request.present:
+                self.leave_out(rule.name, target.places)
             return
         request, file = target.request, self.files.get(rule.name)
         if request.persistent is False or (request.persistent is None and file is None):

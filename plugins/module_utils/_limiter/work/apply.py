@@ -127,7 +127,7 @@ class _Application:
                 undone = False  # the first error is the one that is told
         with contextlib.suppress(LimiterError, OSError):
             self._announce()
-            self.following.tag_left()
+            self.following.tag_moved()
             self._follow()
             if undone:  # else what was being moved stays written down, for the next run
                 self.origins.close(self.last, self.cgroups.rule_names(), self.behind)
@@ -249,12 +249,12 @@ class _Application:
             if self.leaves.leaf_of(now.cgroup):  # further up it would lose its limits
                 raise
             self.cgroups.move_back(process.pid, self.origins.home(own_rule(process.cgroup) or "", process) or "/")
-        self.following.left(process.pid)
+        self.following.moved(process.pid, from_leaf=self.leaves.leaf_of(now.cgroup) is not None)
 
     def _release(self, action: do.Release) -> None:
         for pid in action.pids:
             self._send_home(action.name, pid)
-        self.following.tag_left()
+        self.following.tag_moved()
 
     # Steps that several actions share
 
@@ -288,7 +288,7 @@ class _Application:
                 f"something keeps putting processes into {self.cgroups.absolute(cgroup)}, now {inside[0]}",
                 "Stop it, and run the task again",
             )
-        self.following.tag_left()
+        self.following.tag_moved()
         if self.host.maps:
             limit = self.host.maps.limit(cgroup_id)
             for leaf in self.leaves.of(name):
@@ -350,7 +350,7 @@ class _Application:
             raise
         if went != home:
             self.warnings.append(f"{home}, the former cgroup of process {pid}, cannot take it back; it went to {went}")
-        self.following.left(pid)
+        self.following.moved(pid, from_leaf=False)
         return True
 
     def _leave(self, process: Process) -> bool:
@@ -363,7 +363,7 @@ class _Application:
                 return True
             self.warnings.append(f"{error}. It stays in {process.cgroup}")
             return False
-        self.following.left_leaf(process.pid)
+        self.following.moved(process.pid, from_leaf=True)
         return True
 
 

@@ -19,31 +19,32 @@ class Following:
 
     def __init__(self, host: Host, warnings: list[str], unlimited: list[str]) -> None:
         self._host, self._warnings, self._unlimited = host, warnings, unlimited
-        self._left: list[int] = []  # processes that went home since sockets were last tagged
-        self._free: list[int] = []  # ... from a leaf
+        # Processes that were moved since sockets were last tagged, and whether they were in a leaf.
+        self._moved: dict[int, bool] = {}
 
-    def left(self, pid: int) -> None:
-        """A process went home. Its sockets are tagged later, with those of all others."""
-        self._left.append(pid)
+    def moved(self, pid: int, from_leaf: bool) -> None:
+        """A process went home, or back. Its sockets are tagged later, with those of all others."""
+        self._moved[pid] = from_leaf
 
-    def left_leaf(self, pid: int) -> None:
-        """The way up from where its sockets were made decides, without the leaf."""
-        self._free.append(pid)
+    def tag_moved(self) -> None:
+        """Once for all that were moved: each look at sockets takes a process of its own."""
+        moved, self._moved = self._moved, {}
+        self.tag([pid for pid, from_leaf in moved.items() if not from_leaf])
+        # The way up from where their sockets were made decides, without the leaf.
+        self.tag([pid for pid, from_leaf in moved.items() if from_leaf], in_place=False)
 
-    def tag_left(self) -> None:
-        """Once for all that went home: each look at sockets takes a process of its own."""
-        left, self._left = self._left, []
-        self.tag(left)
-        free, self._free = self._free, []
-        self._tag(free, None)
-
-    def tag(self, pids: t.Iterable[int]) -> None:
-        """Makes the tags of processes' open sockets agree with the rules that the processes are in now."""
+    def tag(self, pids: t.Iterable[int], in_place: bool = True) -> None:
+        """Makes the tags of processes' open sockets agree with the rules that the processes are in now. ``in_place``:
+        also with those that limit in place where they are, as sockets that were made in a rule's own cgroup need it.
+        """
         by_rule: dict[int | None, list[int]] = {}
+        known: dict[str, int | None] = {}
         for pid in dict.fromkeys(pids):
             process = processes.read(pid)
             if process is not None:
-                by_rule.setdefault(self._limited_by(process.cgroup), []).append(pid)
+                if process.cgroup not in known:
+                    known[process.cgroup] = self._limited_by(process.cgroup, in_place)
+                by_rule.setdefault(known[process.cgroup], []).append(pid)
         for rule, members in by_rule.items():
             self._tag(members, rule)
 
@@ -59,15 +60,14 @@ class Following:
         else:
             self._unlimited += [f"not limited: {text}" for text in tagged.missed]
 
-    def _limited_by(self, cgroup: str) -> int | None:
+    def _limited_by(self, cgroup: str, in_place: bool) -> int | None:
         """The innermost rule that holds for a cgroup. A socket has one tag only: of nested rules that limit in place,
         the outer ones do not see what a process opened in a rule that it left.
         """
         name = self._host.leaves.rule_of(cgroup)
-        if name is not None:
-            return self._host.cgroups.identifier(self._host.cgroups.rule_cgroup(name))
-        in_place = places.rules_on_way(self._host, cgroup)
-        return self._host.cgroups.identifier(self._host.cgroups.rule_cgroup(in_place[-1])) if in_place else None
+        if name is None and in_place:
+            name = next(reversed(places.rules_on_way(self._host, cgroup)), None)
+        return None if name is None else self._host.cgroups.identifier(self._host.cgroups.rule_cgroup(name))
 
     def _tagger(self, rule: int | None) -> t.Callable[[int], None]:
         maps = self._host.opened_maps

@@ -176,10 +176,16 @@ class _Observation:
                 self._check_no_leaf(request, pattern)
             for pattern in sorted(fresh if not request.everything else ()):
                 self._check_own_connection(request, pattern)
-            if request.each:
-                for pattern in patterns:
-                    self._check_each(request, pattern)
+            for pattern in self._to_be_checked(request, name, patterns):
+                self._check_each(request, pattern)
         return name, tuple(sorted(set(patterns))), tuple(named)
+
+    def _to_be_checked(self, request: Request, name: str | None, patterns: t.Sequence[str]) -> list[str]:
+        """Those among a rule's patterns that will give each cgroup a budget, and have not done so until now."""
+        there = {place.pattern: place.each for place in self.in_place.get(name or "", ())}
+        each = request.each if request.each is not None else any(there.values()) and not self.everything
+        kept = () if self.everything else there
+        return [pattern for pattern in sorted({*patterns, *kept}) if each and not there.get(pattern)]
 
     def _check_no_leaf(self, request: Request, pattern: str) -> None:
         if pattern.rpartition("/")[2].startswith(PREFIX):
@@ -206,8 +212,10 @@ class _Observation:
     def _check_each(self, request: Request, pattern: str) -> None:
         """Budgets are for cgroups that only root makes: users could make as many as they want."""
         parsed = parse("cgroup_paths", pattern)
-        above = self.cgroups.matching(parsed._replace(names=parsed.names[:-1])) if parsed.names else []
-        others = [cgroup for cgroup in above if not self.cgroups.is_roots(cgroup)]
+        above = [parsed._replace(names=parsed.names[:length]) for length in range(len(parsed.names))]
+        others = [
+            cgroup for part in above for cgroup in self.cgroups.matching(part) if not self.cgroups.is_roots(cgroup)
+        ]
         if others or not is_confined(parsed):
             raise LimiterError(
                 "unsafe_each",

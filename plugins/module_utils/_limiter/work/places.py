@@ -15,6 +15,7 @@ import typing as t
 from ..core import catalog
 from ..core import places as core
 from ..core.errors import LimiterError
+from ..core.leaves import own_rule
 from ..core.patterns import Node, parse, rules_on
 from ..core.places import Place, Places, Stored
 from ..host.bpf import graph
@@ -92,7 +93,7 @@ def complete(host: Host) -> None:
     if as_wanted and (now.root == root or not stored) and all(place.rule in alive for place in stored):
         _follow_ids(host, places, blind)
         return
-    # Of two sets of which a killed run left a part each, a graph can be made; see `kernel.write`.
+    # A killed run may have left a part of each of two sets, of which no graph can be made: the old one stays.
     with contextlib.suppress(LimiterError):
         put(host, places, core.graph_of(places))
 
@@ -118,6 +119,8 @@ def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
         made = core.graph_of(places)
         for pattern in places:
             for cgroup in cgroups_of(host, [pattern]):
+                if cgroup in host.leaves.rules or own_rule(cgroup) is not None:
+                    continue  # it is a member already
                 rule, member = rules_on(made, cgroup)[-1], cgroups.identifier(cgroup)
                 if rule is not None and member is not None:
                     wanted[member] = _identifier(host, rule)

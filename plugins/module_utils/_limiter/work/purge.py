@@ -141,7 +141,11 @@ def _remove_leaf(host: Host, leaf: str) -> list[str]:
     """Removes a leaf that no rule uses. Who is in it goes to the cgroup above it, or stays there. Returns warnings."""
     try:
         for pid in host.cgroups.pids(leaf):
-            host.cgroups.move(pid, host.leaves.home_of(leaf))
+            try:
+                host.cgroups.move(pid, host.leaves.home_of(leaf))
+            except LimiterError as error:
+                if error.kind != "dead_process":
+                    raise
         host.leaves.remove(leaf)
     except LimiterError as error:
         host.leaves.unlimit(leaf)

@@ -10,7 +10,7 @@ import struct
 import subprocess
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, reasons
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, reasons, schemas
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 
@@ -87,7 +87,7 @@ def test_every_offset_size_and_constant_is_that_of_the_c_header(tmp_path: pathli
 
 def test_a_limit_survives_packing() -> None:
     limit = Limit(rate=12_500_000_000, bucket=2**40)
-    assert layout.unpack_limit(layout.pack_limit(limit)) == limit
+    assert schemas.unpack_limit(layout.SCHEMA, layout.pack_limit(limit)) == limit
 
 
 def test_a_new_state_is_full_and_has_counted_nothing_and_its_copy_of_the_limit_counts_as_stale() -> None:

@@ -263,6 +263,21 @@ def test_four_rules_nest_and_five_do_not() -> None:
     assert error.value.kind == "too_many_rules"
 
 
+def test_with_each_every_level_counts() -> None:
+    below = ["/s/*", "/s/*/*", "/s/*/*/*", "/s/*/*/*/*"]
+    each = target("per", places=below, cgroup_paths=below, each=True)
+    with pytest.raises(LimiterError, match="outer, per: .*every level has a budget of its own") as error:
+        plan(host(rule("outer", places=["/s"]), rule("per")), [each])
+    assert error.value.kind == "too_many_rules"
+    assert kinds(plan(host(rule("outer", places=["/s"]), rule("per")), [each._replace(places=tuple(below[:3]))]))
+
+
+def test_without_places_each_says_nothing() -> None:
+    state = host(rule("web", places=["/a-*"])._replace(each=True))
+    made = plan(state, [target("web", places=["/a-*"], cgroup_paths=["/a-*"], state="absent")])
+    assert made.rules["web"].places == () and not made.rules["web"].each
+
+
 def test_two_places_of_one_rule_count_once() -> None:
     rules = [rule("a", places=["/a", "/a/b", "/a/b/c", "/a/b/c/d"])]
     assert kinds(plan(host(*rules), [target("a", places=["/a/b/c/d/e"], cgroup_paths=["/a/b/c/d/e"])])) == ["SetPlaces"]

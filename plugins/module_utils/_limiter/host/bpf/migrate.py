@@ -40,6 +40,8 @@ class Migration:
         self._libbpf.call("bpf_obj_pin", carry_fd, pins.path(catalog.CARRY.name).encode())
         if earlier.schema < catalog.PLACE.since:
             with _opened(self._libbpf, catalog.PLACE.name) as new:
+                for key, _value in new.entries():
+                    new.delete(key)  # of a run that was killed before it switched
                 for number, place in enumerate(places.of_members(earlier, self._path_of)):
                     new.update(layout.INDEX.pack(number), places.packed(place))
         for row in catalog.NEXT.values():

@@ -39,16 +39,21 @@ def packed(place: Stored) -> bytes:
 
 
 def write(maps: Maps, wanted: t.Iterable[Stored]) -> None:
-    """Has these and no others. What goes is removed first: so of a run that is killed there are never more than one of
-    two sets that fit. Raises LimiterError ``map_full``.
+    """Has these and no others. Patterns that nobody wants go first, others change where they are: of a run that is
+    killed there is never less than what is in both sets. Raises LimiterError ``map_full``.
     """
-    one, pending, kept = maps.of(catalog.PLACE), dict.fromkeys(wanted), set()
-    for number, place in read(maps).items():
-        if place in pending:
-            del pending[place]
-            kept.add(number)
-        else:
+    one, pending = maps.of(catalog.PLACE), {place.pattern: place for place in wanted}
+    there = read(maps)
+    for number, place in there.items():
+        if place.pattern not in pending:
             one.delete(layout.INDEX.pack(number))
+    kept = set()
+    for number, place in there.items():
+        new = pending.pop(place.pattern, None)
+        if new is not None:
+            kept.add(number)
+            if new != place:
+                one.update(layout.INDEX.pack(number), packed(new))
     free = (number for number in range(layout.MAX_PLACES + len(pending)) if number not in kept)
-    for number, place in zip(free, pending):
+    for number, place in zip(free, pending.values()):
         one.update(layout.INDEX.pack(number), packed(place))

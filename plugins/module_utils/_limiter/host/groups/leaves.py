@@ -9,6 +9,7 @@ a process is put into it, and stops being one only when its directory is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -118,10 +119,13 @@ class Leaves:
             raise LimiterError("no_cgroup", f"the cgroup {leaf} disappeared while this task ran", "", "Run it again")
 
         def undo() -> None:
-            self._forget(leaf)
             if fresh:
+                for pid in self._cgroups.pids(leaf):  # forked there meanwhile
+                    with contextlib.suppress(LimiterError):
+                        self._cgroups.move(pid, leaves.home_of(leaf, (leaf,)))
                 self._cgroups.remove(leaf)
             maps.remove_member(leaf_id)
+            self._forget(leaf)
 
         try:
             maps.add_member(leaf_id, rule, leaf=True)
