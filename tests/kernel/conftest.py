@@ -18,7 +18,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter, s
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
 from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair
-from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import APART, OBJECT
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import APART, FIRST, OBJECT
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import Scene, staged
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
 
@@ -26,7 +26,7 @@ Compile = t.Callable[[str], str]
 
 
 def pytest_report_header() -> str:
-    spoiled = "every step" if APART == 1 else f"one step of {APART}"
+    spoiled = "every step" if APART == 1 else f"one step of {APART}, from {FIRST} on"
     machine = "an emulated machine: lower rates, wider bounds" if SLOW else "no emulated machine"
     return f"kernel: {os.uname().release}; object: {OBJECT or 'built here'}; {machine}; tasks spoiled before {spoiled}"
 

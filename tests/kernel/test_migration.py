@@ -293,7 +293,7 @@ def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
 
     work()  # builds the object
     undone = completed = 0
-    for step in list(steps(MOST_STEPS))[::apart]:
+    for step in list(steps(MOST_STEPS))[:: max(1, apart // APART)]:
         limiter.purge("all")
         limit_by(then, moved, pacing)
         assert moved.charged() == moved.charged("tcp") == {"web"}
