@@ -313,7 +313,7 @@ class _Application:
         a run that was killed, those of all rules.
         """
         if self.killed_before:
-            names = {*names, *self.leaves.rules.values()}
+            names = {*names, *self.leaves.rules.values(), *self.leaves.dead}
             for leaf in self.leaves.forgotten():
                 if not self.cgroups.pids(leaf):
                     self.cgroups.remove(leaf)
