@@ -55,7 +55,7 @@ BAD_OPTIONS = {
     "one of several is dead": ({**NEW, "pids": [NO_PROCESS]}, "dead_process", [str(NO_PROCESS)]),
     "pid 0": ({**NEW, "pid": 0}, "bad_pid", ["pid 0", "positive"]),
     "pid -1": ({**NEW, "pids": [-1]}, "bad_pid", ["pid -1", "positive"]),
-    "pid 1": ({**NEW, "pid": 1}, "bad_pid", ["pid 1", "init", "cgroup_path"]),
+    "pid 1": ({**NEW, "pid": 1}, "bad_pid", ["pid 1", "init", "units"]),
     "kthreadd": ({**NEW, "pid": 2}, "kernel_thread", ["process 2", "kernel thread"]),
     "rate 0": ({"name": "new", "rate": "0"}, "bad_rate", ["rate: '0'", "8000", "64kbit", *RATE_FORMS]),
     "rate -5m": ({"name": "new", "rate": "-5m"}, "bad_rate", ["rate: '-5m'", *RATE_FORMS]),

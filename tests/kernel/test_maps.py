@@ -21,7 +21,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 if t.TYPE_CHECKING:
     from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 
-RULE = 2**63 + 5  # ids are 64 bits, unsigned
+RULE = 2**60 + 5  # an id; the highest bits are marks
 
 
 def test_a_limit_is_written_read_changed_and_removed(maps: Maps) -> None:

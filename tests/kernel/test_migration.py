@@ -288,7 +288,7 @@ def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
 ) -> None:
     def work() -> dict[str, Any]:
         # Sockets of all processes of this machine would be steps.
-        with mock.patch.object(settle, "release_one_by_one", return_value=[]):
+        with mock.patch.object(settle, "release_one_by_one", return_value=settle.Released([], "")):
             return limiter.rule(name="web", rate=str(RATE))
 
     work()  # builds the object

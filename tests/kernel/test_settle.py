@@ -92,6 +92,7 @@ def place() -> Iterator[str]:
         directory = Path(cgroups.absolute("/paced"))
         directory.mkdir()
         yield "/paced"
+        limiter.purge("all")  # a leaf is in it
         until(lambda: not (directory / "cgroup.procs").read_text())
         directory.rmdir()
 

@@ -282,7 +282,7 @@ def sender() -> Iterator[Sender]:
 
 
 def test_a_rule_on_the_root_limits_everybody(sender: Sender, cgroups: Cgroups) -> None:
-    rule(name="all", cgroup_path="/", rate="1m")
+    rule(name="all", cgroup_path="/", rate="1m", everything=True)
     assert sender.charged() == {"all"}
     rule(name="web", pid=sender.pid, rate="1m")
     assert sender.charged("late") == {"all", "web"}

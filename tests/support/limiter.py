@@ -32,6 +32,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.r
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task as ansible_task
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, store
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import budgets, build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import places as kernel_places
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
@@ -195,12 +196,14 @@ def snapshot(*pids: int) -> Snapshot:
     def name(cgroup_id: int) -> str:
         return libbpf.cgroup_path_of(cgroups.mount, cgroup_id) or f"gone: {cgroup_id}"
 
+    in_place: dict[str, str] = {}
     limits: dict[int, Limit] = {}
     states: set[int] = set()
     members: dict[int, int] = {}
     if (maps := Maps.open(libbpf)) is not None:
         with maps:
             limits, states, members = maps.limits(), maps.state_rules(), {**maps.members(), **maps.leaves()}
+            in_place = {place.pattern: name(place.rule) for place in kernel_places.read(maps).values()}
     found = {pid: processes.read(pid) for pid in pids}
     managed = cgroups.absolute(cgroups.managed)
     made = sorted(directory[len(cgroups.mount) :] for directory, _below, _files in os.walk(managed))
@@ -209,7 +212,7 @@ def snapshot(*pids: int) -> Snapshot:
         cgroups=tuple(made),
         limits={name(key): limit for key, limit in limits.items()},
         states=tuple(sorted(name(key) for key in states)),
-        members={name(member): name(owner) for member, owner in members.items()},
+        members={name(member): name(owner) for member, owner in members.items()} | in_place,
         pins=tuple(sorted(_listed(pins.PIN_DIR))),
         program=(current.identity, current.cgroup) if current else None,
         remembered=remembered,

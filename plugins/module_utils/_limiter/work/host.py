@@ -54,7 +54,9 @@ class Host:
             check_root()
             kernel.check_bits()
             cgroups, libbpf = Cgroups.find(), load()
-            with pinned_again(libbpf, cgroups.mount, changes, purges) as lost:
+            with contextlib.ExitStack() as stack:
+                with kernel.explained():
+                    lost = stack.enter_context(pinned_again(libbpf, cgroups.mount, changes, purges))
                 host = cls(cgroups, libbpf, run_command, any_version)
                 host.lost = lost
                 yield host
