@@ -6,8 +6,8 @@
  * its cgroup lives does not matter: with its next packet it is made again (graph_again). What it counted is added to
  * its rule's own state first.
  *
- * Of two CPUs that remove one budget, the one that sets LIMITER_NO_RULE adds its counters. A packet that another CPU
- * charges to it meanwhile is not counted, and may be paid by the new budget's full bucket.
+ * Of two CPUs that remove one budget, the one that sets LIMITER_NO_RULE adds its counters. Nothing is charged to it
+ * after that: whoever finds it so looks for the budget again.
  */
 #ifndef LIMITER_BUDGET_H
 #define LIMITER_BUDGET_H
@@ -150,7 +150,6 @@ __noinline bool budget_make(__u64 rule, __u64 cgroup)
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
 	struct rate_limit_config *config;
 	__u64 bucket, now;
-	bool made;
 
 	if (state && state->limit == rule)
 		return true;
@@ -162,24 +161,27 @@ __noinline bool budget_make(__u64 rule, __u64 cgroup)
 	now = bpf_ktime_get_ns();
 	if (state)
 		budget_sweep(cgroup, now, true);
-	made = !bpf_map_update_elem(&rate_limit_state_map, &cgroup, (const void *)&budget_blank, BPF_NOEXIST);
+	/* No other CPU uses it before it has a slot and says whose it is, and none while it is being removed. */
+	if (bpf_map_update_elem(&rate_limit_state_map, &cgroup, (const void *)&budget_blank, BPF_NOEXIST)) {
+		state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
+		return state && state->limit == rule;
+	}
 	state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
 	if (!state)
 		return false;
-	bpf_spin_lock(&state->lock);
-	if (state->limit == LIMITER_NO_RULE) {
-		state->limit = rule;
-		state->generation = 0;
-		state->tokens = bucket;
-		state->last_update_ns = now;
-		/* No connection's mark is of an epoch of this budget. */
-		state->fair.epoch = now;
+	if (!budget_place(cgroup, now)) {
+		bpf_map_delete_elem(&rate_limit_state_map, &cgroup);
+		return false;
 	}
+	bpf_spin_lock(&state->lock);
+	state->limit = rule;
+	state->generation = 0;
+	state->tokens = bucket;
+	state->last_update_ns = now;
+	/* No connection's mark is of an epoch of this budget. */
+	state->fair.epoch = now;
 	bpf_spin_unlock(&state->lock);
-	if (!made || budget_place(cgroup, now))
-		return true;
-	bpf_map_delete_elem(&rate_limit_state_map, &cgroup);
-	return false;
+	return true;
 }
 
 /* Counts a packet that shares the rule's own state. */

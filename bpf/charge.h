@@ -53,6 +53,11 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 		packet.elsewhere = (measured >> PACKET_BOTTLENECK) % LIMITER_MAX_NESTED != index;
 	}
 	bpf_spin_lock(&state->lock);
+	/* It was swept meanwhile: what it counts now would be lost. */
+	if (state->limit == LIMITER_NO_RULE) {
+		bpf_spin_unlock(&state->lock);
+		return 0;
+	}
 	answer = verdict_charge(state, pacing ? &pacing->marks[index] : NULL, &packet, now, paces);
 	share = demand_offer(&state->fair, packet.early);
 	bpf_spin_unlock(&state->lock);
