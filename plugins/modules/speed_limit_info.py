@@ -50,7 +50,9 @@ options:
     description: Only what limits this process.
     type: int
   cgroup_path:
-    description: Only what limits this cgroup, given as an absolute path or as C(/proc/PID/cgroup) shows it.
+    description:
+      - Only what limits this cgroup, or a process in it or below it that a rule took by its pid. Given as an absolute
+        path or as C(/proc/PID/cgroup) shows it.
     type: str
 seealso:
   - module: speed_limiter.ebpf.speed_limit_rule

@@ -139,9 +139,9 @@ options:
     type: bool
   everything:
     description:
-      - Confirms that O(cgroup_paths) may name what holds the connection by which the task came, or others like it, as
-        V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session that the task runs in. Without it
-        such a path is refused, since it is often a template that came out empty.
+      - Confirms that O(cgroup_paths), O(units), O(users) or O(containers) may name what holds the connection by which
+        the task came, or others like it, as V(/), V(/system.slice), V(/user.slice), the service of sshd, or the session
+        that the task runs in. Without it that is refused, since it is often a template that came out empty.
     type: bool
     default: false
   cgroup_id:

@@ -159,6 +159,29 @@ def test_purge_in_its_scopes(cgroups: Cgroups) -> None:
 # ---- beyond it
 
 
+def test_what_limits_nothing_or_changes_nothing_says_why(cgroups: Cgroups, tmp_path: Path) -> None:
+    absent = " (absent: limited as soon as it is there)"
+    _loaded, made = done("set --name web -r 8mbit --cgroup-path /absent.slice")[:2]
+    assert made.endswith(f"limits /absent.slice{absent}")
+    with child() as process:
+        assert done(f"unset -p {process.pid}") == [f"unchanged: no rule took process {process.pid}"]
+        moved = command("move", "-p", str(process.pid), "--name", "nosuch")
+        remedy = "limiter list shows the rules; limiter set makes one."
+        assert moved.status == 1 and moved.errors == f"limiter: there is no rule 'nosuch'. {remedy} (no_rule)\n"
+        assert done("unset --name wbe") == ["unchanged: there is no rule 'wbe'"]
+        assert done("unset --name web --cgroup-path /b.slice") == ["unchanged: 'web' does not limit /b.slice"]
+        done(f"set -p {process.pid} -r 8mbit")
+        file = tmp_path / "none.json"
+        file.write_text("[]")
+        assert done(f"apply --purge {file}") == ["changed: web: absent", f"kept: pid-{process.pid}"]
+        command("unload")
+        listed = command("list")
+        reloading = "limiter reload loads it."
+        assert listed.errors == f"limiter: warning: no program is loaded: nothing limits. {reloading}\n"
+        assert listed.lines[1].startswith(f"pid-{process.pid} ") and listed.status == 0
+        done(f"unset -p {process.pid}")
+
+
 def test_apply_makes_the_rules_of_files_and_no_others(cgroups: Cgroups, tmp_path: Path) -> None:
     done("set --name old -r 1m")
     one, two = tmp_path / "one.json", tmp_path / "two.yaml"

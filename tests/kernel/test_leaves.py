@@ -197,8 +197,23 @@ def test_info_sees_who_is_in_leaves(service: Service, cgroups: Cgroups) -> None:
     }
     for question in ({"pid": parent.pid}, {"cgroup_path": LEAF}):
         assert [one["name"] for one in info(gather=["rules"], **question)["rules"]] == ["tight", "web"]
-    assert [one["name"] for one in info(gather=["rules"], cgroup_path=HOME)["rules"]] == ["tight"]
     assert len(info(gather=["processes"], name="web")["processes"]) == 2
+
+
+def test_a_service_is_shown_with_the_rules_that_took_its_processes(service: Service, made: Make) -> None:
+    made("/other.slice")
+    parent, child_of_it = service
+    rule(name="web", pid=parent.pid, children=False, rate="1m")
+
+    def shown(**question: Any) -> list[str]:
+        return [one["name"] for one in info(gather=["rules"], **question)["rules"]]
+
+    for above in (HOME, "/tight.slice"):
+        assert shown(cgroup_path=above) == ["tight", "web"]
+    assert shown(pid=child_of_it.pid) == ["tight"]
+    assert not shown(cgroup_path="/other.slice")
+    rule(pid=parent.pid, state="absent")
+    assert shown(cgroup_path=HOME) == ["tight"]
 
 
 def test_who_selects_by_name_sees_the_units(service: Service) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,12 +145,42 @@ def test_one_bad_file_is_named_and_stops_no_other(spoil: Callable[[Path], object
     done = restore()
     (problem,) = done["problems"]
     assert problem.startswith("/etc/speed_limiter/rules.d/") and "\n" not in problem, problem
+    assert re.search(r"\. \(\w+\)$", problem), problem
     assert [entry["name"] for entry in loaded()] == ["bare", "users", "web"] and done["applied"] == 3
     told = info(gather=["boot"])["boot"]["problems"]
     assert len(told) == 1 and told[0].startswith(problem.partition(": ")[0])
     for entry in stored.DIRECTORY.iterdir():
         if entry.is_dir():
             entry.rmdir()
+
+
+def test_what_is_wrong_with_a_file_is_told_as_everywhere() -> None:
+    stored.put("zoo", rate="160mb")
+    with pytest.raises(LimiterError) as raised:
+        rule(name="zoo", rate="160mb")
+    assert raised.value.kind == "bad_rate" and raised.value.remedy
+    assert restore()["problems"] == [f"/etc/speed_limiter/rules.d/zoo.json: {raised.value} (bad_rate)"]
+
+
+def into_socket(path: Path) -> None:
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "bad_file": lambda path: path.write_text("{"),
+    "unreadable_file": into_socket,
+    "unsafe_rules_directory": lambda path: path.chmod(0o666),
+    "bad_name": lambda path: path.rename(path.with_name("pid-1.json")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_refused_has_a_kind(kind: str) -> None:
+    KINDS[kind](stored.put("zoo", rate=8000))
+    (problem,) = restore()["problems"]
+    assert problem.endswith(f". ({kind})")
 
 
 def test_of_two_files_with_the_same_path_the_first_is_made_and_the_other_named() -> None:

@@ -40,7 +40,8 @@ def _shown(character: str) -> str:
 
 def headline(fleet: Fleet) -> str:
     told = [state for state in _WORDS if fleet.counts[state] or state not in _RARE]
-    return f"{len(fleet.hosts)} hosts: {', '.join(f'{fleet.counts[state]} {_WORDS[state]}' for state in told)}"
+    hosts = "1 host" if len(fleet.hosts) == 1 else f"{len(fleet.hosts)} hosts"
+    return f"{hosts}: {', '.join(f'{fleet.counts[state]} {_WORDS[state]}' for state in told)}"
 
 
 def render(fleet: Fleet) -> str:

@@ -19,6 +19,7 @@ class LimiterError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
-        text = text if "\n" in text else f"{text}."  # else it ends with words of others, which need their own lines
+        if "\n" not in text:  # else it ends with words of others, which need their own lines
+            text = text if text.endswith((".", "?", "!")) else f"{text}."
         space = "\n" if "\n" in text else " "
         return f"{text}{space}{self.remedy.rstrip('.')}." if self.remedy else text

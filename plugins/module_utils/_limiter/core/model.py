@@ -146,6 +146,8 @@ class Refused(t.NamedTuple):
 
     why: str
     newer: bool = False  # a newer version of this collection wrote it
+    kind: str = "bad_file"  # as of a LimiterError
+    remedy: str = ""
 
 
 File = t.Union[StoredRule, Refused]

@@ -19,6 +19,7 @@ _STALE_EPOCHS, _STALE_NS = 4, 1_000_000_000
 _ELSE = "the warning of speed_limit_program with state=reloaded says why"
 
 
+NO_PROGRAM = "no program is loaded: nothing limits"
 _ONLY_NEWER = "only Linux 6.12 and newer can pace them"
 
 
@@ -57,7 +58,7 @@ def _why_not_open_ones(ability: Ability) -> str | None:
 def why_not(ability: Ability) -> str | None:
     """Why no TCP is paced on this host, or None."""
     if ability.state is None:
-        return "no program is loaded: nothing limits"
+        return NO_PROGRAM
     if ability.half_way:
         return (
             "a task is switching pacing on or off, or was killed while it did: the next task for rules or the program "

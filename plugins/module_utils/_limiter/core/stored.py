@@ -51,7 +51,8 @@ def from_json(value: object) -> File:
     except _WrongError as error:
         return Refused(str(error))
     except LimiterError as error:
-        return Refused(f"{_cut(error.what)}: {error.why}" if error.why else _cut(error.what))
+        what = _cut(error.what)
+        return Refused(f"{what}: {error.why}" if error.why else what, kind=error.kind, remedy=error.remedy)
 
 
 def show(file: File) -> str:

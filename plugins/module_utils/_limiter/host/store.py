@@ -26,6 +26,7 @@ from .errnos import errno_text
 DIRECTORY = "/etc/speed_limiter/rules.d"
 
 _SUFFIX, _UNFINISHED = ".json", ".json.new"
+_UNSAFE = "unsafe_rules_directory"
 _MOST_BYTES = 1 << 24  # ten thousand patterns of the greatest length fit
 
 
@@ -181,16 +182,19 @@ def _text(directory: int, name: str) -> bytes | Refused | None:
         with open(os.open(f"{name}{_SUFFIX}", flags, dir_fd=directory), "rb") as file:
             status = os.fstat(file.fileno())
             why = files.distrust(status)
-            if why is None and not stat.S_ISREG(status.st_mode):
-                why = "it is no regular file"
-            if why is None and status.st_size > _MOST_BYTES:
-                why = f"it is larger than {_MOST_BYTES} bytes"
-            return Refused(why) if why else file.read(_MOST_BYTES)
+            if why is not None:
+                return Refused(why, kind=_UNSAFE)
+            if not stat.S_ISREG(status.st_mode):
+                return Refused("it is no regular file")
+            if status.st_size > _MOST_BYTES:
+                return Refused(f"it is larger than {_MOST_BYTES} bytes")
+            return file.read(_MOST_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
-        link = error.errno == errno.ELOOP
-        return Refused("it is a symbolic link" if link else f"it cannot be read: {errno_text(error)}")
+        if error.errno == errno.ELOOP:
+            return Refused("it is a symbolic link", kind=_UNSAFE)
+        return Refused(f"it cannot be read: {errno_text(error)}", kind="unreadable_file")
 
 
 def _rendered(stored: StoredRule) -> bytes:
@@ -207,7 +211,7 @@ def _remove(directory: int, name: str) -> None:
 
 def _unsafe(path: str, why: str) -> LimiterError:
     return LimiterError(
-        "unsafe_rules_directory",
+        _UNSAFE,
         f"{path} is refused",
         why,
         f"Nobody else than root may write there. Look at what is in it, then: chown root {path}; chmod go-w {path}",

@@ -22,7 +22,7 @@ UNIT = "speed_limiter.service"
 
 class Applied(t.NamedTuple):
     done: tuple[Done, ...]  # usually one
-    problems: tuple[str, ...]  # why a file is not applied; each begins with its path
+    problems: tuple[str, ...]  # why a file is not applied; each begins with its path and ends with the error's kind
     program: tuple[str, ...]  # what was done to have a program loaded
     warnings: tuple[str, ...]
 
@@ -36,7 +36,7 @@ def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced:
     found = store.read()
     if found.unsafe:
         raise LimiterError("unsafe_rules_directory", "no stored rule is applied", found.unsafe)
-    problems = _refused(found)
+    problems = [_told(error) for error in _refused(found)]
     requests = [_request(name, file) for name, file in sorted(found.files.items()) if isinstance(file, StoredRule)]
     if not requests:
         return Applied((), tuple(problems), (), ())
@@ -72,21 +72,28 @@ def _enforce(run_command: RunCommand, requests: list[Request], check: bool, prob
         if error.kind == "locked":
             raise
         if len(requests) == 1:
-            problems.append(_told(requests[0].where, str(error)))
+            problems.append(_told(error, requests[0].where))
             return []
     half = len(requests) // 2
     first = _enforce(run_command, requests[:half], check, problems)
     return first + _enforce(run_command, requests[half:], check, problems)
 
 
-def _told(where: str, text: str) -> str:
-    return text if text.startswith(where) else f"{where}{text}"
+def _told(error: LimiterError, where: str = "") -> str:
+    text = str(error)
+    return f"{text if text.startswith(where) else f'{where}{text}'} ({error.kind})"
 
 
-def _refused(found: Store) -> list[str]:
-    strange = [f"{store.DIRECTORY}/{name}: {why}" for name, why in sorted(found.strange.items())]
+def _refused(found: Store) -> list[LimiterError]:
+    """The files that are not applied, each with its path."""
+    strange = [
+        LimiterError("bad_name", f"{store.DIRECTORY}/{name}: {why}") for name, why in sorted(found.strange.items())
+    ]
     bad = [(name, file) for name, file in sorted(found.files.items()) if isinstance(file, Refused)]
-    return [*strange, *(f"{store.path_of(name)}: {file.why}" for name, file in bad)]
+    return [
+        *strange,
+        *(LimiterError(file.kind, f"{store.path_of(name)}: {file.why}", "", file.remedy) for name, file in bad),
+    ]
 
 
 def look(run_command: RunCommand, found: Store, rules: t.Mapping[str, Rule] | None) -> dict[str, t.Any]:
@@ -95,7 +102,7 @@ def look(run_command: RunCommand, found: Store, rules: t.Mapping[str, Rule] | No
     """
     unit = _unit(run_command)
     problems = [found.unsafe] if found.unsafe else []
-    problems += _refused(found)
+    problems += [error.what for error in _refused(found)]
     if rules is not None:
         problems += [problem for name in sorted(found.files) for problem in _differs(name, found.files[name], rules)]
     if unit is not None:

@@ -180,7 +180,7 @@ class Info:
         return {**current._asdict(), "pacing": pacing.about(ability(self.host, current))}
 
     def rules(self) -> list[Facts] | None:
-        """The rules, or those that limit the process or the cgroup that was asked for."""
+        """The rules, or those that limit the process that was asked for, or the cgroup or a process in it."""
         found = self._seen(self._rules)
         return self._seen(self._outlines) if found is None else found
 
@@ -193,7 +193,7 @@ class Info:
         cgroup = self.cgroup
         if cgroup is not None:
             holds = {*places.rules_on_way(self.host, cgroup), self.host.leaves.rule_of(cgroup)}
-            found = [rule for rule in found if rule.name in holds]
+            found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
         can = ability(self.host, state.program)
         state_of = functools.cache(self.host.maps.state) if self.host.maps else lambda rule: None
         count, missed = counter(self.host, state_of), unlimited(self.host, found)
@@ -205,6 +205,10 @@ class Info:
             }
             for rule in found
         ]
+
+    def _takes_from(self, cgroup: str, rule: Rule) -> bool:
+        """Whether it took a process of a cgroup that was asked for by its path, and keeps it there."""
+        return self.cgroup_path is not None and any(_covers(cgroup, leaf) for leaf in rule.leaves)
 
     def _observed(self, host: Host) -> HostState:
         """All rules; looked at once."""

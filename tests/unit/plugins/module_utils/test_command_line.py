@@ -30,7 +30,10 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.genera
 
 Asked = list[tuple[str, dict[str, t.Any], bool]]
 Captured = pytest.CaptureFixture[str]
-NOTHING = {"changed": False, "warnings": [], "unseen": [], "rules": [], "processes": [], "hook": [], "program": None}
+NOTHING: dict[str, t.Any] = {
+    **dict.fromkeys(("changed", "previous", "program")),
+    **{part: [] for part in ("warnings", "unseen", "rules", "processes", "hook")},
+}
 
 
 @pytest.fixture
@@ -138,7 +141,8 @@ def test_a_wrong_command_line_is_2(asked: Asked, capsys: Captured, words: str, t
     captured = capsys.readouterr()
     assert ended.value.code == 2 and not asked and not captured.out
     lines = captured.err.splitlines()
-    assert lines[-2].startswith(f"limiter: {text}") and lines[-1].startswith("Try 'limiter")
+    known = words.split()[:1] if words not in ("", "limit") else []
+    assert lines[-2].startswith(f"limiter: {text}") and lines[-1] == f"Try '{' '.join(['limiter', *known])} --help'."
 
 
 def test_an_error_is_1_with_its_kind(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,117 +201,45 @@ def test_version(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch
     assert second == "what limits on this host is of a newer version, schema 99"
 
 
-BACKUP: dict[str, t.Any] = {
-    "name": "backup",
-    "rate": 20971520,
-    "bucket": 1048576,
-    "cgroup_path": "/sys/fs/cgroup/speed_limiter/backup",
-    "members": ["/sys/fs/cgroup/speed_limiter/backup", "/sys/fs/cgroup/a.slice", "/sys/fs/cgroup/b-*.slice"],
-    "each": None,
-    "waiting": ["/sys/fs/cgroup/b-*.slice"],
-    "pids": [4, 5],
-    "use": {"rate": 12500000, "binds": True},
-}
-UNSEEN = {**BACKUP, "name": "unseen", "rate": None, "bucket": None, "members": None, "waiting": None, "use": None}
-LONG = {**BACKUP, "name": "r" * 128, "each": True}
-
-
-def show(asked: Asked, monkeypatch: pytest.MonkeyPatch, words: str = "list", **result: t.Any) -> int:
-    monkeypatch.setattr(commands, "run", lambda arguments: {**NOTHING, **result})
-    return main.main(words.split())
-
-
-def test_the_table_of_rules(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert show(asked, monkeypatch, rules=[BACKUP, UNSEEN], processes=None, hook=None, warnings=["look out"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out.splitlines() == [
-        "RULE          RATE  BUCKET         NOW  BINDS  PIDS  IN PLACE",
-        "backup  168 Mbit/s   1 MiB  100 Mbit/s  yes       2  /a.slice, /b-*.slice (absent)",
-        "unseen           -       -           -  -         2",
-    ]
-    assert captured.err == "limiter: warning: look out\n"
-
-
-@pytest.mark.parametrize(("locale", "more"), [("C.UTF-8", "…"), ("C", "..."), ("en_US.ISO-8859-1", "...")])
-def test_a_terminal_gets_what_fits(
-    asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch, locale: str, more: str
-) -> None:
-    monkeypatch.setattr(main, "_width", lambda: 80)
-    monkeypatch.setenv("LC_ALL", locale)
-    process = {
-        "pid": 4194304,
-        "rule": "r" * 128,
-        "cgroup": "/speed_limiter/" + "r" * 128,
-        "command": "限速\n\x1b[2J" * 50,
-    }
-    assert show(asked, monkeypatch, rules=[LONG], processes=[process], hook=None) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("4194304  rrr") and more in lines[1] and "\x1b" not in lines[1]
-    assert lines[4].startswith("rrrr") and more in lines[4] and "168 Mbit/s" in lines[4]
-    for line in lines:
-        assert sum(2 if letter in "限速" else 1 for letter in line) <= 80
-
-
-def test_programs(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    pacing = {"state": "off", "reason": "pacing is switched off", "open_connections_reason": None}
-    loaded = {"identity": "source:01", "cgroup": "/", "pacing": pacing}
-    hook = [{"id": 7, "name": "limit_egress", "ours": True, "attach_flags": "multi", "cgroup": "/"}]
-    nothing = {"rules": None, "processes": None}
-    assert show(asked, monkeypatch, "list --bpf", hook=hook, program=loaded, **nothing) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "loaded    source:01",
-        "attached  /",
-        "pacing    off",
-        "          pacing is switched off",
-        "",
-        "ID  NAME          OURS  FLAGS  CGROUP",
-        " 7  limit_egress  yes   multi  /",
-    ]
-    assert show(asked, monkeypatch, "list --bpf", hook=[], program=None, **nothing) == 0
-    assert capsys.readouterr().out.startswith("No program is loaded: nothing limits.\n")
-
-
-CHANGE = {
-    "changed": True,
-    "diff": {"before": "a: 1 B/s\nb: 1 B/s\n", "after": "a: 1 B/s\nb: absent\n"},
-    "program_actions": ["loaded it"],
-}
-
-
 @pytest.mark.parametrize(
-    ("words", "lines"),
+    ("choice", "error", "text"),
     [
-        ("purge", ["changed: b: absent", "done: loaded it"]),
-        ("purge --check", ["would change: b: absent", "would be done: loaded it"]),
-        ("purge --diff", ["- b: 1 B/s", "+ b: absent", "done: loaded it"]),
+        (
+            "--name web",
+            ("rate_needed", "rate is needed", "it does not exist yet", "Add rate"),
+            "there is no rule 'web'.",
+        ),
+        (
+            "--cgroup-path /speed_limiter/web",
+            ("rate_needed", "rate is needed", "it does not exist yet", "Add rate"),
+            "there is no rule 'web'.",
+        ),
+        (
+            "--last",
+            ("no_rule", "there is no such rule", "no rule was set yet", "Give name and rate"),
+            "there is no such rule: no rule was set yet.",
+        ),
     ],
 )
-def test_a_change(
-    asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch, words: str, lines: list[str]
+def test_nothing_is_moved_to_a_rule_that_is_not_there(
+    asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch, choice: str, error: t.Any, text: str
 ) -> None:
-    assert show(asked, monkeypatch, words, **CHANGE) == 0
-    assert capsys.readouterr().out.splitlines() == lines
+    def refuse(call: t.Any) -> t.NoReturn:
+        raise LimiterError(*error)
+
+    monkeypatch.setattr(rule, "work", refuse)
+    assert main.main(["move", "-p", "5", *choice.split()]) == 1
+    remedy = "limiter list shows the rules; limiter set makes one."
+    assert capsys.readouterr().err == f"limiter: {text} {remedy} (no_rule)\n"
 
 
-def test_no_change(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert show(asked, monkeypatch, "unload") == 0
-    assert capsys.readouterr().out == "unchanged\n"
+def test_other_errors_of_move_stay(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(call: t.Any) -> t.NoReturn:
+        raise LimiterError("dead_process", "process 5 does not exist")
 
-
-def test_a_change_that_the_diff_does_not_show(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    same = {"before": "program: x\n", "after": "program: x\n"}
-    assert show(asked, monkeypatch, "purge --scope stale", changed=True, diff=same) == 0
-    assert capsys.readouterr().out == "changed\n"
-    uneven = {"before": "a: 1 B/s\n", "after": "a: absent\nprogram: absent\n"}
-    assert show(asked, monkeypatch, "purge --diff", changed=True, diff=uneven) == 0
-    assert capsys.readouterr().out.splitlines() == ["- a: 1 B/s", "+ a: absent", "+ program: absent"]
-
-
-def test_json_is_the_result(asked: Asked, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert show(asked, monkeypatch, "purge --json", **CHANGE, warnings=["look out"]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out) == {**NOTHING, **CHANGE, "warnings": ["look out"]}
-    assert captured.err == "limiter: warning: look out\n"
+    monkeypatch.setattr(rule, "work", refuse)
+    assert main.main(["move", "-p", "5", "--last"]) == 1
+    assert capsys.readouterr().err == "limiter: process 5 does not exist. (dead_process)\n"
 
 
 # ---- files
@@ -341,6 +273,12 @@ def test_files_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("a.json", "[" * 100000, "bad_file", "a.json is no JSON"),
         ("a.json", '{"rule": []}', "bad_file", "a.json has no rules. Give a list of rules"),
         ("a.json", "3", "bad_file", "a.json has no rules"),
+        (
+            "a.json",
+            '{"rules": {"a": {"rate": "1m"}}}',
+            "bad_file",
+            'a.json: rules is a mapping. Give a list, in which each rule has its name: [{"name": "a", ...}].',
+        ),
         ("a.yml", "a: [", "bad_file", "a.yml is no YAML"),
         ("a.yml", "", "bad_file", "a.yml has no rules"),
         ("a.json", '[{"name": "a"}, {"nme": "b"}]', "bad_options", "a.json: rules[1]: there is no option 'nme'"),
@@ -381,6 +319,12 @@ def every_option() -> t.Iterator[tuple[str, str]]:
             for command, options in action.choices.items():
                 for option in options._actions:
                     yield from ((command, form) for form in option.option_strings)
+
+
+def test_examples_are_different() -> None:
+    lines = [line for line, _meaning in parser.EXAMPLES]
+    meanings = [meaning for _line, meaning in parser.EXAMPLES]
+    assert len(set(lines)) == len(lines) and len(set(meanings)) == len(meanings)
 
 
 def test_manual_and_completion_have_every_command_and_option() -> None:

@@ -302,3 +302,7 @@ def test_the_json_document_is_as_its_schema_says() -> None:
     assert all(found.counts.values())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(closed(schema)).validate(json.loads(page.as_json(found)))
+
+
+def test_one_host_is_one() -> None:
+    assert text.headline(fleet(host())).startswith("1 host: 1 as wanted")

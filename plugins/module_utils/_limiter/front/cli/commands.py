@@ -87,6 +87,19 @@ def _set(arguments: argparse.Namespace) -> Result:
     return _rule(arguments, "present")
 
 
+def _move(arguments: argparse.Namespace) -> Result:
+    """Into a rule that is there: where it is not, no option of `move` would make it."""
+    try:
+        return _set(arguments)
+    except LimiterError as error:
+        if error.kind not in ("no_rule", "rate_needed"):
+            raise
+        path = (arguments.cgroup_paths or [""])[-1]
+        name = arguments.name or path.rpartition("/")[2]
+        what, why = (error.what, error.why) if error.kind == "no_rule" else (f"there is no rule {name!r}", "")
+        raise LimiterError("no_rule", what, why, "limiter list shows the rules; limiter set makes one") from None
+
+
 def _unset(arguments: argparse.Namespace) -> Result:
     return _rule(arguments, "absent")
 
@@ -155,7 +168,7 @@ def _purge(arguments: argparse.Namespace) -> Result:
 
 _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "set": _set,
-    "move": _set,
+    "move": _move,
     "unset": _unset,
     "apply": _apply,
     "restore": _restore,

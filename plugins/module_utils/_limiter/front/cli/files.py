@@ -37,6 +37,9 @@ def _rules(path: str) -> list[t.Any]:
     content = _parsed(path, _read(path))
     if isinstance(content, dict) and list(content) == ["rules"]:
         content = content["rules"]
+        if isinstance(content, dict):
+            remedy = 'Give a list, in which each rule has its name: [{"name": "a", ...}]'
+            raise LimiterError("bad_file", f"{path}: rules is a mapping", "", remedy)
     if not isinstance(content, list):
         raise LimiterError("bad_file", f"{path} has no rules", "", f"Give {FORMS}")
     return content

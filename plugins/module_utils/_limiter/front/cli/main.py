@@ -64,14 +64,14 @@ def _guarded(words: t.Sequence[str]) -> int:
         if list(words) == ["_names"]:  # the completion in a shell asks
             _print(commands.rule_names())
             return DONE
-        arguments = built.parse_args(words)
+        arguments = parser.parse(built, words)
         if arguments.version:
             _print(commands.version())
             return DONE
         if arguments.command is None:
             parser.usage(built)
         result = commands.run(arguments)
-        for warning in result.get("warnings", ()):
+        for warning in _warnings(arguments, result):
             _say(f"warning: {warning}")
         for problem in result.get("problems", ()):
             _say(problem)
@@ -104,6 +104,13 @@ def _refused(arguments: t.Any, text: str, kind: str) -> int:
     return REFUSED
 
 
+def _warnings(arguments: t.Any, result: Result) -> list[str]:
+    from . import shown
+
+    found = list(result.get("warnings", ()))
+    return [*found, *shown.idle(result)] if arguments.command == "list" else found
+
+
 def _lines(arguments: t.Any, result: Result) -> list[str]:
     if arguments.json:
         return _json(result)
@@ -115,6 +122,8 @@ def _lines(arguments: t.Any, result: Result) -> list[str]:
         return shown.listing(result, _width(), _more())
     if arguments.command == "restore":
         return shown.restored(result, arguments.check, arguments.diff)
+    if arguments.command == "unset" and not result["changed"]:
+        return [f"unchanged: {shown.nothing_to_unset(result, arguments)}"]
     return shown.change(result, arguments.check, arguments.diff)
 
 

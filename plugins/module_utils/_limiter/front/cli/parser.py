@@ -24,7 +24,6 @@ EXIT_STATUS = (
 EXAMPLES = (
     ("limiter set -p 1234 -r 5m", "Process 1234 and its children send at most 5 MiB/s together."),
     ("limiter set --name web -r 160mbit --unit nginx", "A service is limited where it is, over its restarts."),
-    ("limiter set --name web -r 50mbit --unit nginx", "A service is limited, over all its restarts."),
     ("limiter move -p 9999 --last", "Another process joins the rule that was set last."),
     ("limiter unset -p 1234", "The process goes back to the cgroup that it came from."),
     ("limiter apply --purge --check --diff rules.json", "Show what would change if these were the only rules."),
@@ -51,6 +50,16 @@ def build() -> argparse.ArgumentParser:
     for add in (_set, _move, _unset, _apply, _restore, _list, _metrics, _reload, _unload, _purge):
         add(_Adding(commands, common))
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, words: t.Sequence[str]) -> argparse.Namespace:
+    """The arguments. What a command does not know is told by that command: only the whole parser sees it."""
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        if arguments.command is not None:
+            parser.prog = f"limiter {arguments.command}"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _epilog() -> str:
@@ -200,7 +209,7 @@ def _list(add: _Adding) -> None:
     )
     shown.add_argument("--bpf", action="store_true", help="the BPF programs that see what is sent, ours or not")
     _name(parser, "only this rule")
-    parser.add_argument("--cgroup-path", metavar="PATH", help="only what limits this cgroup")
+    parser.add_argument("--cgroup-path", metavar="PATH", help="only what limits this cgroup, or a process in it")
     parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
 
 

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
+from ...core.leaves import PREFIX
+from ...core.pacing import NO_PROGRAM
 from ...core.rates import short_rate, short_size
+from ...core.units import full_name
 from ..call import Result
 from .tables import Column, table
 
@@ -58,12 +62,12 @@ def listing(result: Result, width: int | None, more: str) -> list[str]:
 
 def _rule(rule: Facts) -> list[str]:
     use = rule["use"] or {}
-    mount = rule["cgroup_path"][: -len(f"/speed_limiter/{rule['name']}")]
     each = "each " if rule["each"] else ""
     waiting = set(rule["waiting"] or ())
     in_place = [
-        f"{each}{member[len(mount) :] or '/'}{' (absent)' if member in waiting else ''}"
+        f"{each}{_below_mount(rule, member)}{' (absent)' if member in waiting else ''}"
         for member in (rule["members"] or [])[1:]
+        if not member.rpartition("/")[2].startswith(PREFIX)  # those of PIDS
     ]
     return [
         rule["name"],
@@ -73,6 +77,23 @@ def _rule(rule: Facts) -> list[str]:
         ("yes" if use["binds"] else "no") if "binds" in use else UNKNOWN,
         str(len(rule["pids"])),
         ", ".join(in_place),
+    ]
+
+
+def _below_mount(rule: Facts, path: str) -> str:
+    mount = rule["cgroup_path"][: -len(f"/speed_limiter/{rule['name']}")]
+    return path[len(mount) :] or "/"
+
+
+def idle(result: Result) -> list[str]:
+    """Why rules that are listed limit nothing."""
+    reasons: dict[str, list[str]] = {}
+    for rule in result.get("rules") or ():
+        if rule["pacing"] and rule["pacing"]["mode"] == "none":
+            reasons.setdefault(rule["pacing"]["reason"], []).append(rule["name"])
+    return [
+        f"{why}. limiter reload loads it." if why == NO_PROGRAM else f"{', '.join(names)}: {why}"
+        for why, names in reasons.items()
     ]
 
 
@@ -95,17 +116,47 @@ def _program(program: Facts | None) -> list[str]:
 
 def change(result: Result, check: bool, diff: bool) -> list[str]:
     """What was changed, or would be."""
+    kept_rules = [f"kept: {', '.join(result['kept'])}"] if result.get("kept") else []
     if not result["changed"]:
-        return ["unchanged"]
+        return ["unchanged", *kept_rules]
     before, after = (result["diff"][side].splitlines() for side in ("before", "after"))
     kept = set(before) & set(after)
     if diff:
         lines = _side_by_side(before, after, kept)
     else:
-        lines = [f"{'would change' if check else 'changed'}: {line}" for line in after if line not in kept]
+        absent = _absent(result)
+        lines = [f"{'would change' if check else 'changed'}: {absent(line)}" for line in after if line not in kept]
     actions = [*result.get("program_actions", ()), *result.get("actions", ())]
     lines += [f"{'would be done' if check else 'done'}: {action}" for action in actions]
-    return lines or ["would change" if check else "changed"]
+    return [*(lines or ["would change" if check else "changed"]), *kept_rules]
+
+
+def _absent(result: Result) -> t.Callable[[str], str]:
+    """What adds to the line of a rule which of the cgroups that it limits are not there: a path may be misspelt. The
+    diff does not say it, since hosts that are as wanted have the same one.
+    """
+    rules = [rule for rule in (result.get("rule"), *(result.get("rules") or ())) if rule]
+    waiting = [re.escape(_below_mount(rule, path)) for rule in rules for path in rule["waiting"] or ()]
+    if not waiting:
+        return lambda line: line
+    limits = re.compile(rf"(limits (?:each of )?(?:{'|'.join(waiting)}))(?=,|$)")
+    return lambda line: limits.sub(r"\1 (absent: limited as soon as it is there)", line)
+
+
+def nothing_to_unset(result: Result, asked_for: t.Any) -> str:
+    """Why nothing was to be done: what was asked for may be misspelt."""
+    name, pids = asked_for.name, asked_for.pids or ()
+    processes = f"process{'' if len(pids) == 1 else 'es'} {', '.join(map(str, pids))}"
+    if name is None and not asked_for.cgroup_paths:
+        return f"no rule took {processes}"
+    if result["previous"] is None:
+        return f"there is no rule {name!r}" if name else f"there is no rule with the cgroup {asked_for.cgroup_paths[0]}"
+    rule = result["previous"]["name"]
+    if pids:
+        return f"{rule!r} did not take {processes}"
+    units = [full_name("", unit) for unit in asked_for.units or ()]
+    places = [*(asked_for.cgroup_paths or ()), *units, *(asked_for.users or ()), *(asked_for.containers or ())]
+    return f"{rule!r} does not limit {', '.join(places)}"
 
 
 def restored(result: Result, check: bool, diff: bool) -> list[str]:
