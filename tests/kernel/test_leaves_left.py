@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.apply import _Application
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import (
@@ -143,10 +144,103 @@ def test_what_a_user_calls_like_a_leaf_limits_nobody_and_hides_nobody(service: S
     rule(name="web", rate="1m")
     assert parent.charged() == {"tight"}
     assert info(gather=["processes"])["processes"] == []
-    assert rule(name="web", pid=parent.pid)["changed"]
-    assert parent.charged() == {"tight", "web"}
-    rule(name="web", state="absent")
+    done = rule(name="web", pid=parent.pid)
+    assert any("somebody else than root has made a cgroup of that name" in warning for warning in done["warnings"])
+    assert place(parent.pid) == "/speed_limiter/web" and parent.charged("new") == {"web"}
+    (theirs / "below").mkdir()
+    assert rule(name="web", state="absent")["warnings"] == ()
     assert parent.charged() == {"tight"} and place(parent.pid) == HOME
+    cgroups.remove(LEAF)
+
+
+def own(path: str) -> None:
+    """The cgroup is a user's from now on."""
+    os.chown(path, 1, 1)
+
+
+def instead(cgroups: Cgroups) -> None:
+    """A user was faster than root."""
+    path = cgroups.absolute(LEAF)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    own(path)
+
+
+def no_room(cgroups: Cgroups) -> None:
+    Path(cgroups.absolute(HOME), "cgroup.max.descendants").write_text("0")
+
+
+def threads(cgroups: Cgroups) -> None:
+    """The leaf that is made takes no processes."""
+    below = Path(cgroups.absolute(HOME), "below")
+    below.mkdir(exist_ok=True)
+    (below / "cgroup.type").write_text("threaded")
+
+
+@pytest.mark.parametrize("meanwhile", [instead, no_room, threads])
+def test_a_user_who_spoils_a_leaf_while_it_is_made_does_not_stop_the_task(
+    service: Service, cgroups: Cgroups, meanwhile: Callable[[Cgroups], None]
+) -> None:
+    parent, child_of_it = service
+    real = Cgroups.make
+
+    def make(self: Cgroups, cgroup: str) -> bool:
+        meanwhile(self)
+        return real(self, cgroup)
+
+    with mock.patch.object(Cgroups, "make", make):
+        done = rule(name="web", pid=parent.pid, rate="1m")
+    (told,) = [warning for warning in done["warnings"] if f"processes leave {HOME}" in warning]
+    assert "no longer holds for them" in told
+    assert place(parent.pid) == place(child_of_it.pid) == "/speed_limiter/web"
+    assert parent.charged("new") == child_of_it.charged("new") == {"web"}
+    assert LEAF not in snapshot().members
+    rule(name="web", state="absent")
+    assert place(parent.pid) == place(child_of_it.pid) == HOME and parent.charged("new") == {"tight"}
+    cgroups.remove(LEAF)
+    cgroups.remove(f"{HOME}/below")
+
+
+def test_who_is_killed_after_such_a_change_of_plan_leaves_processes_that_go_home(
+    service: Service, cgroups: Cgroups
+) -> None:
+    real = Cgroups.make
+
+    def make(self: Cgroups, cgroup: str) -> bool:
+        instead(self)
+        return real(self, cgroup)
+
+    task = os.fork()
+    if not task:
+        with mock.patch.object(Cgroups, "make", make), mock.patch.object(_Application, "_tidy", lambda *_: os._exit(7)):
+            rule(name="web", pid=service.parent.pid, rate="1m")
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(task, 0)[1]) == 7
+    assert place(service.parent.pid) == "/speed_limiter/web"
+    rule(name="web", state="absent")
+    assert place(service.parent.pid) == place(service.child.pid) == HOME
+    cgroups.remove(LEAF)
+
+
+def test_a_leaf_that_cannot_be_removed_keeps_no_rule(service: Service, cgroups: Cgroups) -> None:
+    """As where systemd has given all of a unit to its user anew, and he made more below it."""
+    parent, child_of_it = service
+    rule(name="web", pid=parent.pid, rate="1m")
+    own(cgroups.absolute(LEAF))
+    assert not rule(name="web", pid=parent.pid)["changed"] and place(parent.pid) == LEAF
+    real = os.rmdir
+
+    def rmdir(path: str) -> None:
+        if path.endswith(LEAF):
+            os.makedirs(f"{path}/again", exist_ok=True)
+        real(path)
+
+    with mock.patch.object(os, "rmdir", rmdir):
+        done = rule(name="web", state="absent")
+    assert any(f"{LEAF} stays, and limits nothing" in warning for warning in done["warnings"])
+    assert place(parent.pid) == place(child_of_it.pid) == HOME and parent.charged() == {"tight"}
+    assert set(snapshot().members) == {"/speed_limiter/tight"}
+    cgroups.remove(LEAF)
 
 
 @pytest.fixture

@@ -6,12 +6,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import parse
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.attachments import Attachments
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import trees
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import enforce, pacing
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import WAIT, child, refused, sandbox_cgroups, until
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import making
 
 LEVELS = 1100  # more than Python's functions may be nested
 NAME = "a-name-of-twenty-one-"  # so the path is longer than the kernel takes
@@ -94,8 +99,68 @@ def test_a_rule_task_tells_that_it_has_not_seen_all_processes(monkeypatch: pytes
             os.mkdir(f"{top}/{number}")
         with monkeypatch.context() as patch:
             patch.setattr(trees, "MOST", 10)
-            assert "not all processes in /speed_limiter/wide" in " ".join(
+            assert "not all processes and cgroups in /speed_limiter/wide" in " ".join(
                 limiter.rule(name="wide", rate="2m")["warnings"]
             )
         for number in range(20):
             os.rmdir(f"{top}/{number}")
+
+
+@pytest.fixture
+def crowd() -> Iterator[Cgroups]:
+    """20 cgroups, of which a user could make any number, in one that a rule limits by a star."""
+    with limiter.clean_host() as cgroups, making(cgroups) as make:
+        make("/crowd")
+        for number in range(20):
+            make(f"/crowd/{number:02}")
+        limiter.rule(name="crowd", rate="1m", cgroup_paths=["/crowd/*"])
+        yield cgroups
+
+
+def test_of_very_many_that_a_pattern_names_a_part_is_looked_at(crowd: Cgroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "MOST", 10)
+    for pattern, count in (("/crowd/*", 10), ("/crowd/none*", 0), ("/crowd/1*", None)):
+        found = Cgroups(crowd.mount)
+        names = found.matching(parse("", pattern))
+        assert count is None or len(names) == count
+        assert list(found.too_large) == ["/crowd"]
+    whole = Cgroups(crowd.mount)
+    assert whole.matching(parse("", "/crowd/07")) == ["/crowd/07"] and not whole.too_large
+
+
+def test_a_rule_task_tells_that_it_has_not_seen_all_that_a_pattern_names(
+    crowd: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert limiter.rule(name="crowd", rate="2m")["warnings"] == ()
+    monkeypatch.setattr(trees, "MOST", 10)
+    done = limiter.rule(name="crowd", rate="3m")
+    assert any("not all processes and cgroups in /crowd were" in warning for warning in done["warnings"])
+    assert done["rule"]["waiting"] == [] and done["unenforced"] == []
+
+
+def test_of_very_many_some_are_asked_whether_the_program_runs_for_them(
+    crowd: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = Attachments.on_hook
+
+    def on_hook(self: Attachments, cgroup: str) -> list[dict[str, Any]]:
+        asked.append(cgroup)
+        return real(self, cgroup)
+
+    monkeypatch.setattr(Attachments, "on_hook", on_hook)
+    monkeypatch.setattr(enforce, "_MOST_ASKED", 5)
+    assert not limiter.rule(name="crowd", rate="2m")["unenforced"]
+    assert asked == ["/crowd", *(f"/crowd/{number:02}" for number in range(5))]
+
+
+def test_connections_of_very_many_are_looked_at_all_at_once(crowd: Cgroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[set[int] | None] = []
+    monkeypatch.setattr(pacing, "follow", lambda pids: looked.append(pids) or [])
+    limiter.rule(name="crowd", rate="2m")
+    for module, limit in ((pacing, "_MOST_CGROUPS"), (trees, "MOST")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, limit, 10)
+            limiter.rule(name="crowd", rate="3m")
+        limiter.rule(name="crowd", rate="4m")
+    assert looked == [set(), None, set(), None, set()]

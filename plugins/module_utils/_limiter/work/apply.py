@@ -18,7 +18,6 @@ from ..core.plan import Plan
 from ..core.policy import Limit
 from ..host import store
 from ..host.bpf import budgets
-from ..host.bpf.maps import Maps
 from ..host.groups import processes
 from ..host.groups.leaves import Leaves
 from . import pacing, places
@@ -67,6 +66,7 @@ class _Application:
         self.killed_before = remembered.settling
         self.behind = False  # open connections could not follow: the next task tries again
         self.protected = processes.protected(os.getpid())
+        self.refused: set[str] = set()  # leaves that were planned and cannot be used
         self.steps: dict[type, t.Callable[[t.Any], None]] = {
             do.StoreRules: self._store_rules,
             do.LoadProgram: self._load_program,
@@ -203,7 +203,7 @@ class _Application:
             found = [processes.read(pid) for pid in processes.descendants(pids) if pid not in self.protected]
             late = [process for process in found if process and self.leaves.rule_of(process.cgroup) != action.name]
             for process in late:
-                self.origins.remember(process, action.name, action.kept.get(process.cgroup, ""))
+                self.origins.remember(process, action.name, self._kept(process.cgroup, action) or "")
             if not [process for process in late if self._move(process, action)]:
                 break
         else:
@@ -219,13 +219,16 @@ class _Application:
             now = processes.read(process.pid)
             if now is None or now.start_time != process.start_time:
                 raise _meanwhile("dead_process", f"process {process.pid} ended")
-            kept = action.kept.get(now.cgroup)
+            kept = self._kept(now.cgroup, action)
             if kept is None:
                 raise _meanwhile("process_moved", f"process {process.pid} went to {now.cgroup}")
-            if own_rule(kept) is None:
-                self._make_leaf(action.name, kept)
-            self.undos.append(lambda: self._put_back(now))
-            self.cgroups.move(process.pid, kept)
+            try:
+                self._enter(now, action.name, kept)
+            except LimiterError as error:
+                if own_rule(kept) is not None or error.kind not in ("cgroup_not_made", "unusable_cgroup"):
+                    raise
+                self._refuse(kept, now, action, error)
+                self._enter(now, action.name, self.cgroups.rule_cgroup(action.name))
         except LimiterError as error:
             if process.pid in action.named or error.kind not in ("dead_process", "process_moved", "no_cgroup"):
                 raise
@@ -234,9 +237,29 @@ class _Application:
             return False
         return True
 
-    def _make_leaf(self, name: str, leaf: str) -> None:
-        if self.leaves.rules.get(leaf) != name:
-            self.undos.append(self.leaves.make(name, self._identifier(name), leaf))
+    def _kept(self, cgroup: str, action: do.Take) -> str | None:
+        """Where the processes of a cgroup go; None: that was not planned."""
+        kept = action.kept.get(cgroup)
+        return self.cgroups.rule_cgroup(action.name) if kept in self.refused else kept
+
+    def _enter(self, process: Process, name: str, kept: str) -> None:
+        if own_rule(kept) is None and self.leaves.rules.get(kept) != name:
+            self.undos.append(self.leaves.make(name, self._identifier(name), kept))
+        self.undos.append(lambda: self._put_back(process))
+        self.cgroups.move(process.pid, kept)
+
+    def _refuse(self, leaf: str, process: Process, action: do.Take, error: LimiterError) -> None:
+        """A leaf cannot be used that could be when the plan was made: as if that had been known then. Whoever owns the
+        cgroup above can bring that about at any moment.
+        """
+        self.refused.add(leaf)
+        others = [other for other in action.processes if action.kept.get(other.cgroup) == leaf]
+        self.origins.write_more([*others, process], action.name, self.cgroups.rule_cgroup(action.name))
+        home = self.leaves.home_of(process.cgroup)
+        self.warnings.append(
+            f"processes leave {home} for the own cgroup of the rule {action.name!r}: {error.what}: {error.why}. What "
+            f"limits or filters {home} no longer holds for them"
+        )
 
     def _put_back(self, process: Process) -> None:
         """Undoes a move: into the rule that the process was in before, too."""
@@ -296,7 +319,7 @@ class _Application:
             self.leaves.bury(name)
             if limit is not None:
                 self.undos.append(lambda: self._make_again(name, limit))
-            forget_rule(self.host.maps, cgroup_id)
+            self.host.maps.forget(cgroup_id)
             self.forgotten.add(cgroup_id)
         self.cgroups.remove(cgroup)
 
@@ -306,7 +329,7 @@ class _Application:
         if self.cgroups.pids(leaf):
             self.leaves.unlimit(leaf)
         else:
-            self.leaves.remove(leaf)
+            self.warnings += self.leaves.end(leaf)
 
     def _tidy(self, names: t.Iterable[str]) -> None:
         """Removes the leaves of rules that nobody is in any more: their processes have ended, or have just left. After
@@ -369,12 +392,3 @@ class _Application:
 
 def _meanwhile(kind: str, what: str) -> LimiterError:
     return LimiterError(kind, f"{what} while this task ran", "", "Nothing was changed. Run the task again")
-
-
-def forget_rule(maps: Maps, rule: int) -> None:
-    """Take a rule out of every map. Its limit goes first: from then on packets pass, whoever is still charged to it,
-    and the rule counts as half made.
-    """
-    maps.remove_limit(rule)
-    maps.remove_member(rule)
-    maps.remove_state(rule)

@@ -57,6 +57,14 @@ def observe(
     return _Observation(host, everything, selections or {}).look(requests)
 
 
+def too_large(host: Host) -> list[str]:
+    """Of which cgroups not all was found so far."""
+    return [
+        f"not all processes and cgroups in {cgroup} were found: there are more than {trees.MOST} cgroups below it"
+        for cgroup in host.cgroups.too_large
+    ]
+
+
 @contextlib.contextmanager
 def _named(request: Request) -> t.Iterator[None]:
     """An error says which rule of a list it is about."""
@@ -89,10 +97,7 @@ class _Observation:
             self.names |= {name for name in (self.leaves.rule_of(one.cgroup) for one in target.processes) if name}
         limits = self.host.maps.limits() if self.host.maps and len(self.names) > 64 else None
         rules = {name: rule for name in self.names for rule in [self._rule(name, limits)] if rule}
-        self.warnings += [
-            f"not all processes in {cgroup} were found: there are more than {trees.MOST} cgroups below it"
-            for cgroup in self.cgroups.too_large
-        ]
+        self.warnings += too_large(self.host)
         program, earlier = self.host.attachments.current(), self.host.is_earlier
         leaves = set(self._leaves(targets))
         refused = self._refused(leaves, program.cgroup if program else "/")

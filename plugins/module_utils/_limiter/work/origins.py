@@ -39,6 +39,12 @@ class Origins:
                 self.automatic.pop(action.name, None)
         self._write(last, tuple(moving), self.written.settling or bool(actions))
 
+    def write_more(self, moving: t.Iterable[Process], name: str, kept: str) -> None:
+        """Before processes go elsewhere than was planned."""
+        for process in moving:
+            self.remember(process, name, kept)
+        self._write(self.written.last, self.written.in_transit, self.written.settling)
+
     def remember(self, process: Process, name: str, kept: str) -> None:
         """A process is about to enter the rule; one that comes from another rule's cgroup keeps where it was first."""
         if own_rule(kept) is None:

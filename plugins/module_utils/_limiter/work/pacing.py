@@ -23,6 +23,7 @@ _MAY_STAY_SLOW = "connections may stay as slow as they were when they were paced
 
 # With more rules or patterns than that it is cheaper to look at all processes.
 _MOST_RULES = _MOST_PATTERNS = 64
+_MOST_CGROUPS = 1000  # and that many may fit one pattern, if users make them
 
 
 def ability(host: Host, program: Program | None) -> Ability:
@@ -120,8 +121,12 @@ class Concerned:
                 patterns.update(action.changed)
         self._cgroups.update(leaf for name in names for leaf in host.leaves.of(name))
         self._too_many = len(patterns) > _MOST_PATTERNS
-        if not self._too_many:
-            self._cgroups.update(cgroups, places.cgroups_of(host, patterns))
+        self._cgroups.update(cgroups)
+        for pattern in () if self._too_many else patterns:
+            self._cgroups.update(places.cgroups_of(host, [pattern]))
+            self._too_many = len(self._cgroups) > _MOST_CGROUPS
+            if self._too_many:
+                return
         for action in actions:
             if isinstance(action, do.Take):
                 self._pids.update(process.pid for process in action.processes)
@@ -131,4 +136,4 @@ class Concerned:
         if self._too_many:
             return None
         found = self._pids.union(*(self._host.cgroups.pids(cgroup) for cgroup in self._cgroups))
-        return found if self._cgroups.isdisjoint(self._host.cgroups.too_large) else None
+        return None if self._host.cgroups.too_large else found

@@ -16,7 +16,7 @@ from ..core.plan import Plan, plan_removal
 from ..host import memory, store
 from ..host.bpf import budgets, pins
 from ..host.groups import processes
-from .apply import apply, forget_rule
+from .apply import apply
 from .host import Host
 from .lost import alone
 from .observe import observe
@@ -117,7 +117,7 @@ def carry_out(host: Host, purge: Purge, state: HostState, everything: bool) -> l
         warnings += _remove_leaf(host, leaf)
     if host.maps is not None:
         for rule in purge.remains.rules:
-            forget_rule(host.maps, rule)
+            host.maps.forget(rule)
         if purge.remains.rules:
             budgets.remove(host.maps, purge.remains.rules)
         for member, rule in {**host.maps.members(), **host.maps.leaves()}.items():

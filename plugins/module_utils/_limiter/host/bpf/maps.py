@@ -283,6 +283,14 @@ class Maps:
     def remove_member(self, cgroup_id: int) -> bool:
         return self._member.delete(layout.ID.pack(cgroup_id))
 
+    def forget(self, rule: int) -> None:
+        """Takes a rule out. Its limit goes first: from then on packets pass, whoever is still charged to it, and the
+        rule counts as half made.
+        """
+        self.remove_limit(rule)
+        self.remove_member(rule)
+        self.remove_state(rule)
+
     def bump_generation(self) -> None:
         """Makes stale what the programs keep: attributions, limits; to be called after members or limits were changed.
 

@@ -12,7 +12,7 @@ import time
 import typing as t
 
 from ...core.errors import LimiterError
-from ...core.patterns import Pattern, fits
+from ...core.patterns import Pattern
 from .. import mounts
 from ..errnos import errno_text
 from . import processes, trees
@@ -39,7 +39,7 @@ class Cgroups:
 
     def __init__(self, mount: str) -> None:
         self.mount = mount
-        self.too_large: dict[str, None] = {}  # those whose processes were not all found, since too much is below them
+        self.too_large: dict[str, None] = {}  # those of which not all was found, since too much is below them
 
     @classmethod
     def find(cls) -> Cgroups:
@@ -139,13 +139,14 @@ class Cgroups:
         return 0 if cgroup == "/" else cgroup.count("/")
 
     def matching(self, pattern: Pattern) -> list[str]:
-        """The cgroups that a pattern names now."""
+        """The cgroups that a pattern names now; of very many a part."""
         found = [""]
         for name in pattern.names:
             if isinstance(name, str):
                 found = [f"{above}/{name}" for above in found]
             else:
-                found = [f"{above}/{one}" for above in found for one in self._children(above or "/") if fits(one, name)]
+                found, full = trees.fitting(self.mount, found, name)
+                self.too_large.update(dict.fromkeys(full))
         return [cgroup or "/" for cgroup in found if self.exists(cgroup or "/")]
 
     # ---- the rules' own cgroups

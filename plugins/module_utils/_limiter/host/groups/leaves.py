@@ -21,6 +21,8 @@ from ..bpf.maps import Maps
 from . import processes, trees
 from .cgroups import Cgroups
 
+_FOREIGN = "somebody else than root has made a cgroup of that name"
+
 
 class Leaves:
     """The leaves as they are, kept up to date by what is made and removed here."""
@@ -91,7 +93,9 @@ class Leaves:
                 return "it is threaded (cgroup.type)"
             if processes.read_file(f"{directory}/cgroup.subtree_control") not in (b"\n", b"", None):
                 return "it gives controllers to the cgroups below it (cgroup.subtree_control)"
-        return None if self._cgroups.exists(leaf) else self._no_room(home)
+        if not self._cgroups.exists(leaf):
+            return self._no_room(home)
+        return None if leaf in self.rules or self._cgroups.is_roots(leaf) else _FOREIGN
 
     def _no_room(self, home: str) -> str | None:
         cgroup, level = home, 1
@@ -117,6 +121,9 @@ class Leaves:
         leaf_id = self._cgroups.identifier(leaf)
         if leaf_id is None:
             raise LimiterError("no_cgroup", f"the cgroup {leaf} disappeared while this task ran", "", "Run it again")
+        # Whoever owns the cgroup above can have put it there a moment ago. What is below it could never be removed.
+        if not self._cgroups.is_roots(leaf):
+            raise LimiterError("cgroup_not_made", f"the cgroup {leaf} could not be made", _FOREIGN, "End who made it")
 
         def undo() -> None:
             if fresh:
@@ -141,6 +148,15 @@ class Leaves:
         """Removes a leaf that nobody is in. LimiterError as `Cgroups.remove`."""
         self._cgroups.remove(leaf)
         self.unlimit(leaf)
+
+    def end(self, leaf: str) -> list[str]:
+        """Removes a leaf that nobody is in; where that cannot be, it limits nobody any more. Returns warnings."""
+        try:
+            self.remove(leaf)
+        except LimiterError as error:
+            self.unlimit(leaf)
+            return [f"{error} {leaf} stays, and limits nothing"]
+        return []
 
     def unlimit(self, leaf: str) -> None:
         """A leaf is no member any more, whoever is in it."""

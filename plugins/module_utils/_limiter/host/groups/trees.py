@@ -12,6 +12,7 @@ import contextlib
 import os
 import typing as t
 
+from ...core.patterns import Shape, fits
 from . import processes
 
 MOST = 100_000  # cgroups that are looked at: some seconds' work
@@ -57,6 +58,22 @@ def children(directory: str) -> list[str]:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
+
+
+def fitting(mount: str, parents: t.Iterable[str], shape: Shape) -> tuple[list[str], list[str]]:
+    """The cgroups right below some that a name with a star fits. `MOST` are looked at; then also the one with too many.
+
+    Parents and what is found are paths below the mount; the root is empty.
+    """
+    found: list[str] = []
+    left = MOST
+    for above in parents:
+        names = children(mount + above)
+        found += [f"{above}/{name}" for name in names[:left] if fits(name, shape)]
+        if len(names) > left:
+            return found, [above or "/"]
+        left -= len(names)
+    return found, []
 
 
 def _is_empty(directory: str) -> bool:
