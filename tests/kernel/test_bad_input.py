@@ -134,7 +134,7 @@ def test_bad_options(web: Sender, options: dict[str, Any], kind: str, words: lis
 def test_a_bad_rule_in_a_list_is_named_by_its_index_and_nothing_of_the_list_is_done(
     web: Sender, options: dict[str, Any], kind: str, words: list[str]
 ) -> None:
-    with refused_unchanged(kind, "rules[1]: ", *words, pids=(web.pid,)):
+    with refused_unchanged(kind, "rules[1]", *words, pids=(web.pid,)):
         rules({"name": "first", "rate": "1m", "pid": web.pid}, options)
 
 
@@ -148,7 +148,7 @@ def test_nothing_is_loaded_for_a_task_that_cannot_succeed(sender: Sender) -> Non
 
 
 def test_a_name_that_comes_twice_is_named_with_both_places(web: Sender) -> None:
-    with refused_unchanged("bad_options", "rules[2]: ", "'a'", "rules[0]", "Give each rule once"):
+    with refused_unchanged("bad_options", "rules[2] ('a'): ", "rules[0] ('a')", "Give each rule once"):
         rules({"name": "a", "rate": "1m"}, {"name": "b", "rate": "1m"}, {"name": "a", "rate": "2m"})
 
 
