@@ -78,7 +78,7 @@ options:
                 with a warning.
             type: str
           user:
-            description: Its user, by name or number.
+            description: Its user, by name or number. A name that the host does not know is an error.
             type: str
       children:
         description:

@@ -197,7 +197,10 @@ class _Draft:
         """The processes of a target that is present go into its rule, which is made already."""
         request, rule = target.request, self.rules[target.name or ""]
         if request.takes_processes and not target.matched:
-            self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} has none")
+            self.warnings.append(
+                f"{request.where}no process matches; the rule {rule.name!r} takes none now, and none that is started "
+                "later"
+            )
         wanted = self._claim(target, rule)
         moved = tuple(process for process in wanted if self._rule_of(process) != rule.name)
         if not moved:

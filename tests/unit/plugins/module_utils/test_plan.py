@@ -270,7 +270,9 @@ def test_two_places_of_one_rule_count_once() -> None:
 
 def test_no_match_is_a_warning() -> None:
     nobody = target("web")._replace(request=parse_request({"name": "web", "processes": {"name": "nobody"}}))
-    assert "no process matches" in plan(host(rule("web")), [nobody]).warnings[0]
+    assert plan(host(rule("web")), [nobody]).warnings == (
+        "no process matches; the rule 'web' takes none now, and none that is started later",
+    )
 
 
 def test_purge_removes_what_is_not_listed_and_spares_rules_of_processes() -> None:
