@@ -188,6 +188,13 @@ class _Draft:
         request = target.request
         places = target.places if self.whole else tuple(sorted({*rule.places, *target.places}))
         each = bool(request.each) if self.whole else rule.each if request.each is None else request.each
+        if each and not places:
+            raise LimiterError(
+                "bad_options",
+                f"{request.where}each is for cgroups that are limited in place, and the rule {rule.name!r} has none",
+                "processes share one budget",
+                "Add units, users, containers or cgroup_paths, or leave each out",
+            )
         for pattern in target.places:
             self.wanted_by[pattern, rule.name] = request.where
         if (places, each) != (rule.places, rule.each):
@@ -272,7 +279,7 @@ class _Draft:
         rule = self.rules[name]
         left = tuple(pattern for pattern in rule.places if pattern not in target.places)
         if left != rule.places:
-            self._change(rule._replace(places=left))
+            self._change(rule._replace(places=left, each=rule.each and bool(left)))
         if request.takes_processes:
             self._release(name, {process.pid for process in target.processes if self._rule_of(process) == name})
         self.storing.follow(target, self.rules.get(name))
