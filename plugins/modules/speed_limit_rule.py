@@ -75,7 +75,7 @@ options:
             with a warning.
         type: str
       user:
-        description: Its user, by name or number.
+        description: Its user, by name or number. A name that the host does not know is an error.
         type: str
   children:
     description:
@@ -135,6 +135,7 @@ options:
       - Every cgroup that a path matches gets a budget of its own, with the rate and the bucket of the rule, instead of
         one for all of them together. So each user or each container can have the same limit.
       - Refused where users could make such cgroups themselves, and as many budgets as they want.
+      - Processes always share one budget, so this is refused for a rule that has no cgroup in place.
       - Without this option a rule keeps what it has; a new one has one budget for all.
     type: bool
   everything:

@@ -95,6 +95,11 @@ BAD_OPTIONS = {
         ["nothing is selected", "Give name, exe"],
     ),
     "an empty cmdline": ({**NEW, "processes": {"user": "root", "cmdline": ""}}, "bad_selector", ["cmdline is empty"]),
+    "an unknown user's processes": (
+        {**NEW, "processes": {"user": "no-such-user"}},
+        "unknown_user",
+        ["processes: user 'no-such-user' is not known on this host"],
+    ),
     "a broken cmdline": ({**NEW, "processes": {"cmdline": "a("}}, "bad_selector", ["'a('", "not a regular expression"]),
     "cgid of nothing": ({"cgid": 2**63, "rate": "1m"}, "no_rule", ["no such rule", "Give name and rate"]),
     "cgid 0": ({"cgid": 0, "rate": "1m"}, "bad_options", ["cgroup_id 0", "speed_limit_info"]),
@@ -104,9 +109,13 @@ BAD_OPTIONS = {
     "two stars": (
         {**NEW, "cgroup_path": "/a*b*"},
         "bad_cgroup_path",
-        ["/a*b*", "more than one star", "/proc/PID/cgroup"],
+        ["/a*b*", "more than one star", "Each name of a path may have one star; give several paths"],
     ),
-    "cgroup_path ''": ({**NEW, "cgroup_path": ""}, "bad_cgroup_path", ["cgroup_path ''", "it is empty"]),
+    "cgroup_path ''": (
+        {**NEW, "cgroup_path": ""},
+        "bad_cgroup_path",
+        ["cgroup_paths: ''", "it is empty. Leave the option out, or"],
+    ),
     "cgroup_path with ..": ({**NEW, "cgroup_path": "/a/../b"}, "bad_cgroup_path", ["/a/../b", "'..' is not accepted"]),
     "a file": ({**NEW, "cgroup_path": "/cgroup.procs"}, "bad_cgroup_path", ["cgroup.procs", "a file, not a cgroup"]),
     "NUL": ({**NEW, "cgroup_path": "/a\0b"}, "bad_cgroup_path", ["NUL"]),
@@ -134,7 +143,7 @@ def test_bad_options(web: Sender, options: dict[str, Any], kind: str, words: lis
 def test_a_bad_rule_in_a_list_is_named_by_its_index_and_nothing_of_the_list_is_done(
     web: Sender, options: dict[str, Any], kind: str, words: list[str]
 ) -> None:
-    with refused_unchanged(kind, "rules[1]: ", *words, pids=(web.pid,)):
+    with refused_unchanged(kind, "rules[1]", *words, pids=(web.pid,)):
         rules({"name": "first", "rate": "1m", "pid": web.pid}, options)
 
 
@@ -148,7 +157,7 @@ def test_nothing_is_loaded_for_a_task_that_cannot_succeed(sender: Sender) -> Non
 
 
 def test_a_name_that_comes_twice_is_named_with_both_places(web: Sender) -> None:
-    with refused_unchanged("bad_options", "rules[2]: ", "'a'", "rules[0]", "Give each rule once"):
+    with refused_unchanged("bad_options", "rules[2] ('a'): ", "rules[0] ('a')", "Give each rule once"):
         rules({"name": "a", "rate": "1m"}, {"name": "b", "rate": "1m"}, {"name": "a", "rate": "2m"})
 
 

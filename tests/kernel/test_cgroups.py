@@ -89,8 +89,8 @@ def run_in_new_mounts(script: str, mount: str) -> subprocess.CompletedProcess[st
 def test_strange_names_go_through_the_kernel_and_back(cgroups: Cgroups, name: str) -> None:
     cgroup = f"/outer/{name}"
     directory = make(cgroups, cgroup)
-    assert cgroups.relative(cgroup) == cgroup
-    assert cgroups.relative(str(directory) + "/") == cgroup
+    assert cgroups.relative("cgroup_path:", cgroup) == cgroup
+    assert cgroups.relative("cgroup_path:", str(directory) + "/") == cgroup
     assert cgroups.identifier(cgroup) == directory.stat().st_ino
     with child() as process:
         cgroups.move(process.pid, cgroup)
@@ -103,12 +103,12 @@ def test_strange_names_go_through_the_kernel_and_back(cgroups: Cgroups, name: st
     [("/", "/"), ("a", "/a"), ("//a//b/./c/", "/a/b/c"), ("/missing/b", "/missing/b"), ("/...", "/...")],
 )
 def test_paths_are_normalised_and_need_not_exist(cgroups: Cgroups, path: str, cgroup: str) -> None:
-    assert cgroups.relative(path) == cgroup
+    assert cgroups.relative("cgroup_path:", path) == cgroup
 
 
 def test_the_mount_point_itself_is_the_root(cgroups: Cgroups) -> None:
-    assert cgroups.relative(cgroups.mount) == "/"
-    assert cgroups.relative(cgroups.mount + "/") == "/"
+    assert cgroups.relative("cgroup_path:", cgroups.mount) == "/"
+    assert cgroups.relative("cgroup_path:", cgroups.mount + "/") == "/"
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_the_mount_point_itself_is_the_root(cgroups: Cgroups) -> None:
 )
 def test_bad_paths_are_refused(cgroups: Cgroups, path: str, words: str) -> None:
     with refused("bad_cgroup_path") as caught:
-        cgroups.relative(path)
-    assert words in str(caught[0])
+        cgroups.relative("cgroup_path:", path)
+    assert words in str(caught[0]) and str(caught[0]).startswith("cgroup_path: '")
 
 
 def test_a_path_in_cgroup_v1_is_refused(cgroups: Cgroups) -> None:
     if cgroups.mount == "/sys/fs/cgroup":
         pytest.skip("this host has no cgroup v1 beside cgroup2")
     with refused("bad_cgroup_path") as caught:
-        cgroups.relative("/sys/fs/cgroup/memory/a")
+        cgroups.relative("cgroup_path:", "/sys/fs/cgroup/memory/a")
     assert cgroups.mount in str(caught[0])
 
 
@@ -142,7 +142,7 @@ def test_another_file_system_below_is_refused(cgroups: Cgroups) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(directory)], check=True)
     try:
         with refused("bad_cgroup_path") as caught:
-            cgroups.relative("/covered")
+            cgroups.relative("cgroup_path:", "/covered")
         assert "another file system" in str(caught[0])
     finally:
         subprocess.run(["umount", str(directory)], check=True)
@@ -152,7 +152,7 @@ def test_symbolic_links_are_refused(tmp_path: Path) -> None:
     """The kernel makes none in cgroup2, so a directory plays the mount."""
     (tmp_path / "link").symlink_to("/")
     with refused("bad_cgroup_path") as caught:
-        Cgroups(str(tmp_path)).relative("/link")
+        Cgroups(str(tmp_path)).relative("cgroup_path:", "/link")
     assert "symbolic link" in str(caught[0])
 
 

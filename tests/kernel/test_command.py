@@ -211,7 +211,7 @@ def test_nothing_of_the_files_is_done_where_one_rule_is_wrong(cgroups: Cgroups, 
     before = snapshot()
     ended = command("apply", str(file))
     assert ended.status == 1 and ended.errors.endswith("(dead_process)\n") and snapshot() == before
-    assert ended.errors.startswith(f"limiter: {file}: rules[1]: ")
+    assert ended.errors.startswith(f"limiter: {file}: rules[1] ('web'): ")
 
 
 def test_json_is_what_the_module_returns(cgroups: Cgroups) -> None:

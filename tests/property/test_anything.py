@@ -166,7 +166,7 @@ def test_names_paths_rates_and_patterns(text: str, value: Any) -> None:
         lambda: rates.parse_rate("rate", value),
         lambda: rates.parse_bucket("bucket", value),
         lambda: places.normal("cgroup_paths", text),
-        lambda: Cgroups("/sys/fs/cgroup").relative(text),
+        lambda: Cgroups("/sys/fs/cgroup").relative("cgroup_path:", text),
         lambda: Cgroups("/sys/fs/cgroup").identifier(text),
         lambda: units.full_name("units", text),
         lambda: containers.check_name("containers", text),

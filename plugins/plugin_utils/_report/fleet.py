@@ -86,6 +86,9 @@ class Fleet:
         others = number - self.counts["as_wanted"]
         if "any" in asked and others:
             reasons.append(f"{others} of {number} hosts are not known to be as wanted")
+        elif asked and self.counts["failed"]:
+            # Such as a rate that is refused: then none of the host's rules is there.
+            reasons.append(f"{self.counts['failed']} of {number} hosts failed, and are not known to be as wanted")
         return "; ".join(reasons) or None
 
     def document(self) -> dict[str, t.Any]:

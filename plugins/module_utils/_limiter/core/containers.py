@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .errors import LimiterError
+from .errors import EMPTY, LimiterError
 
 VIRTUAL_MACHINE = "virtual machine"
 _COMMON = ("system.slice", "machine.slice", "user.slice")  # parents of containers that have none of their own
@@ -39,8 +39,8 @@ def check_name(where: str, name: str) -> None:
         raise LimiterError(
             "bad_container",
             f"{where}containers: {name!r} is refused",
-            "it is no name or id of a container",
-            "Give one container's name or id, as its runtime shows it",
+            "it is no name or id of a container" if name else "it is empty",
+            "Give one container's name or id, as its runtime shows it" if name else EMPTY,
         )
 
 

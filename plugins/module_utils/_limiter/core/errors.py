@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+EMPTY = "Leave the option out, or look at the variable that came out empty"  # a remedy
+
 
 class LimiterError(Exception):
     """A failure that a user can act on.

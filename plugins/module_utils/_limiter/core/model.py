@@ -90,7 +90,7 @@ class Skipped(t.NamedTuple):
 class Request(t.NamedTuple):
     """One rule's options, validated. What they mean on this host is found by observation."""
 
-    where: str  # begins each error text: "" or "rules[3]: "
+    where: str  # begins each error text: "" or "rules[3] ('web'): "
     present: bool
     name: str | None
     cgroup_id: int | None

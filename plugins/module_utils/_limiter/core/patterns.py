@@ -19,6 +19,9 @@ import typing as t
 from .errors import LimiterError
 from .layout import MAX_DEPTH, MAX_NAME, MAX_NESTED, MAX_SHAPES, MAX_STAR_TEXT
 
+_AS_SHOWN = "Give a path as in /proc/PID/cgroup, without '0::'"
+_ONE_STAR = "Each name of a path may have one star; give several paths, or a shorter text before the star"
+
 Shape = tuple[str, str]  # what a name begins and ends with
 
 
@@ -47,21 +50,23 @@ class Node(t.NamedTuple):
 def parse(option: str, text: str) -> Pattern:
     """Raises LimiterError ``bad_cgroup_path``."""
     if not text.startswith("/"):
-        raise _bad(option, text, "it does not begin with a slash")
+        raise bad_path(option, text, "it does not begin with a slash")
     words = text.strip("/").split("/") if text.strip("/") else []
     if len(words) >= MAX_DEPTH:
-        raise _bad(option, text, f"it has {len(words)} names, and the program looks at {MAX_DEPTH - 1} levels")
+        raise bad_path(option, text, f"it has {len(words)} names, and the program looks at {MAX_DEPTH - 1} levels")
     names: list[str | Shape] = []
     for word in words:
         if word in ("", ".", ".."):
-            raise _bad(option, text, f"{word!r} is no name of a cgroup")
+            raise bad_path(option, text, f"{word!r} is no name of a cgroup")
         if _size(word) > MAX_NAME:
-            raise _bad(option, text, f"a name has {MAX_NAME} bytes at most")
+            raise bad_path(option, text, f"a name has {MAX_NAME} bytes at most")
         if word.count("*") > 1:
-            raise _bad(option, text, f"{word!r} has more than one star")
+            raise bad_path(option, text, f"{word!r} has more than one star", _ONE_STAR)
         before, star, behind = word.partition("*")
         if star and max(_size(before), _size(behind)) > MAX_STAR_TEXT:
-            raise _bad(option, text, f"{word!r} has more than {MAX_STAR_TEXT} bytes on one side of the star")
+            raise bad_path(
+                option, text, f"{word!r} has more than {MAX_STAR_TEXT} bytes on one side of the star", _ONE_STAR
+            )
         names.append((before, behind) if star else word)
     return Pattern(tuple(names))
 
@@ -245,7 +250,5 @@ def _overlapping(shape: Shape) -> t.Iterator[str]:
             yield before + behind[length:]
 
 
-def _bad(option: str, text: str, why: str) -> LimiterError:
-    return LimiterError(
-        "bad_cgroup_path", f"{option} {text!r} is refused", why, "Give a path as in /proc/PID/cgroup, without '0::'"
-    )
+def bad_path(option: str, text: str, why: str, remedy: str = _AS_SHOWN) -> LimiterError:
+    return LimiterError("bad_cgroup_path", f"{option} {text!r} is refused", why, remedy)

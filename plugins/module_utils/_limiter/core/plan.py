@@ -188,7 +188,13 @@ class _Draft:
         request = target.request
         places = target.places if self.whole else tuple(sorted({*rule.places, *target.places}))
         each = bool(request.each) if self.whole else rule.each if request.each is None else request.each
-        each = each and bool(places)
+        if each and not places:
+            raise LimiterError(
+                "bad_options",
+                f"{request.where}each is for cgroups that are limited in place, and the rule {rule.name!r} has none",
+                "processes share one budget",
+                "Add units, users, containers or cgroup_paths, or leave each out",
+            )
         for pattern in target.places:
             self.wanted_by[pattern, rule.name] = request.where
         if (places, each) != (rule.places, rule.each):
@@ -198,7 +204,10 @@ class _Draft:
         """The processes of a target that is present go into its rule, which is made already."""
         request, rule = target.request, self.rules[target.name or ""]
         if request.takes_processes and not target.matched:
-            self.warnings.append(f"{request.where}no process matches; the rule {rule.name!r} has none")
+            self.warnings.append(
+                f"{request.where}no process matches; the rule {rule.name!r} takes none now, and none that is started "
+                "later"
+            )
         wanted = self._claim(target, rule)
         moved = tuple(process for process in wanted if self._rule_of(process) != rule.name)
         if not moved:

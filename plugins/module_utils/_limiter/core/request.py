@@ -22,7 +22,7 @@ _EXCLUSIVE = (("pids", "processes"), ("name", "cgroup_id", "last"))
 
 
 def parse_request(options: Options, where: str = "") -> Request:
-    """One rule's options as a Request. ``where`` begins every error, for example ``rules[3]: ``.
+    """One rule's options as a Request. ``where`` begins every error, for example ``rules[3] ('web'): ``.
 
     Raises LimiterError: ``bad_options``, ``bad_name``, ``bad_rate``, ``bad_bucket``, ``bad_pid``, ``bad_selector``,
     ``bad_unit``, ``bad_container``.
@@ -80,11 +80,11 @@ def parse_request(options: Options, where: str = "") -> Request:
 
 
 def parse_requests(rules: t.Sequence[Options], wheres: t.Sequence[str] | None = None) -> tuple[Request, ...]:
-    """The requests of a list. Errors name the index, or begin with what ``wheres`` has for each; a name that comes
-    twice is ``bad_options``.
+    """The requests of a list. Errors begin with what ``wheres`` has for each, else as `where_of` says; a name that
+    comes twice is ``bad_options``.
     """
     if wheres is None:
-        wheres = [f"rules[{index}]: " for index in range(len(rules))]
+        wheres = [where_of(index, options) for index, options in enumerate(rules)]
     requests = tuple(parse_request(options, where) for options, where in zip(rules, wheres))
     first: dict[str, str] = {}
     for request in requests:
@@ -95,6 +95,20 @@ def parse_requests(rules: t.Sequence[Options], wheres: t.Sequence[str] | None = 
             raise _bad(request.where, f"the rule {name!r} was already given by {first[name]}", "Give each rule once")
         first[name] = request.where.rstrip(": ")
     return requests
+
+
+def where_of(index: int, options: object) -> str:
+    """What an error about one of a list begins with. The list may be made of an inventory's mappings by name: who wrote
+    these knows no index.
+    """
+    name = options.get("name") if isinstance(options, dict) else None
+    try:
+        if isinstance(name, str):
+            check_rule_name("", name)
+            return f"rules[{index}] ({name!r}): "
+    except LimiterError:
+        pass  # it is what the error will be about
+    return f"rules[{index}]: "
 
 
 def _check_persistent(where: str, given: Options) -> None:

@@ -99,7 +99,7 @@ def _read(value: object) -> StoredRule:
     for before, place in zip(found, found[1:]):
         if before.path == place.path:
             raise _WrongError(f"the path {place.path} is there twice")
-    return StoredRule(Limit(**t.cast("dict[str, int]", limit)), tuple(found), each)
+    return StoredRule(Limit(**t.cast("dict[str, int]", limit)), tuple(found), each and bool(found))
 
 
 def _read_place(value: object) -> StoredPlace:

@@ -56,7 +56,7 @@ class Storing:
         if isinstance(file, StoredRule):
             left = tuple(place for place in file.places if place.path not in paths)
             if left != file.places and not self._stays(name):
-                self.files[name] = file._replace(places=left)
+                self.files[name] = file._replace(places=left, each=file.each and bool(left))
 
     def forget(self, name: str) -> None:
         """Removes the file. Where that cannot be, the rule itself can still go: that is worth more than nothing."""

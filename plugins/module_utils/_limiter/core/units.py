@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .errors import LimiterError
+from .errors import EMPTY, LimiterError
 
 # What systemctl is asked for; it prints the properties that a unit's type has, in any order.
 PROPERTIES = "Id,LoadState,LoadError,ControlGroup,Slice,TriggeredBy,Triggers,Accept"
@@ -45,6 +45,8 @@ def full_name(where: str, text: str) -> str:
     def bad(why: str, remedy: str) -> LimiterError:
         return LimiterError("bad_unit", f"{where}units: {text!r} is refused", why, remedy)
 
+    if not text:
+        raise bad("it is empty", EMPTY)
     if re.search(r"[*?\[\]]", text):
         pattern = f"/system.slice/{text}" if text.count("*") == 1 else "/system.slice/a-*.service"
         raise bad("a unit is one name", f"Give several cgroups as a path with a star: cgroup_paths: {pattern}")

@@ -96,7 +96,7 @@ class Info:
         if self.pid is not None and process is None:
             raise _absent("dead_process", f"pid: process {self.pid}", "a living process")
         if self.cgroup_path is not None and self.cgroups:
-            cgroup = self.cgroups.relative(self.cgroup_path)
+            cgroup = self.cgroups.relative("cgroup_path:", self.cgroup_path)
             if not self.cgroups.exists(cgroup):
                 raise _absent("no_cgroup", f"cgroup_path: {cgroup}", "an existing cgroup")
             return cgroup

@@ -35,7 +35,7 @@ _UNDECIDED = f"comparing its command line with cmdline takes longer than {expres
 
 def select(requests: t.Sequence[Request]) -> Selections:
     """What the requests' selectors name. It takes as long as processes make it, up to seconds for each selector, so it
-    comes before the host's lock. Raises LimiterError: ``bad_selector``, ``missing_dependency``.
+    comes before the host's lock. Raises LimiterError: ``bad_selector``, ``unknown_user``, ``missing_dependency``.
     """
     found: dict[Selector, processes.Selected] = {}
     for request in requests:
@@ -160,7 +160,7 @@ class _Observation:
             )
         patterns = []
         for given in request.cgroup_paths:
-            path = self.cgroups.relative(given)
+            path = self.cgroups.relative("cgroup_paths:", given)
             if path == MANAGED or path.startswith(f"{MANAGED}/"):
                 name = self._own_cgroup(request, name, path)
             else:

@@ -282,7 +282,7 @@ def test_files_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("a.yml", "a: [", "bad_file", "a.yml is no YAML"),
         ("a.yml", "", "bad_file", "a.yml has no rules"),
         ("a.json", '[{"name": "a"}, {"nme": "b"}]', "bad_options", "a.json: rules[1]: there is no option 'nme'"),
-        ("a.json", '[{"name": "a", "rate": "5mb"}]', "bad_rate", "a.json: rules[0]: rate: '5mb' is refused"),
+        ("a.json", '[{"name": "a", "rate": "5mb"}]', "bad_rate", "a.json: rules[0] ('a'): rate: '5mb' is refused"),
         ("a.json", '[{"name": "a"}, {"name": "a"}]', "bad_options", "was already given by"),
     ],
 )

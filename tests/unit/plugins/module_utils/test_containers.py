@@ -326,6 +326,7 @@ def test_a_name_that_no_runtime_has_is_refused(name: str) -> None:
     with pytest.raises(LimiterError) as error:
         core.check_name("rules[0]: ", name)
     assert error.value.kind == "bad_container" and str(error.value).startswith("rules[0]: containers: ")
+    assert ("it is empty. Leave the option out" in str(error.value)) == (name == "")
 
 
 def test_words_of_a_name_reach_no_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -232,6 +232,32 @@ def test_an_empty_list_of_places_is_no_place_not_the_whole_rule() -> None:
     ]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("processes", [[], [(5, 50, "/a")]])
+def test_each_is_refused_where_nothing_is_limited_in_place(whole: bool, processes: list[tuple[int, int, str]]) -> None:
+    with pytest.raises(LimiterError) as error:
+        plan(host(rule("web")), [target("web", processes, each=True)], whole=whole)
+    assert error.value.kind == "bad_options" and str(error.value) == (
+        "each is for cgroups that are limited in place, and the rule 'web' has none: processes share one budget. Add "
+        "units, users, containers or cgroup_paths, or leave each out."
+    )
+    with pytest.raises(LimiterError, match="the rule 'web' has none"):
+        plan(host(), [target("web", processes, each=True, rate="1m")], whole=whole)
+
+
+def test_each_is_of_what_is_limited_in_place_already() -> None:
+    made = plan(host(rule("web", places=["/a"])), [target("web", [(5, 50, "/b")], each=True)])
+    assert made.rules["web"].each and placed(made) == {"/a": Place("web", True)}
+
+
+def test_each_ends_with_the_last_place() -> None:
+    state = host(rule("web", places=["/a", "/b"])._replace(each=True))
+    made = plan(state, [target("web", places=["/a"], cgroup_paths=["/a"], state="absent")])
+    assert made.rules["web"].each
+    made = plan(host(*made.rules.values()), [target("web", places=["/b"], cgroup_paths=["/b"], state="absent")])
+    assert not made.rules["web"].each and made.rules["web"].places == ()
+
+
 def test_each_is_kept_and_changed_only_by_who_says_so() -> None:
     state = host(rule("web", places=["/a-*"])._replace(each=True))
     assert plan(state, [target("web", rate="1000000")]).actions == ()
@@ -285,7 +311,9 @@ def test_two_places_of_one_rule_count_once() -> None:
 
 def test_no_match_is_a_warning() -> None:
     nobody = target("web")._replace(request=parse_request({"name": "web", "processes": {"name": "nobody"}}))
-    assert "no process matches" in plan(host(rule("web")), [nobody]).warnings[0]
+    assert plan(host(rule("web")), [nobody]).warnings == (
+        "no process matches; the rule 'web' takes none now, and none that is started later",
+    )
 
 
 def test_purge_removes_what_is_not_listed_and_spares_rules_of_processes() -> None:

@@ -54,13 +54,22 @@ def test_refused(options: dict[str, object], kind: str, text: str) -> None:
     assert error.value.kind == kind and text in str(error.value)
 
 
-def test_errors_of_a_list_name_the_index() -> None:
-    with pytest.raises(LimiterError, match=r"rules\[1\]: rate: '7' is out of range"):
+def test_errors_of_a_list_name_the_index_and_the_rule() -> None:
+    with pytest.raises(LimiterError, match=r"^rules\[1\] \('db'\): rate: '7' is out of range"):
         parse_requests([{"name": "web", "rate": "1m"}, {"name": "db", "rate": "7"}])
+    with pytest.raises(LimiterError, match=r"^rules\[0\]: rate: '7' is out of range"):
+        parse_requests([{"pids": [5], "rate": "7"}])
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "x" * 300, "a\nb"])
+def test_what_is_no_name_is_said_once(name: str) -> None:
+    with pytest.raises(LimiterError, match=r"^rules\[0\]: name '") as error:
+        parse_requests([{"name": name}])
+    assert error.value.kind == "bad_name"
 
 
 def test_a_name_given_twice_is_an_error_that_names_both() -> None:
-    with pytest.raises(LimiterError, match=r"rules\[2\]: the rule 'web' was already given by rules\[0\]"):
+    with pytest.raises(LimiterError, match=r"rules\[2\] \('web'\): the rule 'web' was already given by rules\[0\] "):
         parse_requests([{"name": "web"}, {"name": "db"}, {"name": "web"}])
 
 

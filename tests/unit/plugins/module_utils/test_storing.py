@@ -199,6 +199,15 @@ def test_a_place_can_be_taken_out_of_what_is_stored_of_a_rule_that_is_not_loaded
     assert sealed.actions == () and "stays" in sealed.warnings[0]
 
 
+def test_each_of_nothing_is_neither_stored_nor_read() -> None:
+    """An earlier version stored it, and what is stored must not be refused at boot."""
+    last = target("web", "/a", state="absent", cgroup_paths=["/a"])
+    left = {"web": FILE._replace(places=())}
+    assert written(plan(host(WEB._replace(each=True), web=FILE._replace(each=True)), [last])) == left
+    assert written(plan(host(web=FILE._replace(each=True)), [last])) == left
+    assert stored.from_json({**stored.to_json(left["web"]), "each": True}) == left["web"]
+
+
 def test_each_is_stored() -> None:
     made = plan(host(WEB._replace(each=True)), [target(persistent=True)])
     assert written(made) == {"web": FILE._replace(each=True)}

@@ -47,7 +47,8 @@ def test_what_is_declared_is_refused_in_our_words(run: Run, options: dict[str, t
     one = run(rule.main, **options)
     assert one["kind"] == "bad_options" and one["msg"].startswith(words)
     many = run(rules.main, rules=[{"name": "fine"}, options])
-    assert many["kind"] == "bad_options" and many["msg"].startswith(f"rules[1]: {words}")
+    named = f" ({options['name']!r})" if "name" in options else ""
+    assert many["kind"] == "bad_options" and many["msg"].startswith(f"rules[1]{named}: {words}")
 
 
 def test_what_ansible_refuses_besides_is_said_as_ansible_says_it(run: Run) -> None:

@@ -291,7 +291,7 @@ def test_what_is_to_be_released_need_not_exist_any_more(asked: list[list[str]], 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("", "it is no name of a unit"),
+        ("", "it is empty. Leave the option out"),
         ("a b.service", "it is no name of a unit"),
         ("a/b", "it is no name of a unit"),
         ("ä.service", "it is no name of a unit"),

@@ -48,6 +48,15 @@ def test_an_unknown_user_is_an_error(user: str) -> None:
     assert error.value.kind == "unknown_user" and str(error.value).startswith("rules[1]: users: ")
 
 
+def test_an_empty_name_is_told_as_such() -> None:
+    with pytest.raises(LimiterError) as error:
+        users.cgroup("", "")
+    assert str(error.value) == (
+        "users: '' is not known on this host: it is empty. Leave the option out, or look at the variable that came out "
+        "empty."
+    )
+
+
 def test_without_systemd_there_are_no_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(units, "BOOTED", str(tmp_path / "none"))
     with pytest.raises(LimiterError) as error:

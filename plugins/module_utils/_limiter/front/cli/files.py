@@ -11,7 +11,7 @@ import typing as t
 
 from ...core.errors import LimiterError
 from ...core.model import Request
-from ...core.request import parse_requests
+from ...core.request import parse_requests, where_of
 from ...host.errnos import errno_text
 from ..argspec import rule_spec
 from ..options import checked
@@ -27,7 +27,7 @@ def requests_of(paths: t.Sequence[str]) -> tuple[Request, ...]:
     spec, rules, wheres = rule_spec(), [], []
     for path in paths:
         for index, rule in enumerate(_rules(path)):
-            where = f"{path}: rules[{index}]: "
+            where = f"{path}: {where_of(index, rule)}"
             rules.append(checked(spec, rule, where))
             wheres.append(where)
     return parse_requests(rules, wheres)

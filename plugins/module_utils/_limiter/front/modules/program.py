@@ -50,7 +50,7 @@ def _attached(host: Host, call: Call) -> Change:
     """What is not given stays as it is; modules always give it."""
     cgroup, paced = place(host)
     if call.params["cgroup_path"] is not None:
-        cgroup = host.cgroups.relative(call.params["cgroup_path"])
+        cgroup = host.cgroups.relative("cgroup_path:", call.params["cgroup_path"])
     if call.params["pacing"] is not None:
         paced = call.params["pacing"]
     return attach(host, call.params["object"], cgroup, paced, call.params["state"] == "reloaded", call.check_mode)

@@ -11,8 +11,8 @@ import os
 import time
 import typing as t
 
-from ...core.errors import LimiterError
-from ...core.patterns import Pattern
+from ...core.errors import EMPTY, LimiterError
+from ...core.patterns import Pattern, bad_path
 from .. import mounts
 from ..errnos import errno_text
 from . import processes, trees
@@ -77,23 +77,23 @@ class Cgroups:
             )
         return self.mount if cgroup == "/" else self.mount + cgroup
 
-    def relative(self, path: str) -> str:
+    def relative(self, option: str, path: str) -> str:
         """The name of a cgroup from a path below the mount point, or from a path as in /proc/PID/cgroup.
 
-        The cgroup need not exist. Raises LimiterError ``bad_cgroup_path``.
+        The cgroup need not exist. Raises LimiterError ``bad_cgroup_path``, which begins with ``option``.
         """
         inside = path
         if path == self.mount or path.startswith(f"{self.mount}/"):
             inside = path[len(self.mount) :]
         elif path == "/sys/fs/cgroup" or path.startswith("/sys/fs/cgroup/"):
-            raise _bad_path(path, f"it is not in cgroup2, which is mounted at {self.mount}")
+            raise bad_path(option, path, f"it is not in cgroup2, which is mounted at {self.mount}")
         parts = [part for part in inside.split("/") if part not in ("", ".")]
         if not path:
-            raise _bad_path(path, "it is empty")
+            raise bad_path(option, path, "it is empty", EMPTY)
         if ".." in parts:
-            raise _bad_path(path, "'..' is not accepted")
+            raise bad_path(option, path, "'..' is not accepted")
         if "\0" in path or "\n" in path:
-            raise _bad_path(path, "no cgroup has a NUL or a line end in its name")
+            raise bad_path(option, path, "no cgroup has a NUL or a line end in its name")
         directory = self.mount
         try:
             device = os.lstat(directory).st_dev
@@ -102,17 +102,17 @@ class Cgroups:
                 status = os.lstat(directory)
                 kind = status.st_mode & 0o170000
                 if kind == 0o120000:
-                    raise _bad_path(path, f"{directory} is a symbolic link")
+                    raise bad_path(option, path, f"{directory} is a symbolic link")
                 if kind != 0o040000:
-                    raise _bad_path(path, f"{directory} is a file, not a cgroup")
+                    raise bad_path(option, path, f"{directory} is a file, not a cgroup")
                 if status.st_dev != device:
-                    raise _bad_path(path, f"{directory} is on another file system")
+                    raise bad_path(option, path, f"{directory} is on another file system")
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _bad_path(path, errno_text(error)) from None
+            raise bad_path(option, path, errno_text(error)) from None
         except ValueError as error:  # half a surrogate pair, which no file can have in its name
-            raise _bad_path(path, str(error)) from None
+            raise bad_path(option, path, str(error)) from None
         return "/" + "/".join(parts)
 
     def exists(self, cgroup: str) -> bool:
@@ -359,12 +359,6 @@ def _numbers(path: str) -> list[int]:
         return [int(word) for word in text.split()]
     finally:
         os.close(fd)
-
-
-def _bad_path(path: str, why: str) -> LimiterError:
-    return LimiterError(
-        "bad_cgroup_path", f"cgroup_path {path!r} is refused", why, "Give a path as in /proc/PID/cgroup, without '0::'"
-    )
 
 
 def _not_made(directory: str, error: OSError) -> LimiterError:

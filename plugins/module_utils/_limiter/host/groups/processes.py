@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pwd
 import re
 import sys
 import typing as t
@@ -15,7 +14,7 @@ import typing as t
 from ...core.errors import LimiterError
 from ...core.model import Process, Selector
 from .. import apart, memory
-from . import expressions
+from . import expressions, users
 
 _NAME_LENGTH = 15  # what the kernel keeps of a name
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
@@ -218,7 +217,7 @@ def select(selector: Selector) -> Selected:
 
     ``name`` as psutil gives it (not cut after 15 characters); ``exe`` the path of the executable as given or where its
     symbolic links lead; ``cmdline`` a regular expression searched in the arguments joined by spaces; ``user`` the real
-    user's name or number. Raises LimiterError ``bad_selector``, ``missing_dependency``.
+    user's name or number. Raises LimiterError ``bad_selector``, ``unknown_user``, ``missing_dependency``.
     """
     expression = _expression(selector)
     tests = _tests(selector)  # before psutil: a bad selector is the user's to mend, whatever the host lacks
@@ -290,17 +289,9 @@ def _tests(selector: Selector) -> list[t.Callable[[t.Any], bool]]:
     if selector.name is not None:
         tests.append(lambda process: bool(process.name() == selector.name))
     if selector.user is not None:
-        uid = _uid(selector.user)
+        uid = users.number("processes: user", selector.user)
         tests.append(lambda process: bool(process.uids().real == uid))
     if selector.exe is not None:
         paths = {selector.exe, os.path.realpath(selector.exe)}
         tests.append(lambda process: process.exe() in paths)
     return tests
-
-
-def _uid(user: str) -> int | None:
-    """None: no process can belong to a user whom this host does not know."""
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        return int(user) if user.isascii() and user.isdecimal() else None

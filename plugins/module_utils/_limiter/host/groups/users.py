@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pwd
 
-from ...core.errors import LimiterError
+from ...core.errors import EMPTY, LimiterError
 from . import units
 
 _LAST_UID = 0xFFFFFFFE  # the one above stands for none
 _FIRST_OF_PEOPLE = 1000  # UID_MIN of login.defs(5): below are users that run services
+_REMEDY = "Give a user's name or, where the directory cannot be reached, the number"
 
 
 def cgroup(where: str, user: str) -> tuple[str, list[str]]:
@@ -20,7 +21,7 @@ def cgroup(where: str, user: str) -> tuple[str, list[str]]:
     A number is taken as it is: the directory that would know its user may be out of reach, and the slice is named by
     the number. Raises LimiterError: ``no_systemd``, ``unknown_user``.
     """
-    uid = _uid(where, user)
+    uid = number(f"{where}users:", user)
     units.check_systemd(f"{where}users: the slice of {user!r}")
     warnings = []
     if 0 < uid < _FIRST_OF_PEOPLE:
@@ -31,21 +32,19 @@ def cgroup(where: str, user: str) -> tuple[str, list[str]]:
     return f"/user.slice/user-{uid}.slice", warnings
 
 
-def _uid(where: str, user: str) -> int:
+def number(option: str, user: str) -> int:
+    """The number of a user. Raises LimiterError ``unknown_user``, which begins with ``option``."""
+    if not user:
+        raise _unknown(option, user, "it is empty", EMPTY)
     if user.isascii() and user.isdecimal():
         if int(user) > _LAST_UID:
-            raise _unknown(where, user, f"the largest number is {_LAST_UID}")
+            raise _unknown(option, user, f"the largest number is {_LAST_UID}")
         return int(user)
     try:
         return pwd.getpwnam(user).pw_uid
     except (KeyError, ValueError):
-        raise _unknown(where, user, "getent passwd does not find that name") from None
+        raise _unknown(option, user, "getent passwd does not find that name") from None
 
 
-def _unknown(where: str, user: str, why: str) -> LimiterError:
-    return LimiterError(
-        "unknown_user",
-        f"{where}users: {user!r} is not known on this host",
-        why,
-        "Give a user's name or, where the directory cannot be reached, the number",
-    )
+def _unknown(option: str, user: str, why: str, remedy: str = _REMEDY) -> LimiterError:
+    return LimiterError("unknown_user", f"{option} {user!r} is not known on this host", why, remedy)
