@@ -22,7 +22,7 @@ from ..host.sockets import association
 from . import places
 from .apply import Applied, apply
 from .host import Host, RunCommand
-from .observe import observe, select
+from .observe import observe, select, undecided
 from .program import would_load_if_needed
 
 Facts = dict[str, t.Any]
@@ -60,7 +60,8 @@ def enforce(
             applied = apply(host, made, state.memory)
         files, count = made.files, counter(host)
         after = {name: facts(host, made.rules[name], files, count, not check) for name in names if name in made.rules}
-        idle = (*unenforced(host, made, check), *applied.unlimited)
+        unknown = [text for request in requests if request.present for text in undecided(request, selections)]
+        idle = (*unenforced(host, made, check), *unknown, *applied.unlimited)
     lost = host.lost
     warnings = dict.fromkeys([*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle])
     made = made._replace(before=lost.before + made.before, after=lost.after + made.after)
