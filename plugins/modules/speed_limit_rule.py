@@ -71,8 +71,8 @@ options:
       cmdline:
         description:
           - A regular expression that is searched in its arguments, joined by spaces, of which it sees 128 KiB.
-          - It may take five seconds for all processes. Those that it was too slow for are in RV(skipped_processes),
-            with a warning.
+          - It may take five seconds for all processes. Those that it was too slow for, and those that keep whoever
+            reads their arguments waiting, are in RV(skipped_processes) and RV(unenforced).
         type: str
       user:
         description: Its user, by name or number. A name that the host does not know is an error.

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Selector
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart, memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
@@ -122,14 +124,77 @@ def test_command_lines_that_cannot_be_read_hold_up_no_task(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_selector_that_cannot_read_command_lines_says_so(page: str) -> None:
     with child(WAIT, "wanted") as process, attackers(COMMAND_LINE, 3, page) as them:
-        selected = processes.select(Selector(cmdline="wanted$"))
-        assert list(selected.pids) == [process.pid]
-        assert sorted(one.pid for one in them) == sorted(selected.undecided)
+        found = limiter.rule(name="it", processes={"cmdline": "wanted$"}, rate="1m")
+        assert found["matched"] == [process.pid]
+        assert [it["pid"] for it in found["skipped_processes"]] == [one.pid for one in them]
+        (told,) = found["unenforced"]
+        assert told in found["warnings"]
+        assert all(f"{one.pid} (python" in told for one in them)
+
+
+def test_who_has_a_child_left_behind_hides_nobody_else() -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    with child(WAIT, "wanted") as process, child(WAIT, "wanted", user="nobody") as other:
+        with apart.only_one(memory.READING, owner=nobody):  # as such a child keeps it
+            found = limiter.rule(name="it", processes={"cmdline": "wanted$"}, rate="1m")
+            assert found["matched"] == [process.pid]
+            (told,) = found["unenforced"]
+            assert f"{other.pid} (" in told
+            # What needs no memory is known all the same.
+            for keys in ({"user": "nobody", "exe": sys.executable}, {"user": "nobody"}):
+                found = limiter.rule(name="it", processes=keys, rate="1m")
+                assert other.pid in found["matched"]
+                assert found["unenforced"] == []
+        found = limiter.rule(name="it", processes={"cmdline": "wanted$"}, rate="1m")
+        assert found["matched"] == [process.pid, other.pid]
+
+
+def test_of_whom_another_key_excludes_no_memory_is_read() -> None:
+    with attackers(COMMAND_LINE, 3), child(WAIT, "wanted", user="nobody") as process:
+        found = limiter.rule(name="it", processes={"cmdline": "wanted$", "user": "nobody"}, rate="1m")
+        assert found["matched"] == [process.pid]
+        assert found["skipped_processes"] == []
+        assert found["unenforced"] == []
+
+
+def test_many_selectors_are_answered_in_the_time_of_one() -> None:
+    wanted = [f"wanted-{number}" for number in range(6)]
+    with attackers(COMMAND_LINE, 20), contextlib.ExitStack() as stack:
+        pids = {name: [stack.enter_context(child(WAIT, name, user="nobody")).pid] for name in wanted}
+        found = limiter.rules(*({"name": name, "rate": "1m", "processes": {"cmdline": f"{name}$"}} for name in wanted))
+        assert found["matched"] == pids
+
+
+def test_the_owner_of_a_process_is_who_made_its_namespace() -> None:
+    """He may have many numbers there. Of a container that root made it is the container."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    code = (
+        "import ctypes, os, sys\n"
+        "os.setuid(int(sys.argv[1]))\n"
+        "assert ctypes.CDLL(None).unshare(0x10000000) == 0\n"  # CLONE_NEWUSER
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "os.setuid(7)\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    assert processes.owner(os.getpid()) == 0
+    with child(user="nobody") as plain:
+        assert processes.owner(plain.pid) == nobody
+    for maker in (nobody, 0):
+        with child(code, str(maker)) as process:
+            Path(f"/proc/{process.pid}/uid_map").write_text("0 100000 10")
+            process.process.stdin.write("\n")
+            process.process.stdin.flush()
+            process.process.stdout.readline()
+            assert processes.user(process.pid) == 100007
+            owner = processes.owner(process.pid)
+            assert owner == nobody if maker else owner > 2**32
 
 
 def test_who_waits_for_a_file_that_never_answers_is_the_only_one_that_is_left() -> None:
     """As where the command line was moved there after it was looked at. Newer kernels end who waits for it."""
-    with mock.patch.object(processes, "_arguments_are_its_own", return_value=True):
+    with mock.patch.object(processes, "arguments_are_its_own", return_value=True):
         with child() as process, attackers(COMMAND_LINE, 3, "fuse") as them:
             before = children()
             limiter.rule(name="it", pids=[process.pid, *(one.pid for one in them)], rate="1m")

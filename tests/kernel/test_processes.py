@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process, Selector
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes, selection
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
@@ -180,9 +180,13 @@ def copy_of_sleep() -> Iterator[tuple[int, Path]]:
         executable.unlink(missing_ok=True)
 
 
+def select(selector: Selector) -> selection.Selected:
+    return selection.select({selector: selection.Wanted(selector)})[selector]
+
+
 def pids_of(selector: Selector) -> list[int]:
-    selected = processes.select(selector)
-    assert not selected.undecided
+    selected = select(selector)
+    assert not (selected.slow or selected.held_up)
     return list(selected.pids)
 
 
@@ -199,25 +203,27 @@ def slow() -> Iterator[int]:
 def test_a_command_line_that_is_slow_to_search_hides_no_other_process(slow: int) -> None:
     with subprocess.Popen(["bash", "-c", 'exec -a "java -jar the-app.jar" sleep infinity']) as process:
         until(lambda: b"java" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
-        selected = processes.select(Selector(cmdline=r"java.*-jar.*app\.jar"))
+        selected = select(Selector(cmdline=r"java.*-jar.*app\.jar"))
         process.kill()
-    assert (list(selected.pids), selected.undecided) == ([process.pid], [slow])
+    assert (list(selected.pids), selected.slow) == ([process.pid], [slow])
 
 
 def test_the_lock_is_free_while_processes_are_searched_and_what_was_not_searched_is_told(
     slow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def select(selector: Selector) -> processes.Selected:
+    def select(wanted: dict[Selector, selection.Wanted]) -> dict[Selector, selection.Selected]:
         with host_lock(0.0):
-            return real(selector)
+            return real(wanted)
 
-    real = processes.select
-    monkeypatch.setattr(processes, "select", select)
+    real = selection.select
+    monkeypatch.setattr(selection, "select", select)
     with limiter.clean_host():
         found = limiter.rules({"name": "java", "rate": "1m", "processes": {"cmdline": r"java.*-jar.*app\.jar"}})
         assert found["matched"] == {"java": []}
         assert [it["pid"] for it in found["skipped_processes"]["java"]] == [slow]
-        assert "were not compared with cmdline" in " ".join(found["warnings"])
+        (told,) = found["unenforced"]
+        assert "were not compared with cmdline" in told
+        assert told in found["warnings"]
 
 
 def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> None:
@@ -275,13 +281,13 @@ def test_bad_selectors_are_refused() -> None:
         (Selector(name="sleep", cmdline=""), "cmdline is empty"),
     ):
         with refused("bad_selector") as caught:
-            processes.select(selector)
+            select(selector)
         assert words in str(caught[0])
 
 
 def test_without_psutil_the_package_and_the_interpreter_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     with refused("missing_dependency") as caught:
-        processes.select(Selector(name="sleep"))
+        select(Selector(name="sleep"))
     assert "python3-psutil" in str(caught[0])
     assert sys.executable in str(caught[0])

@@ -156,7 +156,12 @@ def test_of_very_many_some_are_asked_whether_the_program_runs_for_them(
 
 def test_connections_of_very_many_are_looked_at_all_at_once(crowd: Cgroups, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[set[int] | None] = []
-    monkeypatch.setattr(pacing, "follow", lambda pids: looked.append(pids) or [])
+
+    def follow(pids: set[int] | None) -> list[str]:
+        looked.append(pids)
+        return []
+
+    monkeypatch.setattr(pacing, "follow", follow)
     limiter.rule(name="crowd", rate="2m")
     for module, limit in ((pacing, "_MOST_CGROUPS"), (trees, "MOST")):
         with monkeypatch.context() as patch:

@@ -37,7 +37,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front import task
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory, mounts
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes, selection
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from hypothesis import HealthCheck, given, settings
@@ -170,7 +170,7 @@ def test_names_paths_rates_and_patterns(text: str, value: Any) -> None:
         lambda: Cgroups("/sys/fs/cgroup").identifier(text),
         lambda: units.full_name("units", text),
         lambda: containers.check_name("containers", text),
-        lambda: processes._expression(Selector(cmdline=text)),
+        lambda: selection._expression(Selector(cmdline=text)),
     ):
         with told():
             look()

@@ -11,8 +11,8 @@ task: no lock, no pipe.
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -26,6 +26,11 @@ from . import memory
 IN_ALL = 8.0
 SILENCE = 2.5
 _LAST_WAIT = 0.2  # for a child that was told to end
+_AWAKE = 0.05  # who says something as often as that keeps nobody waiting
+_TURN = 0.25  # of one owner's items, before those of the others
+_OTHER_TASK = 0.5  # for one that asks the same now
+MOST_LEFT = 16  # children for owners who are no users of the system's own: one may have as many numbers as he likes
+_PEOPLE = 1000  # and greater numbers
 
 _PR_SET_PDEATHSIG = 1
 
@@ -45,7 +50,7 @@ class Outcome(t.NamedTuple):
 
 
 def begin() -> None:
-    """A task begins, with all its patience."""
+    """A part of a task begins, with all its patience: what comes before the lock, and what is done with it."""
     global _spent
     _spent = 0.0
 
@@ -63,7 +68,6 @@ def run(
     It is ended after ``most`` seconds, or when nothing was heard of it for ``silence`` seconds. An error in it is no
     error here: the outcome says why it is not complete.
     """
-    global _spent
     began = time.monotonic()
     reading, writing = os.pipe()
     try:
@@ -81,8 +85,9 @@ def run(
         heard = _listen(reading, said, began + patience(most), silence)
     finally:
         os.close(reading)
+        ending = time.monotonic()
         left = _end(child, heard)
-        _spent += time.monotonic() - began
+        _spend(time.monotonic() - ending)
     if said and said[-1] is None:  # on a busy host it may take longer to end than to say so
         return Outcome(said[:-1], True, left=left)
     failed = said.pop() if heard and said and isinstance(said[-1], dict) else {}
@@ -97,13 +102,23 @@ def _listen(reading: int, said: list[t.Any], deadline: float, silence: float) ->
     rest = b""
     while True:
         left = min(silence, deadline - time.monotonic())
-        if left <= 0 or not poll.poll(left * 1000):
+        began = time.monotonic()
+        spoke = left > 0 and bool(poll.poll(left * 1000))
+        _spend(time.monotonic() - began)
+        if not spoke:
             return False
         chunk = os.read(reading, 65536)
         if not chunk:
             return True
         *lines, rest = (rest + chunk).split(b"\n")
         said += map(json.loads, lines)
+
+
+def _spend(waited: float) -> None:
+    """Work that goes on takes no patience, however much there is of it: what bounds it is told to `run`."""
+    global _spent
+    if waited > _AWAKE:
+        _spent += waited
 
 
 def _end(child: int, heard: bool) -> int | None:
@@ -163,9 +178,10 @@ class HeldError(Exception):
 
 
 @contextlib.contextmanager
-def only_one(name: str, make: bool = True) -> t.Iterator[int | None]:
+def only_one(name: str, make: bool = True, owner: int = 0, wait: float = _LAST_WAIT) -> t.Iterator[int | None]:
     """A descriptor for a child to keep: as long as any has it, nobody else gets one for this work. So no more than one
-    is ever left behind. ``name``: memory.SETTLING or READING; None on a host on which we never were, without ``make``.
+    is ever left behind, or one for each ``owner``. ``name``: memory.SETTLING or READING; None on a host on which we
+    never were, without ``make``.
 
     Raises HeldError; LimiterError as memory.open_directory.
     """
@@ -174,15 +190,11 @@ def only_one(name: str, make: bool = True) -> t.Iterator[int | None]:
         yield None
         return
     try:
-        deadline = time.monotonic() + _LAST_WAIT
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise HeldError(_pid(os.pread(fd, 32, 0))) from None
-                time.sleep(0.01)
+        deadline = time.monotonic() + wait
+        while (owner >= _PEOPLE and memory.claims(fd) >= MOST_LEFT) or not memory.claim(fd, owner):
+            if time.monotonic() >= deadline:
+                raise HeldError(_pid(os.pread(fd, 32, 0)))
+            time.sleep(0.01)
         yield fd
     finally:
         os.close(fd)
@@ -204,38 +216,83 @@ def _pid(text: bytes) -> int:
 Item = t.TypeVar("Item")
 
 
+class _Share(t.Generic[Item]):
+    """What is still to be asked of one owner's items."""
+
+    def __init__(self, owner: int, items: list[Item], silence: float) -> None:
+        self.owner, self.waiting, self.silence = owner, items, silence
+        self.held_up: list[Item] = []
+        self.last = False
+
+    def ask(
+        self, look: t.Callable[[Item], t.Any], keep: t.Iterable[int | None], most: float
+    ) -> tuple[list[tuple[Item, t.Any]], bool]:
+        """What one child found, and whether it was left behind in the middle."""
+        asked = tuple(self.waiting)
+
+        def work(tell: Tell) -> None:
+            end = time.monotonic() + _TURN
+            for item in asked:
+                tell([look(item)])
+                if time.monotonic() > end:
+                    return
+
+        outcome = run(work, keep, most, self.silence)
+        rest = self.waiting[len(outcome.said) :]
+        if not outcome.complete:
+            self.held_up += rest[:1]
+            rest = rest[1:]
+        if not rest and not self.last:
+            # Once more, and longer: the machine may be busy.
+            rest, self.held_up, self.silence, self.last = self.held_up, [], 5 * self.silence, True
+        self.waiting = rest
+        stuck = outcome.left is not None and not outcome.complete
+        return [(item, answer[0]) for item, answer in zip(asked, outcome.said)], stuck
+
+    def undecided(self) -> list[Item]:
+        return [*self.waiting, *self.held_up]
+
+
 def each(
-    items: t.Sequence[Item],
+    items: t.Iterable[Item],
     look: t.Callable[[Item], t.Any],
     most: float = 3.0,
     silence: float = 0.1,
     keep: t.Sequence[int] = (),
-    claim: int | None = None,
+    owner: t.Callable[[Item], int] | None = None,
+    claim: t.Callable[[int], t.ContextManager[int | None]] = lambda owner: contextlib.nullcontext(),
 ) -> tuple[list[tuple[Item, t.Any]], list[Item]]:
-    """What ``look`` says of each item, in their order; and the items of which nothing was heard in time.
+    """What ``look`` says of each item; and the items of which nothing was heard in time.
 
-    Who makes one look wait holds up that one only: the next child goes on behind it. It is asked once more at the end,
-    and waited for longer, since the machine may be busy. A look that the kernel may not be able to interrupt needs a
-    ``claim``, from `only_one`: with it, the first child that is left behind is the last one.
+    Who makes one look wait holds up that one only: the next child goes on behind it. It is asked once more at the end.
+    Owners take turns, those with small numbers first: who has many items that wait, or take long, uses up his own time.
+    A look that the kernel may not be able to interrupt needs a ``claim``, from `only_one`: of an owner for whom a child
+    was left behind, nothing more is asked.
     """
     deadline = time.monotonic() + most
+    by_owner: dict[int, list[Item]] = {}
+    for item in items:
+        by_owner.setdefault(owner(item) if owner else 0, []).append(item)
+    shares = collections.deque(_Share(number, by_owner[number], silence) for number in sorted(by_owner))
     found: list[tuple[Item, t.Any]] = []
-    waiting = list(items)
-    for quiet in (silence, 5 * silence):
-        held_up: list[Item] = []
-        while waiting and deadline > time.monotonic() and patience() > 0:
-
-            def work(tell: Tell, asked: t.Sequence[Item] = tuple(waiting)) -> None:
-                sign(claim)
-                for item in asked:
-                    tell([look(item)])
-
-            outcome = run(work, [*keep, claim], deadline - time.monotonic(), quiet)
-            answered = len(outcome.said)
-            found += [(item, answer[0]) for item, answer in zip(waiting, outcome.said)]
-            held_up += [] if outcome.complete else waiting[answered : answered + 1]
-            waiting = waiting[answered + 1 :]
-            if claim is not None and outcome.left:
-                return found, [*held_up, *waiting]
-        waiting = [*waiting, *held_up]
-    return found, waiting
+    undecided: list[Item] = []
+    went_on = time.monotonic()
+    while shares and deadline > time.monotonic() and patience() > 0:
+        share = shares.popleft()
+        try:
+            with claim(share.owner) as claimed:
+                answers, left = share.ask(look, [*keep, claimed], deadline - time.monotonic())
+        except HeldError:
+            if time.monotonic() < went_on + _OTHER_TASK:
+                shares.append(share)
+                time.sleep(0.01)
+            else:
+                undecided += share.undecided()
+            continue
+        found += answers
+        went_on = time.monotonic()
+        if share.waiting and not (left and claimed is not None):
+            shares.append(share)
+        else:
+            undecided += share.undecided()
+    return found, [*undecided, *(item for share in shares for item in share.undecided())]

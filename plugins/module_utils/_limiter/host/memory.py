@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
 import typing as t
 
 from ..core.errors import LimiterError
@@ -22,8 +23,10 @@ DIRECTORY = "/run/speed_limiter"
 EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
 _FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
-# What a child that was left behind was doing: it keeps this file locked, and so the next task knows of it.
+# What a child that was left behind was doing: it keeps a byte of this file locked, and so the next task knows of it.
 SETTLING, READING = "settling", "reading"
+
+_LOCKED = struct.Struct("hhqqi0q")  # struct flock
 
 FILE, BROKEN_FILE = f"{DIRECTORY}/{_FILE}", f"{DIRECTORY}/{_BROKEN}"
 
@@ -62,8 +65,8 @@ def open_directory(path: str, make: bool) -> int | None:
 
 
 def open_claim(name: str, make: bool, directory: str = DIRECTORY) -> int | None:
-    """The file that the only child for this work keeps locked: SETTLING or READING; None where our directory is missing
-    and not to be made.
+    """The file of which children for this work keep bytes locked: SETTLING or READING; None where our directory is
+    missing and not to be made.
 
     Raises LimiterError ``unsafe_state_directory``, ``unusable_state_directory``.
     """
@@ -76,6 +79,26 @@ def open_claim(name: str, make: bool, directory: str = DIRECTORY) -> int | None:
         raise _failed("unusable_state_directory", f"{directory}/{name}", "opened", error) from None
     finally:
         os.close(fd)
+
+
+def claim(fd: int, byte: int = 0, length: int = 1) -> bool:
+    """Locks bytes of an open file, for all who have this descriptor. Whether nobody else has. ``length`` 0: all."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCKED.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, length, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def claims(fd: int) -> int:
+    """How many bytes others keep locked, of a file of which nobody locks more than one at a time."""
+    count, byte = 0, 0
+    while True:
+        asked = _LOCKED.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 0, 0)
+        kind, _whence, start, length, _pid = _LOCKED.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        if kind == fcntl.F_UNLCK:
+            return count
+        count, byte = count + 1, start + length
 
 
 def read(directory: str = DIRECTORY) -> tuple[Memory, list[str]]:
@@ -159,12 +182,9 @@ def _is_locked(directory: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not claim(fd, length=0)
     finally:
         os.close(fd)
-    return False
 
 
 def _load(directory: int) -> Memory:

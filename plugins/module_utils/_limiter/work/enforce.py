@@ -22,7 +22,7 @@ from ..host.sockets import association
 from . import places
 from .apply import Applied, apply
 from .host import Host, RunCommand
-from .observe import observe, select, too_large
+from .observe import observe, select, too_large, undecided
 from .program import would_load_if_needed
 
 _MOST_ASKED = 100  # cgroups of one pattern: each takes a fifth of a millisecond, with the host locked
@@ -62,7 +62,8 @@ def enforce(
             applied = apply(host, made, state.memory)
         files, count = made.files, counter(host)
         after = {name: facts(host, made.rules[name], files, count, not check) for name in names if name in made.rules}
-        idle = (*unenforced(host, made, check), *applied.unlimited)
+        unknown = [text for request in requests if request.present for text in undecided(request, selections)]
+        idle = (*unenforced(host, made, check), *unknown, *applied.unlimited)
     lost = host.lost
     told = [*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle, *too_large(host)]
     warnings = dict.fromkeys(told)

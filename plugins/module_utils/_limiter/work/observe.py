@@ -16,7 +16,7 @@ from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
 from ..host import memory, store
-from ..host.groups import expressions, processes, trees
+from ..host.groups import expressions, processes, selection, trees
 from . import places
 from .host import Host
 from .named import Named
@@ -28,21 +28,41 @@ _WHERE_CONNECTIONS_END = (
 )
 
 
-Selections = t.Mapping[Selector, processes.Selected]
+Selections = t.Mapping[Selector, selection.Selected]
 
-_UNDECIDED = f"comparing its command line with cmdline takes longer than {expressions.SECONDS:.0f} seconds for all"
+_SLOW = f"comparing its command line with cmdline takes longer than {expressions.SECONDS:.0f} seconds for all"
+_HELD_UP = "it keeps whoever reads its command line waiting"
 
 
 def select(requests: t.Sequence[Request]) -> Selections:
     """What the requests' selectors name. It takes as long as processes make it, up to seconds for each selector, so it
     comes before the host's lock. Raises LimiterError: ``bad_selector``, ``unknown_user``, ``missing_dependency``.
     """
-    found: dict[Selector, processes.Selected] = {}
+    wanted: dict[Selector, selection.Wanted] = {}
     for request in requests:
-        if request.selector is not None and request.selector not in found:
+        if request.selector is not None and request.selector not in wanted:
             with _named(request):
-                found[request.selector] = processes.select(request.selector)
-    return found
+                wanted[request.selector] = selection.Wanted(request.selector)
+    return selection.select(wanted)
+
+
+def undecided(request: Request, selections: Selections) -> list[str]:
+    """In words, which processes the request may mean, but nobody knows."""
+    selected = selections[request.selector] if request.selector else selection.Selected({})
+    told = []
+    if selected.slow:
+        told.append(
+            f"{request.where}processes: {len(selected.slow)} were not compared with cmdline, since that takes too "
+            f"long; the first is {selected.slow[0]}. A .* less, or one of name, exe and user beside it, makes it fast"
+        )
+    if selected.held_up:
+        named = ", ".join(f"{pid} ({processes.name_and_user(pid)})" for pid in selected.held_up[:3])
+        more = f" and {len(selected.held_up) - 3} more" if len(selected.held_up) > 3 else ""
+        told.append(
+            f"{request.where}processes: it is not known whether {named}{more} are meant, since they keep whoever reads "
+            "their command lines waiting. To end them mends that; user and exe are compared without it"
+        )
+    return told
 
 
 def observe(
@@ -273,14 +293,8 @@ class _Observation:
         if request.selector is not None:
             selected = self.selections[request.selector]
             self._add(selected.pids, chosen, skipped, selected.pids)
-            for pid in selected.undecided:
-                skipped[pid] = _UNDECIDED
-            if selected.undecided:
-                self.warnings.append(
-                    f"{request.where}processes: {len(selected.undecided)} were not compared with cmdline, since that "
-                    f"takes too long; the first is {selected.undecided[0]}. A .* less, or one of name, exe and user "
-                    "beside it, makes it fast"
-                )
+            skipped.update({**dict.fromkeys(selected.slow, _SLOW), **dict.fromkeys(selected.held_up, _HELD_UP)})
+            self.warnings += undecided(request, self.selections)
         matched = tuple(chosen)
         if request.children and chosen:
             self._add(processes.descendants(list(chosen)), chosen, skipped)

@@ -32,6 +32,12 @@ def test_the_time_for_all_is_bounded_too_and_what_is_left_is_told() -> None:
     assert (matched, sorted(undecided)) == ([], list(texts))
 
 
+def test_who_has_many_slow_texts_uses_up_nobody_elses_time() -> None:
+    texts = {**dict.fromkeys(range(200), HOPELESS), 200: "aaa"}
+    owners = {**dict.fromkeys(texts, 1000), 200: 33}
+    assert expressions.search(CATASTROPHIC, texts, owners, seconds=2.0).matched == [200]
+
+
 def test_only_the_beginning_of_a_text_is_searched() -> None:
     long = "x" * expressions.MOST_CHARACTERS
     assert expressions.search(re.compile("end"), {1: f"{long}end", 2: f"end{long}"}).matched == [2]

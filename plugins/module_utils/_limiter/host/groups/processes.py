@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import fcntl
 import os
 import re
 import sys
 import typing as t
 
 from ...core.errors import LimiterError
-from ...core.model import Process, Selector
+from ...core.model import Process
 from .. import apart, memory
-from . import expressions, users
 
-_NAME_LENGTH = 15  # what the kernel keeps of a name
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB702, 0xB704  # include/uapi/linux/nsfs.h
+_NAMESPACES = 1 << 32  # a number that no user has
 
 # Fields of /proc/PID/stat, counted from the one behind the name: proc(5) calls the first of them field 3.
 _STATE, _PARENT, _FLAGS, _THREADS, _START_TIME, _EXIT_SIGNAL, _ARGUMENTS = 0, 1, 6, 17, 19, 35, 45
@@ -88,24 +89,32 @@ def command(pid: int) -> str:
 
 
 def commands(pids: t.Iterable[int]) -> dict[int, str]:
-    """As `command`, of many. A command line lies in its process's memory, which may keep its reader waiting, and with
-    FUSE even from ending.
-    """
+    """As `command`, of many."""
     wanted = list(pids)
-    said = dict(_ask(wanted, _command_line)[0])
-    return {pid: said.get(pid) or _name(pid) or "gone" for pid in wanted}
+    living = {pid: process.start_time for pid in wanted for process in [read(pid)] if process}
+    said = dict(ask(living, _command_line)[0])
+    return {pid: said.get(pid) or name(pid) or "gone" for pid in wanted}
 
 
-def _ask(pids: t.Sequence[int], look: t.Callable[[int], t.Any]) -> tuple[list[tuple[int, t.Any]], t.Sequence[int]]:
-    """What ``look``, which may read processes' memory, says of each; and those that keep it waiting."""
+def ask(living: t.Mapping[int, int], look: t.Callable[[int], t.Any]) -> tuple[list[tuple[int, t.Any]], t.Sequence[int]]:
+    """What ``look``, which may read processes' memory, says of each, None where it has died; and those that keep it
+    waiting. Memory may keep its reader waiting, and with FUSE even from ending. ``living``: their start times.
+    """
+
+    def ask_it(pid: int) -> t.Any:
+        # A later process with its number may have another owner, who has no claim.
+        return look(pid) if lives(pid, living[pid]) else None
+
+    def claim(number: int) -> t.ContextManager[int | None]:
+        return apart.only_one(memory.READING, make=False, owner=number, wait=0.0)
+
     try:
-        with apart.only_one(memory.READING, make=False) as claim:
-            return apart.each(pids, look, claim=claim)
-    except (apart.HeldError, LimiterError):
-        return [], pids
+        return apart.each(living, ask_it, owner=owner, claim=claim)
+    except LimiterError:
+        return [], list(living)
 
 
-def _arguments_are_its_own(pid: int) -> bool:
+def arguments_are_its_own(pid: int) -> bool:
     """Whether no file has to be read for a process's arguments. A file system of its user's may never answer, and
     nothing ends who waits for that; with other pages that never come, a signal does.
     """
@@ -119,20 +128,64 @@ def _arguments_are_its_own(pid: int) -> bool:
 
 
 def _command_line(pid: int) -> str:
-    if not _arguments_are_its_own(pid):
+    if not arguments_are_its_own(pid):
         return ""
     text = " ".join(os.fsdecode(read_file(f"/proc/{pid}/cmdline") or b"").replace("\0", " ").split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _name(pid: int) -> str:
+def name(pid: int) -> str:
     return " ".join(os.fsdecode(read_file(f"/proc/{pid}/comm") or b"").split())
 
 
 def name_and_user(pid: int) -> str:
     """``nginx, user 33``: what can be read without waiting."""
+    uid = user(pid)
+    return "gone" if uid is None else f"{name(pid)}, user {uid}"
+
+
+def user(pid: int) -> int | None:
+    """The real user's number."""
     match = re.search(rb"^Uid:\s+(\d+)", read_file(f"/proc/{pid}/status") or b"", re.MULTILINE)
-    return f"{_name(pid)}, user {int(match.group(1))}" if match else "gone"
+    return int(match.group(1)) if match else None
+
+
+def executable(pid: int) -> str | None:
+    """Its path, also where it was removed since. Nothing is asked of the file system that it is on, which may be a
+    user's.
+    """
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+    return None
+
+
+def owner(pid: int) -> int:
+    """Who answers for a process: its user; the user who made the namespace in which he has other numbers, too; or the
+    namespace, where root made it, as for a container.
+    """
+    uid = user(pid) or 0
+    try:
+        own = os.stat("/proc/self/ns/user")
+        if os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), own):
+            return uid
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return uid
+    try:
+        while True:
+            above = fcntl.ioctl(fd, _NS_GET_PARENT)
+            if os.path.samestat(os.fstat(above), own):
+                os.close(above)
+                break
+            os.close(fd)
+            fd = above
+        maker = bytearray(4)
+        fcntl.ioctl(fd, _NS_GET_OWNER_UID, maker)
+        return int.from_bytes(maker, sys.byteorder) or _NAMESPACES + os.fstat(fd).st_ino
+    except OSError:  # a namespace that is not below ours
+        return uid
+    finally:
+        os.close(fd)
 
 
 def is_kernel_thread(pid: int) -> bool:
@@ -202,96 +255,3 @@ def threads(pid: int) -> list[int]:
 def all_pids() -> list[int]:
     """Every process of this pid namespace, zombies and kernel threads included."""
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-class Selected(t.NamedTuple):
-    """Processes that a selector names, with their start times, and those whose command lines took too long."""
-
-    pids: t.Mapping[int, int]
-    undecided: t.Sequence[int]
-
-
-def select(selector: Selector) -> Selected:
-    """The living processes that match all keys of the selector, in ascending order. It takes a bounded time, whatever
-    processes call themselves: see `expressions`.
-
-    ``name`` as psutil gives it (not cut after 15 characters); ``exe`` the path of the executable as given or where its
-    symbolic links lead; ``cmdline`` a regular expression searched in the arguments joined by spaces; ``user`` the real
-    user's name or number. Raises LimiterError ``bad_selector``, ``unknown_user``, ``missing_dependency``.
-    """
-    expression = _expression(selector)
-    tests = _tests(selector)  # before psutil: a bad selector is the user's to mend, whatever the host lacks
-    try:
-        psutil = importlib.import_module("psutil")
-    except ImportError as error:
-        raise LimiterError(
-            "missing_dependency",
-            "processes cannot be selected",
-            f"{sys.executable} cannot import psutil ({error})",
-            "Install the package python3-psutil for that interpreter, or give pid, pids or cgroup_path instead",
-        ) from None
-    found: dict[int, int] = {}
-    lines: dict[int, str] = {}
-
-    def look(pid: int) -> tuple[int, str] | None:
-        """Its start time and command line, if it passes the tests."""
-        try:
-            process = psutil.Process(pid)
-            if selector.name and _name(pid) != " ".join(selector.name[:_NAME_LENGTH].split()):
-                return None
-            # What is cut of a long name is read from the command line, too.
-            if (expression or selector.name) and not _arguments_are_its_own(pid):
-                return 0, ""
-            living = read(pid) if all(test(process) for test in tests) else None
-            return living and (living.start_time, " ".join(process.cmdline()) if expression else "")
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # a zombie is a NoSuchProcess too
-            return None
-
-    answers, held_up = _ask(all_pids(), look)
-    undecided = list(held_up)
-    for pid, (start_time, line) in ((pid, answer) for pid, answer in answers if answer):
-        if not start_time:
-            undecided.append(pid)
-            continue
-        found[pid] = start_time
-        lines[pid] = line
-    if expression is None:
-        return Selected(dict(sorted(found.items())), sorted(undecided))
-    matched, slow = expressions.search(expression, {pid: line for pid, line in lines.items() if line})
-    return Selected({pid: found[pid] for pid in sorted(matched)}, sorted([*undecided, *slow]))
-
-
-def _expression(selector: Selector) -> re.Pattern[str] | None:
-    if not selector.cmdline:
-        return None
-    try:
-        return re.compile(selector.cmdline)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise LimiterError(
-            "bad_selector",
-            f"processes: cmdline {selector.cmdline!r} is not a regular expression",
-            str(error),
-            "It is Python's syntax; write \\ before . * + ? ( ) [ ] { } ^ $ | where they stand for themselves",
-        ) from None
-
-
-def _tests(selector: Selector) -> list[t.Callable[[t.Any], bool]]:
-    """What is asked of a psutil.Process, but for its command line; the cheapest question first."""
-    given = {key: value for key, value in selector._asdict().items() if value is not None}
-    empty = [key for key, value in given.items() if value == ""]
-    if empty or not given:
-        # An empty regular expression, from a variable that somebody forgot to set, would match everything.
-        what = f"processes: {', '.join(empty)} is empty" if empty else "processes: nothing is selected"
-        raise LimiterError(
-            "bad_selector", what, "", "Give at least one of name, exe, cmdline, user, and no empty value"
-        )
-    tests: list[t.Callable[[t.Any], bool]] = []
-    if selector.name is not None:
-        tests.append(lambda process: bool(process.name() == selector.name))
-    if selector.user is not None:
-        uid = users.number("processes: user", selector.user)
-        tests.append(lambda process: bool(process.uids().real == uid))
-    if selector.exe is not None:
-        paths = {selector.exe, os.path.realpath(selector.exe)}
-        tests.append(lambda process: process.exe() in paths)
-    return tests
