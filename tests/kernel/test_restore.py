@@ -131,7 +131,7 @@ BAD: dict[str, Callable[[Path], object]] = {
         json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/service"}]})
     ),
     "for cgroups that users make": lambda path: path.write_text(
-        json.dumps({"schema": 1, "rate": 8000, "each": True, "places": [{"path": "/user@1.service/*"}]})
+        json.dumps({"schema": 1, "rate": 8000, "each": True, "places": [{"path": "/user-1.slice/user@1.service/*"}]})
     ),
     "of no rule": lambda path: path.rename(path.with_name("pid-1.json")),
 }

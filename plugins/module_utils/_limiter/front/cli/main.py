@@ -105,10 +105,12 @@ def _refused(arguments: t.Any, text: str, kind: str) -> int:
 
 
 def _warnings(arguments: t.Any, result: Result) -> list[str]:
+    found = list(result.get("warnings", ()))
+    if arguments.command != "list":
+        return found
     from . import shown
 
-    found = list(result.get("warnings", ()))
-    return [*found, *shown.idle(result)] if arguments.command == "list" else found
+    return [*found, *shown.idle(result)]
 
 
 def _lines(arguments: t.Any, result: Result) -> list[str]:
