@@ -42,6 +42,7 @@ options:
     description:
       - What RV(failure) tells. V(drift) are hosts that differ from what is wanted; V(unlimited) are hosts on which
         something that a rule is to limit is not limited; V(any) are all hosts that are not known to be as wanted.
+      - Hosts that failed, as by a rate that is refused, are told with any of these.
     type: list
     elements: str
     choices: [drift, unlimited, any]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import command
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.boot import UNIT
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.boot_unit import UNIT
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 from ansible_collections.speed_limiter.ebpf.tests.support.net import PORT, TRAFFIC, Pair
 from ansible_collections.speed_limiter.ebpf.tests.support.systemd import CHECKOUT, UNITS, Host
@@ -58,6 +58,18 @@ def entered(host: Host, unit: str) -> int:
 def test_the_unit_is_as_systemd_wants_it(prepared: Host) -> None:
     assert prepared.run("systemd-analyze", "verify", "--man=no", f"{UNITS}/{UNIT}") == ""
     assert prepared.run("systemctl", "is-enabled", UNIT) == "enabled"
+
+
+def test_who_stores_a_rule_is_warned_where_no_boot_makes_it(prepared: Host) -> None:
+    prepared.run("systemctl", "disable", UNIT)
+    try:
+        options = {"name": "web", "rate": "1m", "persistent": True}
+        (problem,) = prepared.task("speed_limit_rule", **options)["warnings"]
+        assert problem.startswith("nothing applies what is stored") and boot(prepared)["problems"] == [problem]
+    finally:
+        prepared.run("systemctl", "enable", UNIT)
+    assert not prepared.task("speed_limit_rule", **options)["warnings"]
+    prepared.task("speed_limit_rule", name="web", state="absent")
 
 
 def test_where_nothing_is_stored_a_boot_starts_nothing(prepared: Host) -> None:

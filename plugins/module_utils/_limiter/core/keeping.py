@@ -11,9 +11,9 @@ from . import diff
 from .actions import Take
 from .errors import LimiterError
 from .layout import MAX_NESTED
-from .leaves import MANAGED, home_of, leaf_for, own_rule
+from .leaves import MANAGED, NoLeaf, home_of, leaf_for, own_rule
 from .model import HostState, Process, Rule, Target
-from .patterns import Node, limits_on
+from .patterns import Node, limits_on, rules_on
 from .places import Places, graph_of
 
 
@@ -52,18 +52,26 @@ class Keeping:
             return own
         leaf = leaf_for(home, name)
         above = _above(graph, home, rules)
-        why = self._state.refused.get(leaf)
-        if why is None and len(_with(above, name)) > MAX_NESTED:
+        refused = self._state.refused.get(leaf)
+        if refused is None and len(_with(above, name)) > MAX_NESTED:
             why = f"{MAX_NESTED} rules hold there already"
-        if why is None:
+            refused = NoLeaf(why, f"take one of them out: {', '.join(dict.fromkeys(above))}", in_place=False)
+        if refused is None:
             return leaf
         still = (name, *_above(graph, own, rules))
         left = [rules[rule] for rule in dict.fromkeys(above) if rule not in still]
         lost = diff.lost(left, self._state.lost_limits.get(home, ()))
-        self._remark(name, f"takes processes out of {home}: {lost} no longer hold for them")
+        remark = f"takes processes out of {home}: {lost} no longer hold for them"
+        self._remark(name, remark)
+        ways = [refused.mend] if refused.mend else []
+        holder = next(reversed(rules_on(graph, home)), None)
+        if holder is not None:
+            ways.append(f"change the rate of {holder!r}")
+        elif refused.in_place:
+            ways.append(f"limit that cgroup in place: cgroup_paths={home}")
         self._warnings.append(
-            f"{where}processes leave {home} for the rule's own cgroup, because {why}. For them no longer hold: {lost}. "
-            f"To keep these, limit that cgroup in place: cgroup_paths={home}"
+            f"{where}the rule {name!r} {remark}. They are kept in its own cgroup, because {refused.why}. "
+            f"To keep those, {', or '.join(ways)}"
         )
         return own
 

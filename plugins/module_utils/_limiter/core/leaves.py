@@ -17,6 +17,14 @@ PREFIX = "speed_limiter."  # of a leaf's name: no file of the kernel begins with
 Leaves = t.Mapping[str, str]  # leaf -> name of its rule
 
 
+class NoLeaf(t.NamedTuple):
+    """Why a leaf is not possible."""
+
+    why: str
+    mend: str = ""  # what makes it possible
+    in_place: bool = True  # whether the cgroup above it can be limited in place instead
+
+
 def own_rule(cgroup: str) -> str | None:
     """The rule whose own cgroup is this one or above it."""
     parts = cgroup.split("/")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .leaves import NoLeaf
 from .policy import Given, Limit
 
 
@@ -177,4 +178,4 @@ class HostState(t.NamedTuple):
     earlier: bool = False  # the maps are an earlier version's
     store: Store = Store()  # what is stored for the next boot
     leaves: t.Mapping[str, str] = {}  # leaf -> name of its rule
-    refused: t.Mapping[str, str] = {}  # leaf that is not possible -> why
+    refused: t.Mapping[str, NoLeaf] = {}  # leaves that are not possible

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
 
 from ..core.errors import LimiterError
@@ -13,11 +12,10 @@ from ..core.model import File, Refused, Request, Rule, Store, StoredRule
 from ..core.request import parse_request
 from ..core.stored import form
 from ..host import store
+from . import boot_unit
 from .enforce import Done, enforce
 from .host import Host, RunCommand
 from .program import load_what_lies_there
-
-UNIT = "speed_limiter.service"
 
 
 class Applied(t.NamedTuple):
@@ -100,19 +98,17 @@ def look(run_command: RunCommand, found: Store, rules: t.Mapping[str, Rule] | No
     """What the next boot will make of this host, and what the last one has not: for people. ``rules``: those that are
     loaded; None: not known.
     """
-    unit = _unit(run_command)
+    unit = boot_unit.look(run_command)
     problems = [found.unsafe] if found.unsafe else []
     problems += [error.what for error in _refused(found)]
     if rules is not None:
         problems += [problem for name in sorted(found.files) for problem in _differs(name, found.files[name], rules)]
     if unit is not None:
         if unit["ActiveState"] == "failed":
-            problems.append(f"the unit {UNIT} has failed: journalctl -b -u {UNIT} shows why")
-        if found.files and unit["UnitFileState"] != "enabled":
-            problems.append(
-                f"nothing applies what is stored when this host boots: the unit {UNIT} is not enabled "
-                "(the role setup does that, by setup_boot)"
-            )
+            problems.append(f"the unit {boot_unit.UNIT} has failed: journalctl -b -u {boot_unit.UNIT} shows why")
+        idle = boot_unit.problem(unit)
+        if found.files and idle is not None:
+            problems.append(idle)
     return {
         "unit": None if unit is None else unit["ActiveState"] if unit["LoadState"] == "loaded" else "absent",
         "enabled": None if unit is None else unit["UnitFileState"] == "enabled",
@@ -130,13 +126,3 @@ def _differs(name: str, file: File, rules: t.Mapping[str, Rule]) -> list[str]:
     if file != form(rule, file):
         return [f"{store.path_of(name)}: it is not applied as it is: the rule that is loaded differs"]
     return []
-
-
-def _unit(run_command: RunCommand) -> dict[str, str] | None:
-    """What systemd says of the unit; None where it does not run."""
-    if not os.path.isdir("/run/systemd/system"):
-        return None
-    properties = "LoadState,ActiveState,UnitFileState"
-    code, output, _errors = run_command(["systemctl", "show", f"--property={properties}", UNIT], check_rc=False)
-    said = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
-    return said if code == 0 and len(said) == 3 else None

@@ -19,7 +19,7 @@ from ..core.plan import Plan, plan
 from ..host.bpf import budgets
 from ..host.lock import host_lock
 from ..host.sockets import association
-from . import places
+from . import boot_unit, places
 from .apply import Applied, apply
 from .host import Host, RunCommand
 from .observe import observe, select, too_large, undecided
@@ -66,7 +66,7 @@ def enforce(
         idle = (*unenforced(host, made, check), *unknown, *applied.unlimited)
     lost = host.lost
     told = [*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle, *too_large(host)]
-    warnings = dict.fromkeys(told)
+    warnings = dict.fromkeys([*told, *not_made_at_boot(run_command, requests)])
     made = made._replace(before=lost.before + made.before, after=lost.after + made.after)
     return Done(made, tuple(warnings), idle, (*lost.actions, *applied.program), before, after)
 
@@ -81,6 +81,14 @@ def unenforced(host: Host, made: Plan, check: bool) -> list[str]:
     warning = lost.warning(os.uname().release) if lost else None
     blind = places.is_blind(host) and any(rule.places for rule in present)
     return [*([warning] if warning else []), *([places.BLIND] if blind else []), *_unseen(host, present)]
+
+
+def not_made_at_boot(run_command: RunCommand, requests: t.Iterable[Request]) -> list[str]:
+    """A warning for who wants a rule to survive a reboot, where nothing will make it again."""
+    if not any(request.persistent for request in requests):
+        return []
+    problem = boot_unit.problem(boot_unit.look(run_command))
+    return [] if problem is None else [problem]
 
 
 def socket_association(host: Host, rules: t.Iterable[str], locked: bool) -> Association:

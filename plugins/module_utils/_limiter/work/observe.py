@@ -10,7 +10,7 @@ import os
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.leaves import MANAGED, PREFIX, home_of, leaf_for, own_rule
+from ..core.leaves import MANAGED, PREFIX, NoLeaf, home_of, leaf_for, own_rule
 from ..core.model import HostState, Process, Request, Rule, Selector, Skipped, StoredPlace, Target
 from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
@@ -135,7 +135,7 @@ class _Observation:
                 homes = {home_of(process.cgroup, self.leaves.rules) for process in target.processes}
                 yield from (leaf_for(home, target.name) for home in homes if own_rule(home) is None)
 
-    def _refused(self, leaves: t.Iterable[str], attached_to: str) -> dict[str, str]:
+    def _refused(self, leaves: t.Iterable[str], attached_to: str) -> dict[str, NoLeaf]:
         found = {leaf: self.leaves.refusal(leaf, attached_to) for leaf in leaves}
         return {leaf: why for leaf, why in found.items() if why is not None}
 

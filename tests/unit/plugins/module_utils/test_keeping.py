@@ -8,9 +8,11 @@ from __future__ import annotations
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.leaves import NoLeaf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import plan
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli import shown
 from ansible_collections.speed_limiter.ebpf.tests.unit.plugins.module_utils.test_plan import host, kinds, rule, target
 
 
@@ -52,16 +54,42 @@ def test_a_process_that_loses_its_home_loses_rules_and_limits_which_are_told_tig
     state = host(
         *[*rules, rule("all", places=["/"])],
         lost_limits={"/a.slice/b": ("memory.max",)},
-        refused={"/a.slice/b/speed_limiter.web": "it is threaded (cgroup.type)"},
+        refused={"/a.slice/b/speed_limiter.web": NoLeaf("it is threaded (cgroup.type)")},
     )
     made = plan(state, [target("web", [(5, 50, "/a.slice/b")])])
     lost = "the rule 'tight' (10000 B/s (80 kbit/s)), the rule 'loose' (80000 B/s (640 kbit/s)), memory.max, "
     assert made.rules["web"].pids == (5,) and made.rules["web"].leaves == {}
     (warning,) = made.warnings
-    assert lost in warning and "because it is threaded" in warning and "cgroup_paths=/a.slice/b" in warning
+    assert lost in warning and "because it is threaded" in warning and warning.endswith("change the rate of 'tight'")
     assert (
         f"web: takes processes out of /a.slice/b: {lost}what stops or filters that cgroup no longer hold" in made.after
     )
+
+
+@pytest.mark.parametrize(
+    ("refused", "remedy"),
+    [
+        (NoLeaf("it is threaded"), "limit that cgroup in place: cgroup_paths=/a.slice/b"),
+        (NoLeaf("no room", "raise x"), "raise x, or limit that cgroup in place: cgroup_paths=/a.slice/b"),
+        (NoLeaf("it is attached elsewhere", "move it", in_place=False), "move it"),
+    ],
+)
+@pytest.mark.parametrize("places", [["/a.slice"], ["/a.slice", "/a.slice/*"]])
+def test_what_keeps_a_process_at_home_is_told_by_the_cause(refused: NoLeaf, remedy: str, places: list[str]) -> None:
+    state = host(rule("web"), rule("svc", places=places), refused={"/a.slice/b/speed_limiter.web": refused})
+    (warning,) = plan(state, [target("web", [(5, 50, "/a.slice/b")])]).warnings
+    if len(places) == 2:
+        remedy = ", or ".join([*([refused.mend] if refused.mend else []), "change the rate of 'svc'"])
+    assert warning.endswith(f"because {refused.why}. To keep those, {remedy}")
+
+
+def test_the_command_says_once_what_is_lost() -> None:
+    state = host(rule("web"), refused={"/a/speed_limiter.web": NoLeaf("it is threaded")})
+    made = plan(state, [target("web", [(5, 50, "/a")])])
+    result = {"changed": True, "diff": {"before": made.before, "after": made.after}, "warnings": list(made.warnings)}
+    (line,) = shown.change(result, check=False, diff=False)
+    assert line.startswith("changed: web: 1000000 B/s") and "no longer hold" in made.warnings[0]
+    assert any("no longer hold" in line for line in shown.change(result, check=False, diff=True))
 
 
 def test_four_rules_hold_in_a_leaf_and_five_do_not() -> None:
@@ -73,7 +101,9 @@ def test_four_rules_hold_in_a_leaf_and_five_do_not() -> None:
     assert error.value.kind == "too_many_rules"
     nested.append(rule("c", places=["/a/b/c"]))
     made = plan(host(*nested, rule("web")), [target("web", [(5, 50, "/a/b/c")])])
-    assert made.rules["web"].leaves == {} and "4 rules hold there already" in made.warnings[0]
+    assert made.rules["web"].leaves == {} and made.warnings[0].endswith(
+        "4 rules hold there already. To keep those, take one of them out: root, a, b, c, or change the rate of 'c'"
+    )
 
 
 def test_release_and_removal_leave_no_leaf() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import actions as do
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.leaves import NoLeaf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import (
     HostState,
     Memory,
@@ -33,7 +34,7 @@ def host(
     automatic: Mapping[str, int] | None = None,
     lost_limits: Mapping[str, tuple[str, ...]] | None = None,
     program: Program | None = LOADED,
-    refused: Mapping[str, str] | None = None,
+    refused: Mapping[str, NoLeaf] | None = None,
 ) -> HostState:
     memory = Memory(origins={}, automatic=automatic or {}, homes={}, last=None)
     leaves = {leaf: rule.name for rule in rules for leaf in rule.leaves}

@@ -125,7 +125,8 @@ def change(result: Result, check: bool, diff: bool) -> list[str]:
         lines = _side_by_side(before, after, kept)
     else:
         absent = _absent(result)
-        lines = [f"{'would change' if check else 'changed'}: {absent(line)}" for line in after if line not in kept]
+        fresh = [line for line in after if line not in kept and not _is_warned_of(line, result)]
+        lines = [f"{'would change' if check else 'changed'}: {absent(line)}" for line in fresh]
     actions = [*result.get("program_actions", ()), *result.get("actions", ())]
     lines += [f"{'would be done' if check else 'done'}: {action}" for action in actions]
     return [*(lines or ["would change" if check else "changed"]), *kept_rules]
@@ -157,6 +158,12 @@ def nothing_to_unset(result: Result, asked_for: t.Any) -> str:
     units = [full_name("", unit) for unit in asked_for.units or ()]
     places = [*(asked_for.cgroup_paths or ()), *units, *(asked_for.users or ()), *(asked_for.containers or ())]
     return f"{rule!r} does not limit {', '.join(places)}"
+
+
+def _is_warned_of(line: str, result: Result) -> bool:
+    """Whether a warning has said it already, as what a rule's processes lose."""
+    name, _colon, rest = line.partition(": ")
+    return any(f"the rule {name!r} {rest}" in warning for warning in result["warnings"])
 
 
 def restored(result: Result, check: bool, diff: bool) -> list[str]:

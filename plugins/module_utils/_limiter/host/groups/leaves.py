@@ -72,41 +72,42 @@ class Leaves:
         found = {leaf: tuple(sorted(self._cgroups.pids(leaf))) for leaf in self.of(name)}
         return {leaf: pids for leaf, pids in found.items() if pids}
 
-    def refusal(self, leaf: str, attached_to: str) -> str | None:
+    def refusal(self, leaf: str, attached_to: str) -> leaves.NoLeaf | None:
         """Why the processes of the cgroup above it cannot be limited in a leaf; None: they can.
 
         ``attached_to`` is the cgroup of the program.
         """
         home = leaves.home_of(leaf, (leaf,))
         if home == "/":
-            return "the root cgroup has no leaves"
+            return leaves.NoLeaf("the root cgroup has no leaves")
         if self._cgroups.depth(leaf) >= MAX_DEPTH:
-            return f"the program looks for rules on the first {MAX_DEPTH} levels only"
+            return leaves.NoLeaf(f"the program looks for rules on the first {MAX_DEPTH} levels only")
         if attached_to != "/" and not f"{home}/".startswith(f"{attached_to}/"):
-            return f"the program is attached to {attached_to}, which is not above it"
+            why = f"the program is attached to {attached_to}, which is not above it"
+            return leaves.NoLeaf(why, "attach it above, as by speed_limit_program cgroup_path=/", in_place=False)
         for cgroup in (home, leaf):
             try:
                 directory = self._cgroups.absolute(cgroup)
             except LimiterError as error:
-                return error.why
+                return leaves.NoLeaf(error.why, "run the task on the host, not in a container", in_place=False)
             if processes.read_file(f"{directory}/cgroup.type") not in (b"domain\n", None):
-                return "it is threaded (cgroup.type)"
+                return leaves.NoLeaf("it is threaded (cgroup.type)")
             if processes.read_file(f"{directory}/cgroup.subtree_control") not in (b"\n", b"", None):
-                return "it gives controllers to the cgroups below it (cgroup.subtree_control)"
+                return leaves.NoLeaf("it gives controllers to the cgroups below it (cgroup.subtree_control)")
         if not self._cgroups.exists(leaf):
             return self._no_room(home)
-        return None if leaf in self.rules or self._cgroups.is_roots(leaf) else _FOREIGN
+        return None if leaf in self.rules or self._cgroups.is_roots(leaf) else leaves.NoLeaf(_FOREIGN)
 
-    def _no_room(self, home: str) -> str | None:
+    def _no_room(self, home: str) -> leaves.NoLeaf | None:
         cgroup, level = home, 1
         while True:
             directory = self._cgroups.absolute(cgroup)
             depth = processes.read_file(f"{directory}/cgroup.max.depth") or b"max"
             if depth.strip() != b"max" and level > int(depth):
-                return f"cgroup.max.depth of {cgroup} allows no more levels"
+                return _no_more("depth", cgroup, "levels")
             descendants = processes.read_file(f"{directory}/cgroup.max.descendants") or b"max"
             if descendants.strip() != b"max" and _descendants(directory) >= int(descendants):
-                return f"cgroup.max.descendants of {cgroup} allows no more cgroups"
+                return _no_more("descendants", cgroup, "cgroups")
             if cgroup == "/":
                 return None
             cgroup, level = os.path.dirname(cgroup), level + 1
@@ -183,6 +184,11 @@ class Leaves:
         self._ids.pop(leaf, None)
         if leaf in self.orphans:
             self.orphans.remove(leaf)
+
+
+def _no_more(limit: str, cgroup: str, what: str) -> leaves.NoLeaf:
+    file = f"cgroup.max.{limit} of {cgroup}"
+    return leaves.NoLeaf(f"{file} allows no more {what}", f"raise {file}")
 
 
 def named(cgroups: Cgroups) -> list[str]:
