@@ -14,11 +14,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart, memory
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart, memory, tools
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.lock import host_lock
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
-from ansible_collections.speed_limiter.ebpf.tests.support.children import WAIT, child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.children import WAIT, child, refused, until
 from ansible_collections.speed_limiter.ebpf.tests.support.held_up import (
     COMMAND_LINE,
     PAGES,
@@ -26,6 +27,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.held_up import (
     attackers,
     namespace,
 )
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import making
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import releasing
 
 # A task waits apart.IN_ALL at most; what it does beside that takes as long as on a host without such users.
@@ -244,6 +246,35 @@ def test_a_task_has_only_so_much_patience() -> None:
     assert time.monotonic() - began < MOST
     with host_lock(0):
         assert apart.patience() == apart.IN_ALL
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """One that lxc-info, the only command of a runtime, shows in a cgroup of its own."""
+    cgroups = Cgroups.find()
+    with making(cgroups) as make, child() as process:
+        make("/delegated")
+        make("/delegated/lxc.payload.box")
+        cgroups.move(process.pid, "/delegated/lxc.payload.box")
+
+        def ask(arguments: list[str], seconds: float) -> tuple[int, str, str]:
+            with host_lock(0):
+                return 0, f"{process.pid}\n", ""
+
+        monkeypatch.setattr(tools, "find", lambda name: "/bin/lxc-info" if name == "lxc-info" else None)
+        monkeypatch.setattr(tools, "ask", ask)
+        yield cgroups.absolute("/delegated")
+
+
+def test_the_lock_is_free_while_names_are_looked_up(container: str) -> None:
+    done = limiter.rule(name="it", containers=["box"], rate="1m")
+    assert f"{container}/lxc.payload.box" in done["rule"]["members"]
+
+
+def test_a_user_who_answers_for_a_container_has_none_of_his_cgroups_limited_for_it(container: str) -> None:
+    os.chown(container, 1, 1)
+    with refused("container_not_running", "a user answers for it", "/delegated is not root's"):
+        limiter.rule(name="it", containers=["box"], rate="1m")
 
 
 def test_who_is_held_up_does_not_keep_others_from_being_looked_at() -> None:

@@ -106,7 +106,7 @@ def test_what_somebody_elses_rmdir_left_of_a_rule_is_purged(service: Service, cg
     assert done["removed"]["stale_leaves"] == [cgroups.absolute(LEAF)]
     assert done["removed"]["pids"] == service.pids
     assert place(parent.pid) == HOME and not cgroups.exists(LEAF)
-    assert set(snapshot().members) == {"/speed_limiter/tight"}
+    assert set(snapshot().members) == {"/speed_limiter/tight", "/tight.slice"}
     assert parent.charged() == {"tight"}
 
 
@@ -239,7 +239,7 @@ def test_a_leaf_that_cannot_be_removed_keeps_no_rule(service: Service, cgroups: 
         done = rule(name="web", state="absent")
     assert any(f"{LEAF} stays, and limits nothing" in warning for warning in done["warnings"])
     assert place(parent.pid) == place(child_of_it.pid) == HOME and parent.charged() == {"tight"}
-    assert set(snapshot().members) == {"/speed_limiter/tight"}
+    assert set(snapshot().members) == {"/speed_limiter/tight", "/tight.slice"}
     cgroups.remove(LEAF)
 
 

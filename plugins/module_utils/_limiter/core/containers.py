@@ -15,6 +15,7 @@ import typing as t
 
 from .errors import EMPTY, LimiterError
 
+LXC = "LXC"
 VIRTUAL_MACHINE = "virtual machine"
 _COMMON = ("system.slice", "machine.slice", "user.slice")  # parents of containers that have none of their own
 _ID = re.compile(r"[0-9a-f]{12,64}")
@@ -94,7 +95,7 @@ def of_lxc(name: str, output: str) -> Container:
     """What ``lxc-info --name NAME --pid --no-humanize`` printed: nothing while the container is stopped."""
     text = output.strip()
     pid = int(text) if text.isascii() and text.isdecimal() else 0
-    return Container("LXC", name, rf"lxc\.payload\.{re.escape(name)}(-[0-9]+)?", pid)
+    return Container(LXC, name, rf"lxc\.payload\.{re.escape(name)}(-[0-9]+)?", pid)
 
 
 def of_machinectl(name: str, output: str) -> Container | None:

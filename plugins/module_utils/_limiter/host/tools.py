@@ -11,13 +11,27 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 import typing as t
 
 from ..core.errors import LimiterError
 
-SECONDS = 20.0
+SECONDS = 20.0  # for all that a task asks
 # sbin: where some distributions have what root uses, and where a task's PATH may not lead
 _PLACES = "/usr/local/bin:/usr/bin:/usr/sbin:/sbin"
+
+
+class Patience:
+    """The time for all questions of a task. Each may take half of what is left: who does not answer leaves time for
+    those who are asked next.
+    """
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + SECONDS
+
+    def ask(self, arguments: t.Sequence[str]) -> tuple[int, str, str]:
+        """As `ask`."""
+        return ask(arguments, max(0.0, self._end - time.monotonic()) / 2)
 
 
 def find(command: str) -> str | None:
@@ -27,13 +41,13 @@ def find(command: str) -> str | None:
     return shutil.which(command, path=f"{os.environ.get('PATH', os.defpath)}:{_PLACES}")
 
 
-def ask(arguments: t.Sequence[str], seconds: float | None = None) -> tuple[int, str, str]:
-    """Runs a program, without a shell: exit code, output, errors. It is ended if it does not answer in time (default:
-    SECONDS). Raises LimiterError ``no_answer``.
+def ask(arguments: t.Sequence[str], seconds: float = SECONDS) -> tuple[int, str, str]:
+    """Runs a program, without a shell: exit code, output, errors. It is ended if it does not answer in time.
+
+    Raises LimiterError ``no_answer``.
     """
     import subprocess
 
-    seconds = SECONDS if seconds is None else seconds
     name = os.path.basename(arguments[0])
     try:
         process = subprocess.Popen(
@@ -56,7 +70,7 @@ def ask(arguments: t.Sequence[str], seconds: float | None = None) -> tuple[int, 
         raise LimiterError(
             "no_answer",
             f"{name} does not answer",
-            f"it was ended after {seconds:g} seconds",
+            f"it was ended after {seconds:.3g} seconds",
             f"Run it yourself: {' '.join(arguments[:3])} ...",
         ) from None
     finally:

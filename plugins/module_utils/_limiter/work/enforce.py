@@ -22,7 +22,7 @@ from ..host.sockets import association
 from . import boot_unit, places
 from .apply import Applied, apply
 from .host import Host, RunCommand
-from .observe import observe, select, too_large, undecided
+from .observe import locate, observe, select, too_large, undecided
 from .program import would_load_if_needed
 
 _MOST_ASKED = 100  # cgroups of one pattern: each takes a fifth of a millisecond, with the host locked
@@ -48,9 +48,9 @@ def enforce(
     run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False
 ) -> Done:
     """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed."""
-    selections = select(requests)
+    selections, located = select(requests), locate(requests)
     with Host.opened(run_command, changes=not check) as host:
-        state, targets, seen = observe(host, requests, everything, selections)
+        state, targets, seen = observe(host, requests, everything, selections, located)
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])

@@ -10,18 +10,20 @@ import typing as t
 from ..core.errors import LimiterError
 from ..core.model import Request, StoredPlace
 from ..core.places import normal
+from ..host import tools
 from ..host.groups import users
 from ..host.groups.containers import Containers
 from ..host.groups.units import Units
 
 
 class Named:
-    """The names of all requests of a task; each of those who know them is asked once."""
+    """The names of all requests of a task. Those who know them are asked once for all, for `tools.SECONDS` at most."""
 
     def __init__(self, requests: t.Sequence[Request]) -> None:
         """Raises LimiterError: ``no_systemd``, ``no_answer``."""
-        self._units = Units(unit for request in requests for unit in request.units)
-        self._containers = Containers(name for request in requests for name in request.containers)
+        patience = tools.Patience()
+        self._units = Units((unit for request in requests for unit in request.units), patience)
+        self._containers = Containers((name for request in requests for name in request.containers), patience)
 
     def places(self, request: Request) -> tuple[list[StoredPlace], list[str]]:
         """Where the cgroups are, with the names that were given; and warnings.

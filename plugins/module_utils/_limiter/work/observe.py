@@ -28,6 +28,7 @@ _WHERE_CONNECTIONS_END = (
 )
 
 
+Located = tuple[list[StoredPlace], list[str]]  # places, and warnings
 Selections = t.Mapping[Selector, selection.Selected]
 
 _SLOW = f"comparing its command line with cmdline takes longer than {expressions.SECONDS:.0f} seconds for all"
@@ -65,16 +66,32 @@ def undecided(request: Request, selections: Selections) -> list[str]:
     return told
 
 
+def locate(requests: t.Sequence[Request]) -> list[Located]:
+    """Where the units, users and containers of each request are. It takes as long as those who know them take, so it
+    comes before the host's lock. Raises LimiterError as `Named`.
+    """
+    found: list[Located] = []
+    named = Named(requests)
+    for request in requests:
+        with _named(request):
+            found.append(named.places(request))
+    return found
+
+
 def observe(
-    host: Host, requests: t.Sequence[Request], everything: bool = False, selections: Selections | None = None
+    host: Host,
+    requests: t.Sequence[Request],
+    everything: bool = False,
+    selections: Selections | None = None,
+    located: t.Sequence[Located] = (),
 ) -> tuple[HostState, tuple[Target, ...], list[str]]:
     """The state that a plan needs, what each request means on this host, and warnings. ``everything`` looks at all
-    rules; ``selections`` are what `select` found.
+    rules; ``selections`` are what `select` found, ``located`` what `locate` did.
 
     Raises LimiterError for what a request names and this host does not have: ``kernel_thread``, ``no_cgroup``,
     ``bad_cgroup_path`` …
     """
-    return _Observation(host, everything, selections or {}).look(requests)
+    return _Observation(host, everything, selections or {}).look(requests, located)
 
 
 def too_large(host: Host) -> list[str]:
@@ -109,9 +126,10 @@ class _Observation:
         if everything:
             self.names |= set(self.cgroups.rule_names())
 
-    def look(self, requests: t.Sequence[Request]) -> tuple[HostState, tuple[Target, ...], list[str]]:
-        self.named = Named(requests)
-        targets = tuple(self._target(request) for request in requests)
+    def look(
+        self, requests: t.Sequence[Request], located: t.Sequence[Located]
+    ) -> tuple[HostState, tuple[Target, ...], list[str]]:
+        targets = tuple(map(self._target, requests, located))
         for target in targets:
             self.names |= {target.name} if target.name else {f"pid-{pid}" for pid in target.request.pids}
             self.names |= {name for name in (self.leaves.rule_of(one.cgroup) for one in target.processes) if name}
@@ -154,9 +172,9 @@ class _Observation:
         each = any(place.each for place in stored)
         return Rule(name, cgroup_id, limit, patterns, tuple(sorted(pids)), each, leaves)
 
-    def _target(self, request: Request) -> Target:
+    def _target(self, request: Request, located: Located) -> Target:
         with _named(request):
-            name, patterns, named = self._place(request)
+            name, patterns, named = self._place(request, located)
             living, dead, matched, skipped = self._processes(request)
         chosen = name is not None or request.cgroup_id is not None or request.last
         automatic = request.present and not chosen and len(request.pids) == 1
@@ -164,7 +182,7 @@ class _Observation:
             name = f"pid-{request.pids[0]}"
         return Target(request, name, automatic, patterns, living, matched, dead, skipped, named)
 
-    def _place(self, request: Request) -> tuple[str | None, tuple[str, ...], tuple[StoredPlace, ...]]:
+    def _place(self, request: Request, located: Located) -> tuple[str | None, tuple[str, ...], tuple[StoredPlace, ...]]:
         """The rule's name; the patterns of what is to be limited in place; and by what names some of it was given."""
         name = request.name
         if request.cgroup_id is not None:
@@ -185,7 +203,7 @@ class _Observation:
                 name = self._own_cgroup(request, name, path)
             else:
                 patterns.append(normal("cgroup_paths:", path))
-        named, warnings = self.named.places(request)
+        named, warnings = located
         patterns += [place.path for place in named]
         self.warnings += [warning for warning in warnings if warning not in self.warnings]
         if patterns and name is None:

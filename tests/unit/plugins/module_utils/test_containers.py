@@ -18,6 +18,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Process
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import tools
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.containers import Containers
 
 WEB = "276f6e22f824fde6ce9072509f1989e8ec3152c3747e25a38342b7cd2c8af001"
@@ -179,7 +180,7 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> Answers:
     """The commands that are installed; more can be, and less."""
     answers: Answers = {}
 
-    def ask(arguments: t.Sequence[str]) -> tuple[int, str, str]:
+    def ask(arguments: t.Sequence[str], seconds: float) -> tuple[int, str, str]:
         words = list(arguments[1:])
         if words[:3] == ["container", "inspect", "--"]:
             words = words[3:]
@@ -191,6 +192,8 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> Answers:
     monkeypatch.setattr(tools, "find", lambda name: f"/bin/{name}" if name in answers else None)
     monkeypatch.setattr(tools, "ask", ask)
     monkeypatch.setattr(processes, "read", read)
+    monkeypatch.setattr(Cgroups, "find", lambda: Cgroups("/none"))
+    monkeypatch.setattr(Cgroups, "is_roots", lambda self, cgroup: not cgroup.startswith("/users"))
     return answers
 
 
@@ -200,7 +203,7 @@ ALL: Answers = {"docker": docker, "podman": podman, "crictl": crictl, "lxc-info"
 def test_a_container_is_found_by_name_and_by_id(runtimes: Answers) -> None:
     runtimes.update(docker=docker)
     for name in ("web", WEB, WEB[:12]):
-        place, warnings = Containers([name]).cgroup("rules[0]: ", name)
+        place, warnings = Containers([name], tools.Patience()).cgroup("rules[0]: ", name)
         assert place == f"/system.slice/docker-{WEB}.scope"
         assert warnings == [
             f"rules[0]: containers: {name} is limited as {place}: a container that is made anew (Docker) has another "
@@ -220,7 +223,7 @@ def test_a_container_is_found_by_name_and_by_id(runtimes: Answers) -> None:
 )
 def test_each_runtime_is_asked(runtimes: Answers, name: str, place: str, advice: str | None) -> None:
     runtimes.update(ALL)
-    found, warnings = Containers([name, "other"]).cgroup("", name)
+    found, warnings = Containers([name, "other"], tools.Patience()).cgroup("", name)
     assert found == place
     assert [advice in warning for warning in warnings if advice] == [True] * bool(advice)
     assert bool(warnings) == bool(advice)
@@ -233,20 +236,20 @@ def test_a_name_in_two_runtimes_or_pods_is_an_error_that_names_both(runtimes: An
         ("nginx", f"CRI: default/shop-1/nginx {PODS[:12]}; CRI: default/shop-2/nginx {PODS_TOO[:12]}"),
     ):
         with pytest.raises(LimiterError) as error:
-            Containers([name]).cgroup("", name)
+            Containers([name], tools.Patience()).cgroup("", name)
         assert error.value.kind == "ambiguous_container" and both in str(error.value)
 
 
 def test_one_container_that_two_commands_show_is_one(runtimes: Answers) -> None:
     runtimes.update(docker=podman, podman=podman)
-    assert Containers(["web"]).cgroup("", "web")[0] == f"/machine.slice/libpod-{PODMANS_WEB}.scope"
+    assert Containers(["web"], tools.Patience()).cgroup("", "web")[0] == f"/machine.slice/libpod-{PODMANS_WEB}.scope"
 
 
 @pytest.mark.parametrize(("name", "runtime"), [("down", "Docker"), ("c2", "LXC")])
 def test_a_stopped_one_has_no_cgroup(runtimes: Answers, name: str, runtime: str) -> None:
     runtimes.update(ALL)
     with pytest.raises(LimiterError) as error:
-        Containers([name]).cgroup("", name)
+        Containers([name], tools.Patience()).cgroup("", name)
     assert error.value.kind == "container_not_running"
     assert f"containers: {name} does not run ({runtime})" in str(error.value)
 
@@ -255,7 +258,7 @@ def test_one_that_has_ended_or_is_elsewhere_is_refused(runtimes: Answers, monkey
     runtimes.update(docker=docker)
     monkeypatch.setattr(processes, "read", lambda pid: None)
     with pytest.raises(LimiterError, match="web does not run"):
-        Containers(["web"]).cgroup("", "web")
+        Containers(["web"], tools.Patience()).cgroup("", "web")
     for cgroup, shown in (
         ("/", "is in /, where others may be"),
         ("/system.slice/docker.service", "is in /system.slice/docker.service, where"),
@@ -266,21 +269,21 @@ def test_one_that_has_ended_or_is_elsewhere_is_refused(runtimes: Answers, monkey
         process = Process(434, 0, cgroup)
         monkeypatch.setattr(processes, "read", lambda pid, process=process: process)
         with pytest.raises(LimiterError) as error:
-            Containers(["web"]).cgroup("", "web")
+            Containers(["web"], tools.Patience()).cgroup("", "web")
         assert error.value.kind == "shared_cgroup" and shown in str(error.value)
 
 
 def test_a_virtual_machine_is_none(runtimes: Answers) -> None:
     runtimes.update(ALL)
     with pytest.raises(LimiterError) as error:
-        Containers(["guest"]).cgroup("", "guest")
+        Containers(["guest"], tools.Patience()).cgroup("", "guest")
     assert error.value.kind == "virtual_machine"
 
 
 def test_an_unknown_one_is_an_error_that_says_who_was_asked(runtimes: Answers) -> None:
     runtimes.update({**ALL, "docker": lambda *names: (1, "[]\n", "Cannot connect to the Docker daemon\n")})
     with pytest.raises(LimiterError) as error:
-        Containers(["web", "none"]).cgroup("", "none")
+        Containers(["web", "none"], tools.Patience()).cgroup("", "none")
     assert error.value.kind == "unknown_container"
     assert (
         "containers: none is not known on this host: docker: Cannot connect to the Docker daemon; podman: Error: no "
@@ -291,7 +294,7 @@ def test_an_unknown_one_is_an_error_that_says_who_was_asked(runtimes: Answers) -
 
 def test_no_runtime_at_all(runtimes: Answers) -> None:
     with pytest.raises(LimiterError, match="no command of a runtime is installed .docker, podman, crictl"):
-        Containers(["web"]).cgroup("", "web")
+        Containers(["web"], tools.Patience()).cgroup("", "web")
 
 
 def test_one_runtime_that_hangs_does_not_hide_another(runtimes: Answers) -> None:
@@ -299,18 +302,48 @@ def test_one_runtime_that_hangs_does_not_hide_another(runtimes: Answers) -> None
         raise LimiterError("no_answer", "docker does not answer", "it was ended after 20 seconds")
 
     runtimes.update({**ALL, "docker": hangs})
-    place, warnings = Containers(["c1"]).cgroup("", "c1")
+    place, warnings = Containers(["c1"], tools.Patience()).cgroup("", "c1")
     assert place == "/lxc.payload.c1"
     assert warnings == [
         "containers: docker does not answer: it was ended after 20 seconds; its containers are not known"
     ]
     with pytest.raises(LimiterError, match="docker: it was ended after 20 seconds; podman: "):
-        Containers(["none"]).cgroup("", "none")
+        Containers(["none"], tools.Patience()).cgroup("", "none")
+
+
+def test_a_user_who_answers_for_a_container_of_lxc_is_not_believed(
+    runtimes: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket's name is free while it does not run."""
+    runtimes.update({"lxc-info": lambda *words: (0, "359\n", "")})
+    monkeypatch.setitem(CGROUPS, 359, "/users/delegated/lxc.payload.web")
+    theirs = "a user answers for it, by process 359 in /users/delegated/lxc.payload.web: /users/delegated is not root's"
+    with pytest.raises(LimiterError, match=f"containers: web does not run .LXC.: {theirs}"):
+        Containers(["web"], tools.Patience()).cgroup("", "web")
+    runtimes.update(docker=docker)
+    place, warnings = Containers(["web"], tools.Patience()).cgroup("", "web")
+    assert place == f"/system.slice/docker-{WEB}.scope"
+    assert any(theirs in warning for warning in warnings)
+
+
+def test_who_answers_slowly_for_one_name_hides_no_other(runtimes: Answers) -> None:
+    def slow(*words: str) -> tuple[int, str, str]:
+        if words[1] == "web":
+            raise LimiterError("no_answer", "lxc-info does not answer", "it was ended after 2 seconds")
+        return lxc(*words)
+
+    runtimes.update({"docker": docker, "lxc-info": slow, "machinectl": machinectl})
+    found = Containers(["web", "c1", "my-box"], tools.Patience())
+    for name in ("c1", "my-box"):
+        assert found.cgroup("", name)[1] == []
+    place, warnings = found.cgroup("", "web")
+    assert place == f"/system.slice/docker-{WEB}.scope"
+    assert any("lxc-info does not answer" in warning for warning in warnings)
 
 
 def test_nothing_is_asked_for_no_containers(runtimes: Answers) -> None:
     runtimes.update(docker=lambda *names: pytest.fail("asked"))
-    Containers([])
+    Containers([], tools.Patience())
 
 
 @pytest.mark.parametrize("output", ["", "nonsense", "[1]", "{}", '[{"Id": "x", "Name": "/web"}]', '[{"Id": 5}]'])
@@ -335,5 +368,5 @@ def test_words_of_a_name_reach_no_shell(monkeypatch: pytest.MonkeyPatch, tmp_pat
     fake.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >{seen}\n')
     fake.chmod(0o755)
     monkeypatch.setattr(tools, "find", lambda name: str(fake) if name == "docker" else None)
-    Containers(["$(id);x"])
+    Containers(["$(id);x"], tools.Patience())
     assert seen.read_text() == "container|inspect|--|$(id);x|"

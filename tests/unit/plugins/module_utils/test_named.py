@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Request, StoredPlace
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_requests
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import tools
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import users
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import named
 
@@ -21,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
 
     class Units:
-        def __init__(self, names: t.Iterable[str]) -> None:
+        def __init__(self, names: t.Iterable[str], patience: tools.Patience) -> None:
             calls.append(list(names))
 
         def cgroups(self, where: str, name: str, present: bool) -> list[str]:
@@ -30,7 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             return {"a.service": ["/system.slice/a.service"], "b@.service": ["/b.slice/b@*.service", "/b.socket"]}[name]
 
     class Containers:
-        def __init__(self, names: t.Iterable[str]) -> None:
+        def __init__(self, names: t.Iterable[str], patience: tools.Patience) -> None:
             calls.append(list(names))
 
         def cgroup(self, where: str, name: str) -> tuple[str, list[str]]:

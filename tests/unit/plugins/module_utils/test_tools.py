@@ -32,3 +32,25 @@ def test_one_that_cannot_be_run_is_an_error() -> None:
 
 def test_what_was_said_is_cut_into_short_lines() -> None:
     assert tools.lines("\n a\n" + "b" * 300) == ["a", "b" * 197 + "..."]
+
+
+def test_all_questions_have_so_much_time_and_each_leaves_some_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, given = [1000.0], []
+
+    def never(arguments: list[str], seconds: float) -> None:
+        given.append(seconds)
+        now[0] += seconds
+        raise LimiterError("no_answer", "it does not answer")
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tools, "ask", never)
+    patience = tools.Patience()
+    for _question in range(100):
+        with pytest.raises(LimiterError):
+            patience.ask(["lxc-info"])
+    assert given[:3] == [10, 5, 2.5]
+    assert sum(given) <= tools.SECONDS
+    now[0] += 1000
+    with pytest.raises(LimiterError):
+        patience.ask(["lxc-info"])
+    assert given[-1] == 0

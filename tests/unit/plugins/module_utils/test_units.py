@@ -191,7 +191,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """systemctl knows these units and no others. What it was asked for."""
     calls: list[list[str]] = []
 
-    def show(arguments: t.Sequence[str]) -> tuple[int, str, str]:
+    def show(arguments: t.Sequence[str], seconds: float) -> tuple[int, str, str]:
         assert list(arguments[:4]) == ["/bin/systemctl", "show", f"--property={units.PROPERTIES}", "--"]
         calls.append(list(arguments[4:]))
         missing = PRINTED["none.service"]
@@ -206,7 +206,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 def where(name: str, present: bool = True) -> list[str]:
     full = units.full_name("", name)
-    return Units([full]).cgroups("", full, present)
+    return Units([full], tools.Patience()).cgroups("", full, present)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_where_a_unit_is(asked: list[list[str]], name: str, expected: list[str])
 
 
 def test_systemd_is_asked_once_for_all_and_again_for_sockets_with_other_names(asked: list[list[str]]) -> None:
-    found = Units(["a.service", "s.service", "t@.service", "foo-bar.slice", "a.service"])
+    found = Units(["a.service", "s.service", "t@.service", "foo-bar.slice", "a.service"], tools.Patience())
     assert asked == [
         ["a.service", "a.socket", "s.service", "s.socket", f"t@{PROBE}.service", f"t@{PROBE}.socket", "t.socket"]
         + ["foo-bar.slice", "t@*.service"],
@@ -242,13 +242,13 @@ def test_systemd_is_asked_once_for_all_and_again_for_sockets_with_other_names(as
 
 
 def test_nothing_is_asked_for_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "ask", lambda arguments: pytest.fail("asked"))
-    Units([])
+    monkeypatch.setattr(tools, "ask", lambda arguments, seconds: pytest.fail("asked"))
+    Units([], tools.Patience())
 
 
 def test_many_units_are_asked_for_in_parts(asked: list[list[str]]) -> None:
     names = [f"{number}.slice" for number in range(201)]
-    Units(names)
+    Units(names, tools.Patience())
     assert [len(call) for call in asked] == [100, 100, 1]
 
 
@@ -269,7 +269,7 @@ def test_many_units_are_asked_for_in_parts(asked: list[list[str]]) -> None:
 def test_a_unit_that_cannot_be_limited_is_named(asked: list[list[str]], name: str, kind: str, words: str) -> None:
     full = units.full_name("", name)
     with pytest.raises(LimiterError) as error:
-        Units([full]).cgroups("rules[3]: ", full)
+        Units([full], tools.Patience()).cgroups("rules[3]: ", full)
     assert error.value.kind == kind and words in str(error.value)
     assert PROBE not in str(error.value)
 
@@ -321,7 +321,7 @@ def test_a_hyphen_in_front_is_no_option(asked: list[list[str]]) -> None:
 def test_without_systemd_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(host_units, "BOOTED", str(tmp_path / "none"))
     with pytest.raises(LimiterError) as error:
-        Units(["a.service"])
+        Units(["a.service"], tools.Patience())
     assert error.value.kind == "no_systemd"
     assert "the unit a.service cannot be looked up: systemd does not run on this host" in str(error.value)
 
@@ -334,7 +334,7 @@ def test_a_systemctl_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(tools, "find", lambda name: str(hanging))
     monkeypatch.setattr(tools, "SECONDS", 0.2)
     with pytest.raises(LimiterError) as error:
-        Units(["a.service"])
+        Units(["a.service"], tools.Patience())
     assert error.value.kind == "no_answer" and "systemctl does not answer: it was ended after" in str(error.value)
 
 
@@ -342,7 +342,7 @@ def test_a_systemctl_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_systemd_that_does_not_tell_is_an_error(
     asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str, str]
 ) -> None:
-    monkeypatch.setattr(tools, "ask", lambda arguments: answer)
+    monkeypatch.setattr(tools, "ask", lambda arguments, seconds: answer)
     with pytest.raises(LimiterError) as error:
-        Units(["a.service"])
+        Units(["a.service"], tools.Patience())
     assert error.value.kind == "no_answer" and "systemd does not tell" in str(error.value)

@@ -5,37 +5,47 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ...core import containers
-from ...core.containers import VIRTUAL_MACHINE, Container, Found
+from ...core.containers import LXC, VIRTUAL_MACHINE, Container, Found
 from ...core.errors import LimiterError
 from .. import tools
 from . import processes
+from .cgroups import Cgroups
+
+Ask = t.Callable[..., "tuple[int, str, str]"]  # words for a runtime's command -> as `tools.ask`
 
 
 class Containers:
     """The containers of a task; a runtime is asked once for all of them where it can be."""
 
-    def __init__(self, names: t.Iterable[str]) -> None:
+    def __init__(self, names: t.Iterable[str], patience: tools.Patience) -> None:
         """``names`` have passed `containers.check_name`. Raises nothing: `cgroup` does."""
         wanted = list(dict.fromkeys(names))
         self._found: Found = {}
         self._names = wanted
         self._said: dict[str, list[str]] = {}  # what each command said of what it does not have
-        self._silent: list[str] = []
-        for command, ask in _RUNTIMES.items() if wanted else ():
+        self._silent: list[tuple[list[str], str]] = []  # names, and why a command did not answer for them
+        one_by_one = [[name] for name in wanted]
+        for command in _RUNTIMES if wanted else ():
             path = tools.find(command)
             if path is None:
                 continue
-            try:
-                found, said = ask(path, wanted)
-            except LimiterError as error:
-                found, said = {}, [error.why]
-                self._silent.append(f"containers: {error.what}: {error.why}; its containers are not known")
-            for name, listed in found.items():
-                self._found.setdefault(name, []).extend(listed)
-            self._said[command] = said
+            for some in one_by_one if command in _ONE_BY_ONE else [wanted]:
+                self._look(command, lambda *words, path=path: patience.ask([path, *words]), some)
+
+    def _look(self, command: str, ask: Ask, names: list[str]) -> None:
+        try:
+            found, said = _RUNTIMES[command](ask, names)
+        except LimiterError as error:
+            found, said = {}, [error.why]
+            text = f"containers: {error.what}: {error.why}; its containers are not known"
+            self._silent.append((names, text))
+        for name, listed in found.items():
+            self._found.setdefault(name, []).extend(listed)
+        self._said.setdefault(command, []).extend(said)
 
     def cgroup(self, where: str, name: str) -> tuple[str, list[str]]:
         """The path of a container's cgroup, and warnings.
@@ -50,7 +60,15 @@ class Containers:
         if not runs:
             raise _stopped(here, found[0])
         # Two commands may show one container, for example where `docker` is Podman's.
-        places = {_place(here, one): one for one in runs}
+        places: dict[str, Container] = {}
+        problems: list[LimiterError] = []
+        for one in runs:
+            try:
+                places[_place(here, one)] = one
+            except LimiterError as error:
+                problems.append(error)
+        if not places:
+            raise problems[0]
         if len(places) > 1:
             raise LimiterError(
                 "ambiguous_container",
@@ -59,7 +77,7 @@ class Containers:
                 "Give the id of one, or its path in cgroup_paths",
             )
         ((place, one),) = places.items()
-        warnings = list(self._silent)
+        warnings = [*(text for names, text in self._silent if name in names), *map(str, problems)]
         advice = containers.advice(one, place)
         if advice:
             warnings.append(
@@ -96,6 +114,8 @@ def _place(here: str, one: Container) -> str:
     if process is None:
         raise _stopped(here, one)
     place = containers.own_cgroup(one, process.cgroup)
+    if one.runtime == LXC and place is not None:
+        _check_roots(here, one, place)
     if place is None:
         raise LimiterError(
             "shared_cgroup",
@@ -104,6 +124,21 @@ def _place(here: str, one: Container) -> str:
             "Start it with a cgroup of its own, or give a path in cgroup_paths",
         )
     return place
+
+
+def _check_roots(here: str, one: Container, place: str) -> None:
+    """While a container of LXC does not run, any user may answer for it, at a socket of that name."""
+    cgroups, above = Cgroups.find(), os.path.dirname(place)
+    while cgroups.is_roots(above):
+        if above == "/":
+            return
+        above = os.path.dirname(above)
+    raise LimiterError(
+        "container_not_running",
+        f"{here} does not run ({one.runtime})",
+        f"a user answers for it, by process {one.pid} in {place}: {above} is not root's",
+        "Start it first, or limit that user",
+    )
 
 
 def _stopped(here: str, one: Container) -> LimiterError:
@@ -118,59 +153,48 @@ def _stopped(here: str, one: Container) -> LimiterError:
 # ---- the runtimes: what they have of these names, and what they said about the others
 
 
-def _docker(path: str, names: list[str]) -> tuple[Found, list[str]]:
-    return _inspected("Docker", path, names)
+def _docker(ask: Ask, names: list[str]) -> tuple[Found, list[str]]:
+    return _inspected("Docker", ask, names)
 
 
-def _podman(path: str, names: list[str]) -> tuple[Found, list[str]]:
-    return _inspected("Podman", path, names)
+def _podman(ask: Ask, names: list[str]) -> tuple[Found, list[str]]:
+    return _inspected("Podman", ask, names)
 
 
-def _inspected(runtime: str, path: str, names: list[str]) -> tuple[Found, list[str]]:
-    _code, output, errors = tools.ask([path, "container", "inspect", "--", *names])
+def _inspected(runtime: str, ask: Ask, names: list[str]) -> tuple[Found, list[str]]:
+    _code, output, errors = ask("container", "inspect", "--", *names)
     return containers.of_docker(runtime, names, output), tools.lines(errors)
 
 
-def _crictl(path: str, names: list[str]) -> tuple[Found, list[str]]:
+def _crictl(ask: Ask, names: list[str]) -> tuple[Found, list[str]]:
     found: Found = {}
-    _code, output, errors = tools.ask([path, "ps", "--output", "json"])
+    _code, output, errors = ask("ps", "--output", "json")
     for name, identities in containers.listed_by_crictl(names, output).items():
-        shown = (tools.ask([path, "inspect", identity])[1] for identity in identities)
+        shown = (ask("inspect", identity)[1] for identity in identities)
         found[name] = [one for text in shown for one in containers.of_crictl(text)]
     return found, tools.lines(errors)
 
 
-def _lxc(path: str, names: list[str]) -> tuple[Found, list[str]]:
-    found: Found = {}
-    said: list[str] = []
-    for name in names:
-        code, output, errors = tools.ask([path, "--name", name, "--pid", "--no-humanize"])
-        if code == 0:
-            found[name] = [containers.of_lxc(name, output)]
-        said += tools.lines(errors or output * bool(code))
-    return found, said
+def _lxc(ask: Ask, names: list[str]) -> tuple[Found, list[str]]:
+    (name,) = names
+    code, output, errors = ask("--name", name, "--pid", "--no-humanize")
+    found: Found = {name: [containers.of_lxc(name, output)]} if code == 0 else {}
+    return found, tools.lines(errors or output * bool(code))
 
 
-# Unlike systemctl, machinectl takes no list.
-_SHOWN = ("--property=Unit", "--property=Leader", "--property=Class")
+def _machinectl(ask: Ask, names: list[str]) -> tuple[Found, list[str]]:
+    (name,) = names
+    properties = ("--property=Unit", "--property=Leader", "--property=Class")
+    _code, output, errors = ask("show", *properties, "--", name)
+    one = containers.of_machinectl(name, output)
+    return {name: [one]} if one else {}, tools.lines(errors)
 
 
-def _machinectl(path: str, names: list[str]) -> tuple[Found, list[str]]:
-    found: Found = {}
-    said: list[str] = []
-    for name in names:
-        _code, output, errors = tools.ask([path, "show", *_SHOWN, "--", name])
-        one = containers.of_machinectl(name, output)
-        if one:
-            found[name] = [one]
-        said += tools.lines(errors)
-    return found, said
-
-
-_RUNTIMES: t.Mapping[str, t.Callable[[str, list[str]], tuple[Found, list[str]]]] = {
+_RUNTIMES: t.Mapping[str, t.Callable[[Ask, list[str]], tuple[Found, list[str]]]] = {
     "docker": _docker,
     "podman": _podman,
     "crictl": _crictl,
     "lxc-info": _lxc,
     "machinectl": _machinectl,
 }
+_ONE_BY_ONE = ("lxc-info", "machinectl")  # these take no list

@@ -19,21 +19,21 @@ _AT_ONCE = 100  # each costs systemd some milliseconds, and all must be answered
 class Units:
     """The units of a task, all looked up at once."""
 
-    def __init__(self, names: t.Iterable[str]) -> None:
+    def __init__(self, names: t.Iterable[str], patience: tools.Patience) -> None:
         """``names`` are full names (`units.full_name`). Raises LimiterError: ``no_systemd``, ``no_answer``."""
         wanted = list(dict.fromkeys(names))
         self._shown: dict[str, units.Unit] = {}
         self._running: dict[str, list[units.Unit]] = {}
         if not wanted:
             return
-        systemctl = _systemctl(f"the unit {wanted[0]}")
+        self._command, self._patience = _systemctl(f"the unit {wanted[0]}"), patience
         for start in range(0, len(wanted), _AT_ONCE):
-            self._look(systemctl, wanted[start : start + _AT_ONCE])
+            self._look(wanted[start : start + _AT_ONCE])
 
-    def _look(self, systemctl: str, names: list[str]) -> None:
+    def _look(self, names: list[str]) -> None:
         asked = list(dict.fromkeys(one for name in names for one in units.questions(name)))
         templates = {name: pattern for name in names for pattern in [units.instances(name)] if pattern}
-        found = _show(systemctl, [*asked, *templates.values()])
+        found = self._show([*asked, *templates.values()])
         # One answer for each name, in their order; then those that fit the patterns.
         self._shown.update(zip(asked, found))
         for name, pattern in templates.items():
@@ -42,7 +42,24 @@ class Units:
             self._running[name] = listed
         more = list(dict.fromkeys(one for name in names for one in units.unseen_sockets(name, self._shown)))
         if more:
-            self._shown.update(zip(more, _show(systemctl, more)))
+            self._shown.update(zip(more, self._show(more)))
+
+    def _show(self, names: list[str]) -> list[units.Unit]:
+        words = [self._command, "show", f"--property={units.PROPERTIES}", "--", *names]
+        code, output, errors = self._patience.ask(words)
+        if code != 0:
+            raise LimiterError(
+                "no_answer",
+                "systemd does not tell where units are",
+                "; ".join(tools.lines(errors)[:3]) or f"systemctl ended with {code}",
+                f"Run it yourself: systemctl show {names[0]}",
+            )
+        found = units.parse(output)
+        if len(found) < len(names) - sum("*" in name for name in names):
+            raise LimiterError(
+                "no_answer", "systemd does not tell where all units are", f"{len(found)} of {len(names)}"
+            )
+        return found
 
     def cgroups(self, where: str, name: str, present: bool = True) -> list[str]:
         """Paths of cgroups, some with a star (`units.cgroups`)."""
@@ -66,18 +83,3 @@ def _systemctl(what: str) -> str:
     if command is None:
         raise LimiterError("no_systemd", f"{what} cannot be looked up", "systemctl is not installed", "Install systemd")
     return command
-
-
-def _show(systemctl: str, names: list[str]) -> list[units.Unit]:
-    code, output, errors = tools.ask([systemctl, "show", f"--property={units.PROPERTIES}", "--", *names])
-    if code != 0:
-        raise LimiterError(
-            "no_answer",
-            "systemd does not tell where units are",
-            "; ".join(tools.lines(errors)[:3]) or f"systemctl ended with {code}",
-            f"Run it yourself: systemctl show {names[0]}",
-        )
-    found = units.parse(output)
-    if len(found) < len(names) - sum("*" in name for name in names):
-        raise LimiterError("no_answer", "systemd does not tell where all units are", f"{len(found)} of {len(names)}")
-    return found
