@@ -15,6 +15,8 @@ PINS = Path("/sys/fs/bpf/speed_limiter")
 MEMORY = Path("/run/speed_limiter")
 BUILT = (Path("/usr/lib/speed_limiter"), Path("/usr/share/speed_limiter"))
 
+LEAF = 1 << 63  # a mark beside the rule of a member
+
 
 class ActionModule(ActionBase):
     """``hierarchy`` (cgroup -> id and processes), ``config``, ``members``, ``generation``, ``pacing``, ``pins``,
@@ -35,7 +37,7 @@ class ActionModule(ActionBase):
             for directory in [mount, *(path for path in mount.rglob("*") if path.is_dir())]
         }
         config = {entry["key"]: entry["value"] for entry in dump("rate_limit_config_map")}
-        members = {entry["key"]: entry["value"] for entry in dump("rate_limit_member_map")}
+        members = {entry["key"]: entry["value"] & ~LEAF for entry in dump("rate_limit_member_map")}
         places = [entry["value"] for entry in dump("rate_limit_place_map")]
         names = {cgroup["id"]: path for path, cgroup in hierarchy.items()}
         rules = {
@@ -47,7 +49,13 @@ class ActionModule(ActionBase):
                     [f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]]
                     + [f"{mount}{place['pattern']}" for place in places if place["rule"] == cgroup["id"]]
                 ),
-                "pids": cgroup["pids"],
+                # Its own cgroup's, and those of its leaves.
+                "pids": sorted(
+                    pid
+                    for place, other in hierarchy.items()
+                    if place == path or place.endswith(f"/speed_limiter.{path.rpartition('/')[2]}")
+                    for pid in other["pids"]
+                ),
             }
             for path, cgroup in hierarchy.items()
             if path.startswith("/speed_limiter/")
@@ -64,7 +72,10 @@ class ActionModule(ActionBase):
             "pins": sorted(path.name for path in PINS.iterdir()) if PINS.is_dir() else [],
             "link": bpftool("link", "show", "pinned", str(PINS / "limit_egress_link")),
             "files": {
-                str(path): digest(path) for top in (MEMORY, *BUILT) for path in top.rglob("*") if path.name != "lock"
+                str(path): digest(path)
+                for top in (MEMORY, *BUILT)
+                for path in top.rglob("*")
+                if path.name != "lock" and not path.name.startswith(("reading", "settling"))
             },
             "bpffs": any(line.split()[4] == "/sys/fs/bpf" for line in open("/proc/self/mountinfo", encoding="utf-8")),
         }
