@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import subprocess
 import sys
 import typing as t
 from pathlib import Path
@@ -335,4 +337,41 @@ def test_manual_and_completion_have_every_command_and_option() -> None:
         if option not in ("-h", "--help"):
             assert option.replace("-", "\\-") in page
         line = next(line for line in script.splitlines() if line.strip().startswith(f"{command}) "))
-        assert option in line.replace('"', " ").split()
+        assert option in line.split()
+
+
+def completed(tmp_path: Path, *words: str, printed: str = "") -> list[str]:
+    """What bash makes of the last word of a command line, where `compgen -u`, limiter and systemctl print this."""
+    (tmp_path / "names").write_text(printed)
+    (tmp_path / "script").write_text(
+        f'{completion("the mark")}\ncompgen() {{ if [[ $1 = -u ]]; then cat names; else builtin compgen "$@"; fi; }}\n'
+        "limiter() { cat names; }\nsystemctl() { cat names; }\n"
+        'COMP_WORDS=(limiter "$@") COMP_CWORD=$#\n_limiter limiter "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"\n'
+        '[[ ${#COMPREPLY[@]} -eq 0 ]] || printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    command = ["bash", "--norc", "script", *words]
+    done = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("option", ["--name", "--unit", "--user"])
+def test_the_completion_takes_no_name_for_a_command(tmp_path: Path, option: str) -> None:
+    hostile = "$(>obeyed)`>obeyed`$HOME"
+    found = completed(tmp_path, "set", option, "", printed=f"{hostile}\nalice\ndev-by\\x2did.device\n")
+    assert not (tmp_path / "obeyed").exists()
+    # Quoted, so that the command line that was completed means the name.
+    words = [word for line in found for word in shlex.split(line)]
+    assert words == [hostile, "alice", "dev-by\\x2did.device"]
+
+
+def test_the_completion_of_what_was_begun(tmp_path: Path) -> None:
+    names = "dev-a\\x2d1.mount\ndev-a\\x2d2.mount\nssh.service x\n"
+    assert completed(tmp_path, "set", "--unit", "ss", printed=names) == ["ssh.service"]
+    # As it is typed, and as a shell was told it.
+    for begun in ("dev-a\\", "dev-a\\\\x2d"):
+        expected = ["dev-a\\\\x2d1.mount", "dev-a\\\\x2d2.mount"]
+        assert completed(tmp_path, "set", "--unit", begun, printed=names) == expected
+    assert completed(tmp_path, "rest") == ["restore"]
+    assert completed(tmp_path, "set", "--rat") == ["--rate"]
+    assert completed(tmp_path, "set", "--rate", "") == []
+    assert str(os.getpid()) in completed(tmp_path, "set", "--pid", "")

@@ -10,20 +10,22 @@ import argparse
 from .manual import commands
 from .parser import build
 
+# Others give names: a directory those of users, packages those of units. So they are not given to `compgen -W`, which
+# expands its words as a shell does, commands in them included; and what is put into the command line is quoted.
 _SCRIPT = """\
 # {mark}.
 _limiter() {{
-\tlocal word=$2 before=$3 command=${{COMP_WORDS[1]}} words
+\tlocal word=$2 before=$3 command=${{COMP_WORDS[1]}} words=() one quoted
 \tif [[ $COMP_CWORD -eq 1 ]]; then
-\t\twords="{names} --help --version"
+\t\twords=( {names} --help --version )
 \telse
 \t\tcase $before in
-\t\t--name) words=$(limiter _names 2>/dev/null) ;;
-\t\t--unit) words=$(systemctl list-unit-files --no-legend --no-pager 2>/dev/null | cut -d " " -f 1) ;;
-\t\t--user) words=$(compgen -u) ;;
-\t\t-p | --pid) words=$(cd /proc && echo [0-9]*) ;;
+\t\t--name) mapfile -t words < <(limiter _names 2>/dev/null) ;;
+\t\t--unit) mapfile -t words < <(systemctl list-unit-files --no-legend --no-pager 2>/dev/null | cut -d " " -f 1) ;;
+\t\t--user) mapfile -t words < <(compgen -u) ;;
+\t\t-p | --pid) mapfile -t words < <(cd /proc && printf "%s\\n" [0-9]*) ;;
 {values}
-\t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid | --write) words= ;;
+\t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid | --write) ;;
 \t\t*)
 \t\t\tcase $command in
 {options}
@@ -31,7 +33,11 @@ _limiter() {{
 \t\t\t;;
 \t\tesac
 \tfi
-\tmapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+\tCOMPREPLY=()
+\tfor one in "${{words[@]}}"; do
+\t\tprintf -v quoted %q "$one"
+\t\t[[ $one != "$word"* && $quoted != "$word"* ]] || COMPREPLY+=("$quoted")
+\tdone
 }}
 complete -o default -F _limiter limiter
 """
@@ -50,8 +56,8 @@ def completion(mark: str) -> str:
     return _SCRIPT.format(
         mark=mark,
         names=" ".join(name for name, _command in found),
-        values="\n".join(f'\t\t{option}) words="{words}" ;;' for option, words in values.items()),
-        options="\n".join(f'\t\t\t{name}) words="{_options(command)}" ;;' for name, command in found),
+        values="\n".join(f"\t\t{option}) words=( {words} ) ;;" for option, words in values.items()),
+        options="\n".join(f"\t\t\t{name}) words=( {_options(command)} ) ;;" for name, command in found),
     )
 
 
