@@ -115,6 +115,7 @@ class Fleet:
                     "missing": host.missing,
                     "boot_problems": host.boot,
                     "rules": [rule._asdict() for rule in host.rules],
+                    "rules_left_out": host.left_out,
                 }
                 for host in self.hosts
             ],

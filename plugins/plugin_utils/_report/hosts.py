@@ -9,6 +9,7 @@ in its own form, in a bounded length, and nothing that one host sends keeps the 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import typing as t
@@ -39,6 +40,13 @@ _CANNOT = frozenset(
 _LONGEST = 1000
 _LONGEST_NAME = 255
 _MOST = 65_536  # there is room for so many rules
+_MOST_TEXTS = 100
+_MOST_CHANGES = 1000
+# What a host may take of the report, for its rules and for its changes each. A browser has no string beyond 512 MB, so
+# one host would keep all others from being seen. 10,000 rules take less.
+_ROOM = 2_000_000
+_FIGURES = 64  # what the numbers of a rule take
+_MODES = frozenset(("paced", "token_bucket", "none"))
 _LARGEST = 2**64
 _PROGRAM_ID = re.compile(r" \(id [0-9]+\)")
 _AUTOMATIC = re.compile(r"pid-[0-9]+")
@@ -79,6 +87,7 @@ class Host(t.NamedTuple):
     kernel: str | None
     missing: tuple[str, ...]
     rules: tuple[RuleSeen, ...]
+    left_out: int = 0  # rules for which the report has no room
     boot: tuple[str, ...] = ()  # why rules are not there, or not as they are, after the next boot
 
     @property
@@ -108,7 +117,8 @@ class Answers(t.NamedTuple):
 def read(name: str, answers: Answers) -> Host:
     """A host by its answers."""
     seen, compared = _dict(answers.seen), _dict(answers.compared)
-    rules = tuple(_rule(rule) for rule in _dicts(seen.get("rules")))
+    there = [_rule(rule) for rule in _dicts(seen.get("rules"))]
+    rules = tuple(there[: _fitting(_FIGURES + _size(rule.name) + _size(rule.reason or "") for rule in there)])
     known = isinstance(answers.named, (list, tuple))
     wanted = {_text(wanted) for wanted in _list(answers.named)}
     extra = [rule.name for rule in rules if rule.name not in wanted and not _AUTOMATIC.fullmatch(rule.name)]
@@ -124,6 +134,7 @@ def read(name: str, answers: Answers) -> Host:
         kernel=_text(host.get("kernel")) or None,
         missing=_texts(host.get("missing")),
         rules=rules,
+        left_out=len(there) - len(rules),
         boot=_texts(_dict(seen.get("boot")).get("problems")),
     )
     message = (_text(compared.get("msg")) or _text(seen.get("msg")) or "no answer").strip()
@@ -146,14 +157,14 @@ def _compared(found: Host, compared: t.Mapping[str, object]) -> Host:
     return found._replace(
         state="not_limited" if idle else "differs" if differs else "as_wanted",
         reasons=idle,
-        changes=tuple(zip(before, after)) if differs else (),
+        changes=_changes(before, after) if differs else (),
         exposed=bool(idle or absent or "program: not loaded" in before[:1]),
     )
 
 
 def _rule(rule: t.Mapping[str, object]) -> RuleSeen:
     use, pacing, counters = (_dict(rule.get(key)) for key in ("use", "pacing", "counters"))
-    binds, persistent = use.get("binds"), rule.get("persistent")
+    binds, persistent, mode = use.get("binds"), rule.get("persistent"), _text(pacing.get("mode"))
     return RuleSeen(
         name=_text(rule.get("name"))[:_LONGEST_NAME],
         rate=_number(rule.get("rate")),
@@ -164,7 +175,7 @@ def _rule(rule: t.Mapping[str, object]) -> RuleSeen:
         packets=_number(counters.get("packets")),
         dropped_packets=_number(counters.get("dropped_packets")),
         dropped_bytes=_number(counters.get("dropped_bytes")),
-        mode=_text(pacing.get("mode")) or None,
+        mode=mode if mode in _MODES else None,
         reason=_PROGRAM_ID.sub("", _text(pacing.get("reason"))) or None,
         persistent=persistent if isinstance(persistent, bool) else None,
     )
@@ -196,7 +207,26 @@ def _text(value: object) -> str:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    return tuple(text for text in map(_text, _list(value)) if text)
+    found = [text for text in map(_text, _list(value)) if text]
+    more = len(found) - _MOST_TEXTS
+    return (*found[:_MOST_TEXTS], *([f"and {more} more"] if more > 0 else ()))
+
+
+def _changes(before: t.Sequence[str], after: t.Sequence[str]) -> Changes:
+    pairs = list(zip(before, after))
+    kept = pairs[: min(_MOST_CHANGES, _fitting(_size(old) + _size(new) for old, new in pairs))]
+    more = f"and {len(pairs) - len(kept)} more"
+    return (*kept, *([(more, more)] if len(kept) < len(pairs) else ()))
+
+
+def _size(text: str) -> int:
+    """About what it takes in JSON, in ASCII alone."""
+    return len(text.encode("unicode_escape"))
+
+
+def _fitting(sizes: t.Iterable[int]) -> int:
+    """How many of these there is room for."""
+    return sum(taken <= _ROOM for taken in itertools.accumulate(sizes))
 
 
 def _lines(value: object) -> list[str]:

@@ -55,9 +55,9 @@
   const compare = new Intl.Collator("en", { numeric: true }).compare;
 
   // Rows of the data as objects.
-  const hosts = data.hosts.map(([host, state, group, kernel, missing, extra, none, rules, forgotten, boot]) => ({
+  const hosts = data.hosts.map(([host, state, group, kernel, missing, extra, none, rules, forgotten, boot, leftOut]) => ({
     name: host, state: data.states[state], order: state, group, kernel: data.kernels[kernel], missing: data.missing[missing],
-    extra, none, forgotten, boot,
+    extra, none, forgotten, boot, leftOut,
     rules: rules.map(([kind, processes, use, binds, packets, drops]) => {
       const [rule, limit, bucket, mode, reason] = data.kinds[kind];
       return { name: rule, limit, bucket, mode, reason, processes, use, binds, packets, drops };
@@ -204,7 +204,8 @@
     return make("div", { class: "diff" }, ...shown, list.length > CHANGES ? `and ${count(list.length - CHANGES, "further change")}, which the text and JSON have` : "");
   }
   const why = (group) => [
-    ...group.reasons.map((reason) => make("p", { class: "text" }, reason)),
+    ...group.reasons.slice(0, CHANGES).map((reason) => make("p", { class: "text" }, reason)),
+    ...(group.reasons.length > CHANGES ? [make("p", {}, `and ${count(group.reasons.length - CHANGES, "further reason")}, which the text and JSON have`)] : []),
     ...(group.changes.length ? [changes(group.changes)] : []),
   ];
 
@@ -219,7 +220,8 @@
           make("td", {}, rule.use === null ? "–" : rate(rule.use), rule.binds ? " (binds)" : ""), make("td", {}, dropped({ drops: rule.drops || 0, packets: rule.packets || 0 }) || "0"),
           make("td", {}, rule.reason ? `${rule.mode}: ${rule.reason}` : rule.mode || "–")))))));
     }
-    if (host.rules.length > RULES) told.push(make("p", {}, `and ${count(host.rules.length - RULES, "further rule")}`));
+    const further = Math.max(0, host.rules.length - RULES) + host.leftOut;
+    if (further) told.push(make("p", {}, `and ${count(further, "further rule")}`));
     if (host.extra.length) told.push(make("h4", {}, "Rules that no variable names"), make("p", { class: "text" }, host.extra.join(", ")));
     if (host.none) told.push(make("p", { class: "text" }, "No variable names a rule for this host: it is to have none, or variables that are meant for it are not read."));
     if (host.forgotten.length) told.push(make("h4", {}, "Rules that do not survive a reboot"), make("p", { class: "text" }, host.forgotten.join(", ")));

@@ -119,6 +119,7 @@ def _compact(fleet: Fleet) -> dict[str, t.Any]:
             rows(host),
             list(map(line, host.forgotten)),
             list(map(_shown, host.boot)),
+            host.left_out,
         ]
         for host in fleet.hosts
     ]

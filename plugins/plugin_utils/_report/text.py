@@ -55,6 +55,8 @@ def render(fleet: Fleet) -> str:
     parts += _together("with rules whose connections are not all paced", unpaced)
     forgotten = [(host.name, ", ".join(host.forgotten)) for host in fleet.hosts if host.forgotten]
     parts += _together("with rules that do not survive a reboot", forgotten)
+    left_out = [(host.name, f"{host.left_out} rules") for host in fleet.hosts if host.left_out]
+    parts += _together("with more rules than this report has room for", left_out)
     boot = [(host.name, "\n".join(host.boot)) for host in fleet.hosts if host.boot]
     parts += _together("of which not all stored rules are applied, or will be", boot)
     return "\n".join(parts)

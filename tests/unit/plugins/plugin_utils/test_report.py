@@ -137,7 +137,7 @@ def test_what_a_reboot_ends_is_told() -> None:
     assert "1 with rules that do not survive a reboot: a\n    b\n" in shown
     assert f"1 of which not all stored rules are applied, or will be: a\n    {problem}\n" in shown
     assert json.loads(page.as_json(fleet(found)))["hosts"][0]["boot_problems"] == [problem]
-    assert data(page.render(fleet(found)))["hosts"][0][-2:] == [["b"], [problem]]
+    assert data(page.render(fleet(found)))["hosts"][0][-3:-1] == [["b"], [problem]]
 
 
 def test_a_rule_is_summed_up_over_the_fleet() -> None:
@@ -226,7 +226,42 @@ def test_what_one_host_sends_is_bounded() -> None:
     assert len(text.render(fleet(found))) < 2000
     rules = [{"name": "x" * 1000}] * 70_000
     assert {len(rule.name) for rule in host(seen={"rules": rules}).rules} == {255}
-    assert len(host(seen={"rules": rules}).rules) == 65_536
+
+
+def test_one_host_cannot_fill_the_page_of_all() -> None:
+    texts = [f"{number} " + "\U0001f600" * 1000 for number in range(20_000)]
+    rules = [
+        {"name": f"{number} " + "\x07" * 250, "pacing": {"reason": words, "mode": words}}
+        for number, words in enumerate(texts)
+    ]
+    seen = {"rules": rules, "host": {"missing": texts}, "boot": {"problems": texts}}
+    compared = {**SLOWER, "unenforced": texts, "diff": {"before": "\n".join(texts), "after": "\n".join(texts)}}
+    found = fleet(host(seen=seen, compared=compared), host("b"))
+    [hostile, honest] = found.hosts
+    assert len(hostile.reasons) == 101 and hostile.reasons[-1] == "and 19900 more"
+    assert hostile.changes[-1] == ("and 19900 more",) * 2  # 1,000 short ones, or fewer long ones
+    many = {**SLOWER, "diff": {"before": "x\n" * 1001, "after": "y\n" * 1001}}
+    assert host(compared=many).changes[-2:] == (("x", "y"), ("and 1 more",) * 2)
+    assert hostile.left_out + len(hostile.rules) == 20_000 and honest.left_out == 0
+    assert {rule.mode for rule in hostile.rules} == {None}
+    forms = [form(found) for form in (text.render, page.render, page.as_json)]
+    assert [len(form) < 20_000_000 for form in forms] == [True] * 3, list(map(len, forms))
+    assert f"1 with more rules than this report has room for: a\n    {hostile.left_out} rules" in forms[0]
+    assert json.loads(forms[2])["hosts"][0]["rules_left_out"] == hostile.left_out
+
+
+def test_an_honest_host_is_told_whole() -> None:
+    rules = [
+        {"name": f"customer-{number:05}.example", "pacing": {"mode": "token_bucket", "reason": synthetic.NOT_PACED}}
+        for number in range(10_000)
+    ]
+    lines = "".join(
+        f"customer-{number:05}.example: 20971520 B/s (168 Mbit/s), bucket 1048576 B\n" for number in range(1000)
+    )
+    found = host(
+        seen={"rules": rules}, compared={**SLOWER, "unenforced": ["x"] * 100, "diff": {"before": lines, "after": lines}}
+    )
+    assert (len(found.rules), found.left_out, len(found.changes), len(found.reasons)) == (10_000, 0, 1000, 100)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
