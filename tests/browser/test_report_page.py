@@ -250,6 +250,7 @@ def test_a_host_with_thousands_of_rules_and_changes(show: Open, tmp_path: Path) 
         **fleet.answers(10)["db-00000.example.org"]["speed_limiter_compared"],
         "rules": [{"name": name} for name in names],
         "diff": {"before": after.replace("1 B/s", "absent"), "after": after},
+        "unenforced": [f"nothing limits {name}" for name in names],
     }
     seen = {"rules": [{"name": name, "rate": 1, "use": {"rate": 1}} for name in names]}
     answers = {"only": {"speed_limiter_seen": seen, "speed_limiter_compared": compared, "speed_limiter_named": names}}
@@ -257,6 +258,7 @@ def test_a_host_with_thousands_of_rules_and_changes(show: Open, tmp_path: Path) 
     path.write_text(report.render(reported(answers)), encoding="utf-8")
     page = show(path)
     expect(page.locator("#groups")).to_contain_text("and 4,970 further changes, which the text and JSON have")
+    expect(page.locator("#groups")).to_contain_text("and 71 further reasons, which the text and JSON have")
     search(page, "rule-4999: absent")
     page.locator(ROWS).get_by_role("button").click()
     expect(page.locator("#hosts .detail")).to_contain_text("and 4,000 further rules")

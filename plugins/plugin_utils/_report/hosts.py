@@ -41,7 +41,6 @@ _LONGEST = 1000
 _LONGEST_NAME = 255
 _MOST = 65_536  # there is room for so many rules
 _MOST_TEXTS = 100
-_MOST_CHANGES = 1000
 # What a host may take of the report, for its rules and for its changes each. A browser has no string beyond 512 MB, so
 # one host would keep all others from being seen. 10,000 rules take less.
 _ROOM = 2_000_000
@@ -214,7 +213,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def _changes(before: t.Sequence[str], after: t.Sequence[str]) -> Changes:
     pairs = list(zip(before, after))
-    kept = pairs[: min(_MOST_CHANGES, _fitting(_size(old) + _size(new) for old, new in pairs))]
+    kept = pairs[: _fitting(_size(old) + _size(new) for old, new in pairs)]
     more = f"and {len(pairs) - len(kept)} more"
     return (*kept, *([(more, more)] if len(kept) < len(pairs) else ()))
 

@@ -239,9 +239,7 @@ def test_one_host_cannot_fill_the_page_of_all() -> None:
     found = fleet(host(seen=seen, compared=compared), host("b"))
     [hostile, honest] = found.hosts
     assert len(hostile.reasons) == 101 and hostile.reasons[-1] == "and 19900 more"
-    assert hostile.changes[-1] == ("and 19900 more",) * 2  # 1,000 short ones, or fewer long ones
-    many = {**SLOWER, "diff": {"before": "x\n" * 1001, "after": "y\n" * 1001}}
-    assert host(compared=many).changes[-2:] == (("x", "y"), ("and 1 more",) * 2)
+    assert hostile.changes[-1] == ("and 19900 more",) * 2
     assert hostile.left_out + len(hostile.rules) == 20_000 and honest.left_out == 0
     assert {rule.mode for rule in hostile.rules} == {None}
     forms = [form(found) for form in (text.render, page.render, page.as_json)]
@@ -256,12 +254,12 @@ def test_an_honest_host_is_told_whole() -> None:
         for number in range(10_000)
     ]
     lines = "".join(
-        f"customer-{number:05}.example: 20971520 B/s (168 Mbit/s), bucket 1048576 B\n" for number in range(1000)
+        f"customer-{number:05}.example: 20971520 B/s (168 Mbit/s), bucket 1048576 B\n" for number in range(10_000)
     )
     found = host(
         seen={"rules": rules}, compared={**SLOWER, "unenforced": ["x"] * 100, "diff": {"before": lines, "after": lines}}
     )
-    assert (len(found.rules), found.left_out, len(found.changes), len(found.reasons)) == (10_000, 0, 1000, 100)
+    assert (len(found.rules), found.left_out, len(found.changes), len(found.reasons)) == (10_000, 0, 10_000, 100)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
