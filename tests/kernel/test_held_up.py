@@ -161,7 +161,15 @@ def test_of_whom_another_key_excludes_no_memory_is_read() -> None:
 
 def test_many_selectors_are_answered_in_the_time_of_one() -> None:
     wanted = [f"wanted-{number}" for number in range(6)]
-    with attackers(COMMAND_LINE, 20), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        slow = {stack.enter_context(child()).pid for _number in range(8)}
+
+        def look(pid: int) -> bool:
+            if pid in slow:
+                time.sleep(60)
+            return True
+
+        stack.enter_context(mock.patch.object(processes, "arguments_are_its_own", look))
         pids = {name: [stack.enter_context(child(WAIT, name, user="nobody")).pid] for name in wanted}
         found = limiter.rules(*({"name": name, "rate": "1m", "processes": {"cmdline": f"{name}$"}} for name in wanted))
         assert found["matched"] == pids
