@@ -26,7 +26,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         mount = cgroup2()
-        hierarchy = {
+        hierarchy: dict[str, dict[str, Any]] = {
             "/" + directory.relative_to(mount).as_posix().strip("."): {
                 "id": directory.stat().st_ino,
                 # Those of the root come and go with every task.
