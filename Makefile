@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
-STEPS = lint sanity units packaging property simulation integration kernel traffic
+STEPS = lint sanity units packaging property simulation integration kernel traffic held-up
 
 .PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench setup-browser demo docs pictures browser test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
