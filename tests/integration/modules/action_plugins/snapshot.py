@@ -40,13 +40,16 @@ class ActionModule(ActionBase):
         members = {entry["key"]: entry["value"] & ~LEAF for entry in dump("rate_limit_member_map")}
         places = [entry["value"] for entry in dump("rate_limit_place_map")]
         names = {cgroup["id"]: path for path, cgroup in hierarchy.items()}
+        # A leaf that nobody is in any more goes with the next task.
+        empty = {cgroup["id"] for cgroup in hierarchy.values() if not cgroup["pids"]} - set(members.values())
+        counted = {key: rule for key, rule in members.items() if key not in empty}
         rules = {
             path.rpartition("/")[2]: {
                 "id": cgroup["id"],
                 "rate": config.get(cgroup["id"], {}).get("rate_bps"),
                 "bucket": config.get(cgroup["id"], {}).get("bucket_size"),
                 "members": sorted(
-                    [f"{mount}{names.get(key, key)}" for key, rule in members.items() if rule == cgroup["id"]]
+                    [f"{mount}{names.get(key, key)}" for key, rule in counted.items() if rule == cgroup["id"]]
                     + [f"{mount}{place['pattern']}" for place in places if place["rule"] == cgroup["id"]]
                 ),
                 # Its own cgroup's, and those of its leaves.
