@@ -155,7 +155,7 @@ def test_the_command_says_what_it_stores(prepared: Host) -> None:
     prepared.path(f"{RULES}/bad.json").write_text("[]")
     text = prepared.run(*limiter, "restore", fails=True)
     assert text.splitlines() == [
-        f"limiter: {RULES}/bad.json: it holds no JSON object",
+        f"limiter: {RULES}/bad.json: it holds no JSON object. (bad_file)",
         "stored rules: 2 applied (0 changed), 1 refused",
     ]
     prepared.path(f"{RULES}/bad.json").unlink()

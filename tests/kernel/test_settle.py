@@ -287,7 +287,7 @@ def test_a_network_namespace_without_a_process_is_found_by_its_name(place: str) 
         ends[2].recv(2000, socket.MSG_WAITALL)
         return int(struct.unpack("@L", ends[1].getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0])
 
-    limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, cgroup_path="/")
+    limiter.rule(name="it", rate=str(RATE), bucket=BUCKET, cgroup_path="/", everything=True)
     thread = threading.Thread(target=open_there)
     thread.start()
     thread.join()
