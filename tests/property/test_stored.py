@@ -31,7 +31,9 @@ LIMITS = st.builds(
     Limit, rate=st.integers(rates.MIN_RATE, rates.MAX_RATE), bucket=st.integers(rates.MIN_BUCKET, rates.MAX_BUCKET)
 )
 RULES = st.builds(
-    lambda limit, places, each: StoredRule(limit, tuple(sorted({one.path: one for one in places}.values())), each),
+    lambda limit, places, each: StoredRule(
+        limit, tuple(sorted({one.path: one for one in places}.values())), each and bool(places)
+    ),
     LIMITS,
     st.lists(PLACES, max_size=5),
     st.booleans(),
