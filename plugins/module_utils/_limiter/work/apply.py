@@ -177,7 +177,7 @@ class _Application:
             self.origins.made_for(name, action.start_time)
 
     def _set_limit(self, action: do.SetLimit) -> None:
-        maps, rule = self.host.opened_maps, self._identifier(action.name)
+        maps, rule = self.host.opened_maps, self.host.rule_id(action.name)
         before = maps.limit(rule)
         if before is not None:
             self.undos.append(lambda: maps.set_limit(rule, before))
@@ -244,7 +244,7 @@ class _Application:
 
     def _enter(self, process: Process, name: str, kept: str) -> None:
         if own_rule(kept) is None and self.leaves.rules.get(kept) != name:
-            self.undos.append(self.leaves.make(name, self._identifier(name), kept))
+            self.undos.append(self.leaves.make(name, self.host.rule_id(name), kept))
         self.undos.append(lambda: self._put_back(process))
         self.cgroups.move(process.pid, kept)
 
@@ -280,14 +280,6 @@ class _Application:
         self.following.tag_moved()
 
     # Steps that several actions share
-
-    def _identifier(self, name: str) -> int:
-        cgroup_id = self.cgroups.identifier(self.cgroups.rule_cgroup(name))
-        if cgroup_id is None:
-            raise LimiterError(
-                "no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again"
-            )
-        return cgroup_id
 
     def _remove(self, name: str) -> None:
         """A rule goes: its processes first, then what the kernel knows of it, its cgroup last, so that a killed run is
@@ -325,7 +317,7 @@ class _Application:
 
     def _remove_leaf(self, name: str, leaf: str) -> None:
         """A rule loses a leaf. Who cannot go home stays there, and it limits nobody any more."""
-        self.undos.append(lambda: self.leaves.make(name, self._identifier(name), leaf))
+        self.undos.append(lambda: self.leaves.make(name, self.host.rule_id(name), leaf))
         if self.cgroups.pids(leaf):
             self.leaves.unlimit(leaf)
         else:

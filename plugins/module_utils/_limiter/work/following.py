@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ..core import catalog, layout
+from ..core.patterns import Node, rules_on
 from ..host.groups import processes
 from ..host.sockets.tagging import Tags, tag_apart
 from . import places
@@ -21,6 +22,7 @@ class Following:
         self._host, self._warnings, self._unlimited = host, warnings, unlimited
         # Processes that were moved since sockets were last tagged, and whether they were in a leaf.
         self._moved: dict[int, bool] = {}
+        self._graph: list[Node] | None = None  # of the places, compiled once for all that are tagged together
 
     def moved(self, pid: int, from_leaf: bool) -> None:
         """A process went home, or back. Its sockets are tagged later, with those of all others."""
@@ -39,6 +41,7 @@ class Following:
         """
         by_rule: dict[int | None, list[int]] = {}
         known: dict[str, int | None] = {}
+        self._graph = None
         for pid in dict.fromkeys(pids):
             process = processes.read(pid)
             if process is not None:
@@ -66,7 +69,9 @@ class Following:
         """
         name = self._host.leaves.rule_of(cgroup)
         if name is None and in_place:
-            name = next(reversed(places.rules_on_way(self._host, cgroup)), None)
+            if self._graph is None:
+                self._graph = places.graph_of_host(self._host)
+            name = next(filter(None, reversed(rules_on(self._graph, cgroup))), None)
         return None if name is None else self._host.cgroups.identifier(self._host.cgroups.rule_cgroup(name))
 
     def _tagger(self, rule: int | None) -> t.Callable[[int], None]:

@@ -95,6 +95,15 @@ class Host:
         """The cgroup with this id; None where it is gone."""
         return self.libbpf.cgroup_path_of(self.cgroups.mount, cgroup_id)
 
+    def rule_id(self, name: str) -> int:
+        """The id of a rule's own cgroup, which must be there. Raises LimiterError ``no_rule``."""
+        found = self.cgroups.identifier(self.cgroups.rule_cgroup(name))
+        if found is None:
+            raise LimiterError(
+                "no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again"
+            )
+        return found
+
     def complete(self) -> None:
         """What a killed run began with the program and the maps is completed, or removed."""
         if self.attachments.complete():

@@ -19,6 +19,7 @@ from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.layout import State
 from ..core.model import HostState, Process, Rule
+from ..core.patterns import rules_on
 from ..host import kernel, store
 from ..host.bpf import build, pins
 from ..host.bpf.libbpf import load
@@ -192,7 +193,7 @@ class Info:
         found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
         cgroup = self.cgroup
         if cgroup is not None:
-            holds = {*places.rules_on_way(self.host, cgroup), self.host.leaves.rule_of(cgroup)}
+            holds = {*rules_on(places.graph_of_host(self.host), cgroup), self.host.leaves.rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
         can = ability(self.host, state.program)
         state_of = functools.cache(self.host.maps.state) if self.host.maps else lambda rule: None

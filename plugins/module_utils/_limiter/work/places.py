@@ -40,8 +40,11 @@ def read(host: Host) -> list[Stored]:
 
 def by_rule(host: Host) -> dict[str, list[Stored]]:
     """The places of each rule that has some, by its name."""
+    return _by_rule(host, read(host))
+
+
+def _by_rule(host: Host, stored: t.Sequence[Stored]) -> dict[str, list[Stored]]:
     found: dict[str, list[Stored]] = {}
-    stored = read(host)
     names = host.cgroups.rules_by_id() if stored else {}
     for place in stored:
         if place.rule in names:
@@ -50,7 +53,11 @@ def by_rule(host: Host) -> dict[str, list[Stored]]:
 
 
 def of_host(host: Host) -> dict[str, Place]:
-    return {place.pattern: Place(name, place.each) for name, places in by_rule(host).items() for place in places}
+    return _named(by_rule(host))
+
+
+def _named(found: t.Mapping[str, t.Sequence[Stored]]) -> dict[str, Place]:
+    return {place.pattern: Place(name, place.each) for name, places in found.items() for place in places}
 
 
 def cgroups_of(host: Host, patterns: t.Iterable[str]) -> set[str]:
@@ -58,9 +65,9 @@ def cgroups_of(host: Host, patterns: t.Iterable[str]) -> set[str]:
     return {cgroup for pattern in patterns for cgroup in host.cgroups.matching(parse("cgroup_paths", pattern))}
 
 
-def rules_on_way(host: Host, cgroup: str) -> list[str]:
-    """The rules that hold in place for a cgroup, the innermost last."""
-    return [rule for rule in rules_on(core.graph_of(of_host(host)), cgroup) if rule is not None]
+def graph_of_host(host: Host) -> list[Node]:
+    """Compiled anew: that takes long."""
+    return core.graph_of(of_host(host))
 
 
 def put(host: Host, places: Places, made: t.Sequence[Node]) -> None:
@@ -71,7 +78,7 @@ def put(host: Host, places: Places, made: t.Sequence[Node]) -> None:
     if host.opened_maps.schema < catalog.PLACE.since:
         _follow_ids(host, places, by_id=True)
         return
-    ids = {name: _identifier(host, name) for name in {place.rule for place in places.values()}}
+    ids = {name: host.rule_id(name) for name in {place.rule for place in places.values()}}
     stored = [Stored(ids[place.rule], place.each, pattern) for pattern, place in places.items()]
     kernel.write(host.opened_maps, stored)
     _show(host, stored, places, made, ids)
@@ -84,13 +91,13 @@ def complete(host: Host) -> None:
     if host.maps is None or host.is_earlier:
         return
     stored = read(host)
-    places = of_host(host)
+    found = _by_rule(host, stored)
+    places, alive = _named(found), sum(map(len, found.values()))
     now = host.maps.graph()
-    alive = {place.rule for place in stored} & host.cgroups.rules_by_id().keys()
     blind = is_blind(host)
     root = host.cgroups.identifier("/")
     as_wanted = (now.source, bool(now.node)) == (core.fingerprint(stored), bool(stored) and not blind)
-    if as_wanted and (now.root == root or not stored) and all(place.rule in alive for place in stored):
+    if as_wanted and (now.root == root or not stored) and alive == len(stored):
         _follow_ids(host, places, blind)
         return
     # A killed run may have left a part of each of two sets, of which no graph can be made: the old one stays.
@@ -123,7 +130,7 @@ def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
                     continue  # it is a member already
                 rule, member = rules_on(made, cgroup)[-1], cgroups.identifier(cgroup)
                 if rule is not None and member is not None:
-                    wanted[member] = _identifier(host, rule)
+                    wanted[member] = host.rule_id(rule)
     for member, owner in wanted.items():
         if there.get(member) != owner:
             maps.add_member(member, owner)
@@ -136,12 +143,3 @@ def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
 def is_blind(host: Host) -> bool:
     """Whether the program that is loaded finds no cgroups by their names."""
     return host.maps is not None and not host.is_earlier and bool(host.maps.control().blind)
-
-
-def _identifier(host: Host, name: str) -> int:
-    found = host.cgroups.identifier(host.cgroups.rule_cgroup(name))
-    if found is None:
-        raise LimiterError(
-            "no_rule", f"the cgroup of the rule {name!r} disappeared while this task ran", "", "Run the task again"
-        )
-    return found
