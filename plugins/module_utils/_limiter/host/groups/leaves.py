@@ -141,6 +141,9 @@ class Leaves:
             if fresh:
                 self._cgroups.remove(leaf)
             raise
+        gone = self._ids.get(leaf, leaf_id)
+        if gone != leaf_id:  # whoever removed it was interrupted, and makes it again
+            maps.remove_member(gone)
         self._ids[leaf] = leaf_id
         self._add(leaf, name)
         return undo
