@@ -76,7 +76,7 @@ class Containers:
                 "; ".join(f"{one.runtime}: {one.title}" for one in places.values()),
                 "Give the id of one, or its path in cgroup_paths",
             )
-        ((place, one),) = places.items()
+        place, one = next(iter(places.items()))
         warnings = [*(text for names, text in self._silent if name in names), *map(str, problems)]
         advice = containers.advice(one, place)
         if advice:
