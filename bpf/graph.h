@@ -98,7 +98,7 @@ __noinline __u64 graph_name(__u64 cgroup, __u32 level)
 {
 	struct cgroup *here;
 
-	/* Here, too: before 6.8 the verifier also walks functions that nobody calls. */
+	/* Here, too: the verifier walks each function by itself, whoever calls it. */
 	if (!kernel_memory)
 		return 0;
 	here = graph_ancestor((void *)cgroup, level);
@@ -188,10 +188,14 @@ static __always_inline struct rate_limit_graph graph_in_use(void)
  */
 __noinline __u64 graph_again(struct __sk_buff *skb, __u64 budget)
 {
-	__u64 way = graph_cgroup(skb), cgroup;
 	struct rate_limit_graph graph;
+	__u64 way, cgroup;
 	__u32 node = 0;
 
+	/* Here, too: the verifier walks each function by itself, whoever calls it. */
+	if (!kernel_memory)
+		return 0;
+	way = graph_cgroup(skb);
 	if (!way)
 		return 0;
 	for (int level = 0; level < LIMITER_MAX_DEPTH; level++) {
