@@ -15,6 +15,7 @@ from .maps import Maps
 # Times that all budgets are read until none was removed meanwhile. On a host that makes hundreds of cgroups a second
 # the last reading may count a few budgets twice, or not at all.
 _ROUNDS = 4
+_FIRST_SLOT = bytes(4)
 
 
 class Counted(t.NamedTuple):
@@ -65,8 +66,13 @@ def remove(maps: Maps, rules: t.Container[int]) -> None:
 
 
 def _any(maps: Maps) -> bool:
-    """Whether there may be some: most hosts have none, and many rules."""
-    return maps.schema >= catalog.SLOT.since and bool(maps.of(catalog.SLOT).items()[1].strip(b"\0"))
+    """Whether there may be some: most hosts have none, and many rules. The first budget takes the first slot, and a slot
+    that was taken is never empty again.
+    """
+    if maps.schema < catalog.SLOT.since:
+        return False
+    first = maps.of(catalog.SLOT).lookup(_FIRST_SLOT)
+    return first is not None and bool(first.strip(b"\0"))
 
 
 def _all(maps: Maps) -> dict[int, list[Counters]]:
