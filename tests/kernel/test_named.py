@@ -96,7 +96,6 @@ def unit_of(program: str) -> str:
     return f"[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart={PYTHON} /root/{program}"
 
 
-@pytest.mark.every_kernel
 def test_a_service_that_restarts_a_hundred_times_stays_limited(host: Host, network: Pair, files: None) -> None:
     host.unit("flood.service", unit_of("flood"))
     made = limit(host, units=["flood"])
