@@ -57,6 +57,8 @@ class Scene:
 
     def clear(self) -> None:
         self.pair.stop()
+        # Rules first: a rule's leaves are below the cgroups that it took processes of.
+        limiter.purge()
         for cgroup in reversed(self._made):
             until(lambda cgroup=cgroup: not (cgroup / "cgroup.procs").read_text())  # type: ignore[misc]
             cgroup.rmdir()
@@ -71,7 +73,6 @@ def staged(pair: Pair, cgroups: Cgroups) -> Iterator[Scene]:
         yield scene
     finally:
         scene.clear()
-        limiter.purge()
 
 
 # ---- what arrives
