@@ -31,8 +31,9 @@ STEPS = {
     "world": (1200, 2 * 3600),
 }
 MEASURING = ("distance", "world")
-# A quick run has all others, unless it is told which: what these measure is tried by the step `tests` in fewer minutes.
-NOT_QUICK = ("world",)
+# A quick run has all others, unless it is told which: what these measure or try is tried by the step `tests`, or on the
+# kernel of this machine, in fewer minutes.
+NOT_QUICK = ("playbook", "world")
 AT_ONCE = 2
 FULL_TESTS = ["tests/kernel"]
 
@@ -143,9 +144,7 @@ class Run:
 
     def all(self, names: list[str]) -> None:
         """Boots every kernel for what does not measure, and again for what does."""
-        # What a quick run's playbook builds is its object.
-        order = ["playbook", "object", "tests"] if self.quick else ["object", "playbook", "tests"]
-        self.phase(names, [step for step in order if step in self.steps], AT_ONCE)
+        self.phase(names, [step for step in STEPS if step in self.steps and step not in MEASURING], AT_ONCE)
         # Without KVM their clocks are their own, and nothing else on the machine disturbs what they measure.
         self.phase(names, [step for step in MEASURING if step in self.steps], 1 if self.kvm else AT_ONCE)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The object that the role builds on this kernel loads; and so does the one that it built on the first kernel.
+"""The object that is built on this kernel loads; and so does the one that was built on the first kernel.
+
+The role builds it, or, where it is to be quick, what the role calls.
 
 Found: for each of the two, what each program came to on this kernel (bpf.Verified), or null where it refuses it.
 """
@@ -11,22 +13,22 @@ import shutil
 import time
 from pathlib import Path
 
-from ansible_collections.speed_limiter.ebpf.tests.support import bpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
 from ansible_collections.speed_limiter.ebpf.tests.vm.steps.step import BUILT, PINS, Step, Wrong, main
 
 SETTLES = (6, 1)  # since when an iterator may set a socket's options, which settle_sockets does
 
 
 def work(step: Step) -> None:
-    # A quick run takes what the step `playbook` has built, and leaves it to the kernel tests to load the shared one.
     quick, built = step.options["quick"], step.directory / "built.o"
-    if quick and built.exists():
-        check(step, "built here", built)
+    if quick:
+        build.build(limiter.run_command)
     else:
         step.playbook("object", setup_object_from="host")
-        check(step, "built here", BUILT)
         attached(step)
-        shutil.copy(BUILT, built)
+    check(step, "built here", BUILT)
+    shutil.copy(BUILT, built)
     shared = Path(step.options["shared_object"])
     if step.options["first"]:
         shutil.copy(built, f"{shared}.new")

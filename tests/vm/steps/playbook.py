@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 import socket
 import subprocess
 import termios
@@ -88,21 +87,19 @@ class Playbook(Step):
     receiver: Receiver
 
     def play(self, name: str, *arguments: str) -> dict[str, int]:
-        """What each play changed. A quick run does not look for packages, nor does it foretell what the role does."""
-        quick = self.options["quick"]
+        """What each play changed."""
         rules = [
             {"name": "sender", "rate": RATE, "bucket": BUCKET, "pid": self.pid},
             {"name": "nobody", "rate": "20m"},
         ]
-        return self.playbook(name, *arguments, rules=rules, quick=quick, setup_manage_packages=not quick)
+        return self.playbook(name, *arguments, rules=rules)
 
     def home(self) -> str:
         """The sender's cgroup."""
         return Path(f"/proc/{self.pid}/cgroup").read_text(encoding="ascii")
 
     def observe(self, when: str) -> None:
-        """While the rule holds. What the role built is kept for the step `object`."""
-        shutil.copy(BUILT, self.directory / "built.o")
+        """While the rule holds."""
         self.receiver.catch_up()
         came, seconds = self.receiver.during(SECONDS)
         self.found["limited_bps"] = 8 * came / seconds
