@@ -179,8 +179,9 @@ def _text(directory: int, name: str) -> bytes | Refused | None:
     try:
         # Not waiting: a pipe that nobody writes to would hold up the host's boot.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(f"{name}{_SUFFIX}", flags, dir_fd=directory), "rb") as file:
-            status = os.fstat(file.fileno())
+        fd = os.open(f"{name}{_SUFFIX}", flags, dir_fd=directory)
+        try:
+            status = os.fstat(fd)
             why = files.distrust(status)
             if why is not None:
                 return Refused(why, kind=_UNSAFE)
@@ -188,7 +189,9 @@ def _text(directory: int, name: str) -> bytes | Refused | None:
                 return Refused("it is no regular file")
             if status.st_size > _MOST_BYTES:
                 return Refused(f"it is larger than {_MOST_BYTES} bytes")
-            return file.read(_MOST_BYTES)
+            return os.read(fd, status.st_size)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -27,8 +27,9 @@ class Kernel:
         assert row is catalog.SLOT
         return self
 
-    def items(self) -> tuple[bytes, bytes]:
-        return b"", layout.SLOT.pack(0, 0, 1)
+    def lookup(self, key: bytes) -> bytes:
+        assert key == layout.INDEX.pack(0)
+        return layout.SLOT.pack(0, 0, 1)
 
     def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:
         assert row is catalog.STATE

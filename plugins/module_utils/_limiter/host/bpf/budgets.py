@@ -65,8 +65,10 @@ def remove(maps: Maps, rules: t.Container[int]) -> None:
 
 
 def _any(maps: Maps) -> bool:
-    """Whether there may be some: most hosts have none, and many rules."""
-    return maps.schema >= catalog.SLOT.since and bool(maps.of(catalog.SLOT).items()[1].strip(b"\0"))
+    """Whether there may be some, for which all states are read: most hosts have none. The first one took slot 0."""
+    if maps.schema < catalog.SLOT.since:
+        return False
+    return bool((maps.of(catalog.SLOT).lookup(layout.INDEX.pack(0)) or b"").strip(b"\0"))
 
 
 def _all(maps: Maps) -> dict[int, list[Counters]]:
