@@ -145,6 +145,8 @@ def make() -> t.Any:
             0,
             b"\x00\x00!#setns",
             0,
+            b"\x00\x00\x10#syncfs",
+            0,
             b"\x00\x00\x86#syscall",
             0,
             b"\x00\x00\x00#vsnprintf",

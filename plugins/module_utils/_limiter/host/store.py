@@ -25,7 +25,7 @@ from .errnos import errno_text
 
 DIRECTORY = "/etc/speed_limiter/rules.d"
 
-_SUFFIX, _UNFINISHED = ".json", ".json.new"
+_SUFFIX = ".json"
 _UNSAFE = "unsafe_rules_directory"
 _MOST_BYTES = 1 << 24  # ten thousand patterns of the greatest length fit
 
@@ -70,16 +70,15 @@ def replace(changes: t.Mapping[str, StoredRule | bytes | None], directory: str =
     fd = _open(directory, make=any(change is not None for change in changes.values()))
     if fd is None:
         return
+    contents = {
+        f"{name}{_SUFFIX}": _rendered(change) if isinstance(change, StoredRule) else change
+        for name, change in changes.items()
+    }
     try:
-        for name, change in changes.items():
-            if change is None:
-                _remove(fd, name)
-            else:
-                text = change if isinstance(change, bytes) else _rendered(change)
-                files.write(f"{name}{_SUFFIX}", text, directory=fd, last=False)
-        files.sync_directory(".", fd)
+        _sweep(fd)
+        files.replace(fd, contents)
     except OSError as error:
-        raise _not_stored(path_of(name, directory), error) from error
+        raise _not_stored(f"{directory}/{error.filename}" if error.filename else directory, error) from error
     finally:
         os.close(fd)
 
@@ -90,9 +89,7 @@ def remove_directory(directory: str = DIRECTORY) -> None:
         fd = _open(directory)
         if fd is not None:
             with contextlib.suppress(OSError):
-                for entry in os.listdir(fd):
-                    if entry.endswith(_UNFINISHED):
-                        os.unlink(entry, dir_fd=fd)
+                _sweep(fd)
             os.close(fd)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
@@ -204,12 +201,11 @@ def _rendered(stored: StoredRule) -> bytes:
     return (json.dumps(to_json(stored), indent=1) + "\n").encode()
 
 
-def _remove(directory: int, name: str) -> None:
-    for suffix in (_SUFFIX, _UNFINISHED):
-        try:
-            os.unlink(f"{name}{suffix}", dir_fd=directory)
-        except FileNotFoundError:
-            pass
+def _sweep(directory: int) -> None:
+    """Removes what a killed task had not finished."""
+    for entry in os.listdir(directory):
+        if entry.endswith(_SUFFIX + files.UNFINISHED):
+            os.unlink(entry, dir_fd=directory)
 
 
 def _unsafe(path: str, why: str) -> LimiterError:
