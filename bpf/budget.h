@@ -38,8 +38,8 @@ const volatile struct budget_blank budget_blank = { .limit = LIMITER_NO_RULE };
 /*
  * The clock hand, and the slots in use, which are doubled when all that the hand meets are taken. So memory goes by the
  * budgets that are in use at a time, not by all that ever were. A new program begins anew, and finds its way in a few
- * packets. Not exact: CPUs may use the same hand, but never the same slot. It begins with the first slot, which a task
- * looks at to know whether there are any budgets.
+ * packets. Not exact: CPUs may use the same hand, but never the same slot. The first budget ever takes slot 0, by which
+ * user space sees that there may be some.
  */
 __u32 budget_hand;
 __u32 budget_slots = BUDGET_SLOTS_LEAST;

@@ -86,6 +86,26 @@ def test_a_kernel_without_batches_is_read_entry_by_entry(maps: Maps, monkeypatch
     assert maps.limits() == {rule: Limit(8000, rule) for rule in range(100)}
 
 
+@pytest.mark.parametrize("batches", [True, False])
+def test_the_states_of_many_rules_are_those_that_are_read_one_by_one(
+    maps: Maps, monkeypatch: pytest.MonkeyPatch, batches: bool
+) -> None:
+    for rule in range(1, 101):
+        maps.make_state(rule, bucket=5000 + rule)
+    one_by_one = [maps.state(rule) for rule in range(102)]
+    call, asked = Libbpf.try_call, []
+
+    def counted(self: Libbpf, name: str, *arguments: t.Any) -> int:
+        asked.append(name)
+        return -524 if name == "bpf_map_lookup_batch" and not batches else call(self, name, *arguments)
+
+    monkeypatch.setattr(Libbpf, "try_call", counted)
+    state = maps.states(100)
+    assert [state(rule) for rule in range(102)] == one_by_one
+    assert one_by_one[0] is None and one_by_one[101] is None
+    assert not batches or len(asked) <= 2
+
+
 def test_a_full_map_is_named_with_its_size_and_keeps_what_it_has(maps: Maps) -> None:
     for rule in range(layout.MAX_RULES):
         maps.set_limit(rule, Limit(8000, 8000))

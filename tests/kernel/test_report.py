@@ -90,7 +90,7 @@ def test_kernels_that_have_lost_the_cgroups_of_new_sockets_are_in_the_report(mem
 def test_what_cannot_be_looked_at_when_the_work_is_done_does_not_fail_the_task(
     member: str, error: LimiterError, reasons: list[str]
 ) -> None:
-    with mock.patch.object(Attachments, "on_hook", side_effect=error):
+    with mock.patch.object(Attachments, "runs_for", side_effect=error):
         done = rule(**WANTED)
     assert done["changed"]
     assert len(done["unenforced"]) == bool(reasons)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Refused
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import store
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import files, store
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
+from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, purge, rule, rules
 
 SERVICE = {"name": "web", "rate": "1m", "bucket": "1m"}
@@ -246,3 +249,45 @@ def test_a_full_disk_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
         assert os.listdir(stored.DIRECTORY) == ["full"]
     finally:
         subprocess.run(["umount", str(stored.DIRECTORY)], check=True)
+
+
+def many(rate: str) -> list[dict[str, object]]:
+    """So many that their file system is flushed instead of each file."""
+    return [{"name": f"many-{number:02}", "rate": rate, "persistent": True} for number in range(20)]
+
+
+def test_many_are_stored_by_one_flush_or_none_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules(*many("1m"))
+    before = {path.name: path.read_bytes() for path in stored.DIRECTORY.iterdir()}
+    assert len(before) == 20
+    inside: list[set[str]] = []
+
+    def refuse(directory: int) -> None:
+        inside.append(set(os.listdir(directory)))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "flush_file_system", refuse)
+    with limiter.refused_unchanged("not_stored", "/etc/speed_limiter/rules.d could not be written", "EIO"):
+        rules(*many("2m"))
+    assert inside == [{*before, *(f"{name}.new" for name in before)}]  # all are written, and none is in its place
+    assert {path.name: path.read_bytes() for path in stored.DIRECTORY.iterdir()} == before
+
+
+def test_who_is_killed_while_many_are_stored_leaves_whole_files_and_the_next_task_no_others() -> None:
+    def rates() -> set[int]:
+        """Raises ValueError for half a file."""
+        found = [json.loads(path.read_text())["rate"] for path in stored.DIRECTORY.glob("many-*.json")]
+        assert len(found) == 20
+        return set(found)
+
+    for step in range(0, 100, 7):
+        rules(*many("1m"))
+        end, text = run_with(Fault.KILLED, step, lambda: rules(*many("2m")))
+        assert rates() <= {1 << 20, 2 << 20}
+        rule(name="other", rate=f"{step + 1}m", persistent=True)
+        assert not list(stored.DIRECTORY.glob("*.new"))
+        rules(*many("2m"))
+        assert rates() == {2 << 20}
+        if (end, text) == (End.DONE, UNTOUCHED):
+            return
+    assert step > 40

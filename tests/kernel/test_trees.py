@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import parse
@@ -142,13 +141,13 @@ def test_of_very_many_some_are_asked_whether_the_program_runs_for_them(
     crowd: Cgroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    real = Attachments.on_hook
+    real = Attachments.runs_for
 
-    def on_hook(self: Attachments, cgroup: str) -> list[dict[str, Any]]:
+    def runs_for(self: Attachments, cgroup: str) -> bool:
         asked.append(cgroup)
         return real(self, cgroup)
 
-    monkeypatch.setattr(Attachments, "on_hook", on_hook)
+    monkeypatch.setattr(Attachments, "runs_for", runs_for)
     monkeypatch.setattr(enforce, "_MOST_ASKED", 5)
     assert not limiter.rule(name="crowd", rate="2m")["unenforced"]
     assert asked == ["/crowd", *(f"/crowd/{number:02}" for number in range(5))]

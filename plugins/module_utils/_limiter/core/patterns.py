@@ -14,6 +14,7 @@ of the first shape that the name has, a text before and a text behind a star.
 
 from __future__ import annotations
 
+import functools
 import typing as t
 
 from .errors import LimiterError
@@ -47,6 +48,7 @@ class Node(t.NamedTuple):
     shapes: list[tuple[Shape, int]]  # the most specific first
 
 
+@functools.cache  # a task sees each several times
 def parse(option: str, text: str) -> Pattern:
     """Raises LimiterError ``bad_cgroup_path``."""
     if not text.startswith("/"):

@@ -61,6 +61,8 @@ def parse_bucket(option: str, value: object) -> int:
 
 
 def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, forms: str) -> int:
+    if type(value) is int:  # what is stored
+        return value
     text = str(value).strip()
     match = _NUMBER.fullmatch(text)
     factor = units.get(match.group(2).lower()) if match else None

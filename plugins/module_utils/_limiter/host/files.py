@@ -5,8 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import typing as t
+
+from .bpf.libbpf import flush_file_system
+
+UNFINISHED = ".new"  # ends the name of a file that is not in its place yet
+
+_FEW = 16  # files: of more, one flush of the file system takes less time than one of each file
 
 
 def distrust(status: os.stat_result) -> str | None:
@@ -43,42 +51,74 @@ def distrust_way(path: str) -> str | None:
     return None
 
 
-def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = None, last: bool = True) -> None:
+def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = None) -> None:
     """Replaces a file: a reader, a kill and a power failure leave the old one or the whole new one. ``path`` may be
     relative to the open ``directory``. One writer at a time (the host's lock) replaces what a killed one left
-    (``.new``). Not the ``last`` one: another one follows in the same directory, or `sync_directory`. Raises OSError.
+    (``.new``). Raises OSError.
     """
-    unfinished = f"{path}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    unfinished = path + UNFINISHED
     try:
-        with open(os.open(unfinished, flags, 0o600, dir_fd=directory), "wb") as file:
-            file.write(data)
-        put_in_place(unfinished, path, mode, directory, last)
+        _write(unfinished, data, directory)
+        put_in_place(unfinished, path, mode, directory)
     except BaseException:
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(unfinished, dir_fd=directory)
-        except OSError:
-            pass
         raise
 
 
-def put_in_place(
-    unfinished: str, path: str, mode: int = 0o644, directory: int | None = None, last: bool = True
-) -> None:
+def replace(directory: int, contents: t.Mapping[str, bytes | None], mode: int = 0o644) -> None:
+    """Replaces files of an open directory, each as `write` does, or removes them (None). Where one cannot be written,
+    none is touched. Raises OSError, with the file's name where it is about one.
+    """
+    fresh = [name for name, data in contents.items() if data is not None]
+    try:
+        for name in fresh:
+            try:
+                _write(name + UNFINISHED, contents[name] or b"", directory)
+                _finish(name + UNFINISHED, mode, directory, sync=len(fresh) <= _FEW)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, name) from error
+        if len(fresh) > _FEW:
+            flush_file_system(directory)
+        for name in contents:
+            if name in fresh:
+                os.replace(name + UNFINISHED, name, src_dir_fd=directory, dst_dir_fd=directory)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+    except BaseException:
+        for name in fresh:
+            with contextlib.suppress(OSError):
+                os.unlink(name + UNFINISHED, dir_fd=directory)
+        raise
+    _sync_directory("", directory)
+
+
+def put_in_place(unfinished: str, path: str, mode: int = 0o644, directory: int | None = None) -> None:
     """Gives a finished file to root, and the name that readers know."""
-    fd = os.open(unfinished, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    _finish(unfinished, mode, directory)
+    os.replace(unfinished, path, src_dir_fd=directory, dst_dir_fd=directory)
+    _sync_directory(os.path.dirname(path), directory)
+
+
+def _write(path: str, data: bytes, directory: int | None) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600, dir_fd=directory), "wb") as file:
+        file.write(data)
+
+
+def _finish(path: str, mode: int, directory: int | None, sync: bool = True) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fchown(fd, 0, 0)
         os.fchmod(fd, mode)  # whatever the task's umask is
-        os.fsync(fd)
+        if sync:  # before it gets its name: a power failure would leave an empty file
+            os.fsync(fd)
     finally:
         os.close(fd)
-    os.replace(unfinished, path, src_dir_fd=directory, dst_dir_fd=directory)
-    if last:
-        sync_directory(os.path.dirname(path), directory)
 
 
-def sync_directory(path: str, directory: int | None) -> None:
+def _sync_directory(path: str, directory: int | None) -> None:
     """No error: the new file is in its place, and whoever is told that it was not written would undo the rest."""
     fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:

@@ -25,7 +25,7 @@ from .errnos import errno_text
 
 DIRECTORY = "/etc/speed_limiter/rules.d"
 
-_SUFFIX, _UNFINISHED = ".json", ".json.new"
+_SUFFIX = ".json"
 _UNSAFE = "unsafe_rules_directory"
 _MOST_BYTES = 1 << 24  # ten thousand patterns of the greatest length fit
 
@@ -70,16 +70,15 @@ def replace(changes: t.Mapping[str, StoredRule | bytes | None], directory: str =
     fd = _open(directory, make=any(change is not None for change in changes.values()))
     if fd is None:
         return
+    contents = {
+        f"{name}{_SUFFIX}": _rendered(change) if isinstance(change, StoredRule) else change
+        for name, change in changes.items()
+    }
     try:
-        for name, change in changes.items():
-            if change is None:
-                _remove(fd, name)
-            else:
-                text = change if isinstance(change, bytes) else _rendered(change)
-                files.write(f"{name}{_SUFFIX}", text, directory=fd, last=False)
-        files.sync_directory(".", fd)
+        _sweep(fd)
+        files.replace(fd, contents)
     except OSError as error:
-        raise _not_stored(path_of(name, directory), error) from error
+        raise _not_stored(f"{directory}/{error.filename}" if error.filename else directory, error) from error
     finally:
         os.close(fd)
 
@@ -90,9 +89,7 @@ def remove_directory(directory: str = DIRECTORY) -> None:
         fd = _open(directory)
         if fd is not None:
             with contextlib.suppress(OSError):
-                for entry in os.listdir(fd):
-                    if entry.endswith(_UNFINISHED):
-                        os.unlink(entry, dir_fd=fd)
+                _sweep(fd)
             os.close(fd)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
@@ -179,8 +176,9 @@ def _text(directory: int, name: str) -> bytes | Refused | None:
     try:
         # Not waiting: a pipe that nobody writes to would hold up the host's boot.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(f"{name}{_SUFFIX}", flags, dir_fd=directory), "rb") as file:
-            status = os.fstat(file.fileno())
+        fd = os.open(f"{name}{_SUFFIX}", flags, dir_fd=directory)
+        try:
+            status = os.fstat(fd)
             why = files.distrust(status)
             if why is not None:
                 return Refused(why, kind=_UNSAFE)
@@ -188,7 +186,9 @@ def _text(directory: int, name: str) -> bytes | Refused | None:
                 return Refused("it is no regular file")
             if status.st_size > _MOST_BYTES:
                 return Refused(f"it is larger than {_MOST_BYTES} bytes")
-            return file.read(_MOST_BYTES)
+            return os.read(fd, status.st_size)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -201,12 +201,11 @@ def _rendered(stored: StoredRule) -> bytes:
     return (json.dumps(to_json(stored), indent=1) + "\n").encode()
 
 
-def _remove(directory: int, name: str) -> None:
-    for suffix in (_SUFFIX, _UNFINISHED):
-        try:
-            os.unlink(f"{name}{suffix}", dir_fd=directory)
-        except FileNotFoundError:
-            pass
+def _sweep(directory: int) -> None:
+    """Removes what a killed task had not finished."""
+    for entry in os.listdir(directory):
+        if entry.endswith(_SUFFIX + files.UNFINISHED):
+            os.unlink(entry, dir_fd=directory)
 
 
 def _unsafe(path: str, why: str) -> LimiterError:

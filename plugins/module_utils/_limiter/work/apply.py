@@ -155,7 +155,12 @@ class _Application:
     def _store_rules(self, action: do.StoreRules) -> None:
         """First of all: who is killed from now on leaves what the next boot makes, and the same task completes."""
         before = store.contents(action.files)
-        self.undos.append(lambda: store.replace(before))
+
+        def undo() -> None:
+            if store.contents(action.files) != before:  # what cannot be written was most likely not changed either
+                store.replace(before)
+
+        self.undos.append(undo)
         store.replace(action.files)
 
     def _load_program(self, action: do.LoadProgram) -> None:

@@ -54,13 +54,13 @@ def enforce(
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
-        files, count = state.store.files, counter(host)
+        files, count = state.store.files, counter(host, len(names))
         before = {name: facts(host, state.rules[name], files, count) for name in names if name in state.rules}
         if check:
             applied = Applied((), tuple(would_load_if_needed(host)) if made.loads_program else ())
         else:
             applied = apply(host, made, state.memory)
-        files, count = made.files, counter(host)
+        files, count = made.files, counter(host, len(names))
         after = {name: facts(host, made.rules[name], files, count, not check) for name in names if name in made.rules}
         unknown = [text for request in requests if request.present for text in undecided(request, selections)]
         idle = (*unenforced(host, made, check), *unknown, *applied.unlimited)
@@ -131,7 +131,7 @@ def _in_leaves(rule: Rule) -> set[int]:
 def _why_unseen(host: Host, cgroup: str) -> str | None:
     """Raises nothing: what was to be done is done, so the task may not fail any more."""
     try:
-        runs = any(program["ours"] for program in host.attachments.on_hook(cgroup))
+        runs = host.attachments.runs_for(cgroup)
     except LimiterError as error:
         # Not made yet, in check mode; or a service that is restarted meanwhile.
         gone = error.kind == "no_cgroup"
@@ -144,11 +144,11 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
     )
 
 
-def counter(host: Host, state: t.Callable[[int], State | None] | None = None) -> Count:
-    """Tells what a rule has counted by now. The budgets of cgroups are read once, for all rules. ``state``: as
+def counter(host: Host, rules: int, state: t.Callable[[int], State | None] | None = None) -> Count:
+    """Tells what each of so many rules has counted by now. The budgets of cgroups are read once, for all. ``state``: as
     `Maps.state`, where that was read already.
     """
-    state = state or (host.maps.state if host.maps else lambda rule: None)
+    state = state or (host.maps.states(rules) if host.maps else lambda rule: None)
     found = budgets.counted(host.maps) if host.maps else {}
 
     def count(rule: int | None) -> budgets.Counted:

@@ -40,7 +40,8 @@ T = t.TypeVar("T")
 
 
 class Info:
-    """One look at the host, filtered by a rule's name, a process or a cgroup.
+    """One look at the host, filtered by a rule's name, a process or a cgroup. Not of all ``files``: it does not tell
+    whether a rule is persistent, which takes longest where thousands are.
 
     Parts that could not be looked at are None, and so is what is not known of a rule; `unseen` says why.
     Raises LimiterError for what is asked for and is not there: ``no_rule``, ``dead_process``, ``no_cgroup``.
@@ -53,7 +54,9 @@ class Info:
         name: str | None,
         pid: int | None,
         cgroup_path: str | None,
+        files: bool = True,
     ) -> None:
+        self.files = files
         self.run_command, self.interpreter_with = run_command, interpreter_with
         self.name, self.pid, self.cgroup_path = name, pid, cgroup_path
         self.missing: list[str] = []
@@ -196,11 +199,12 @@ class Info:
             holds = {*rules_on(places.graph_of_host(self.host), cgroup), self.host.leaves.rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
         can = ability(self.host, state.program)
-        state_of = functools.cache(self.host.maps.state) if self.host.maps else lambda rule: None
-        count, missed = counter(self.host, state_of), unlimited(self.host, found)
+        state_of = functools.cache(self.host.maps.states(len(found))) if self.host.maps else lambda rule: None
+        count, missed = counter(self.host, len(found), state_of), unlimited(self.host, found)
         return [
             {
                 **facts(self.host, rule, state.store.files, count),
+                **({} if self.files else {"persistent": None}),
                 **self._state(can, rule, state_of),
                 "unlimited": missed.get(rule.name, []),
             }
@@ -214,7 +218,7 @@ class Info:
     def _observed(self, host: Host) -> HostState:
         """All rules; looked at once."""
         if self._state_of_host is None:
-            self._state_of_host, _targets, warnings = observe(host, (), everything=True)
+            self._state_of_host, _targets, warnings = observe(host, (), everything=True, files=self.files)
             self.warnings += warnings
         return self._state_of_host
 

@@ -16,6 +16,7 @@ from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
 from ..host import memory, store
+from ..host.bpf.maps import MANY
 from ..host.groups import expressions, processes, selection, trees
 from . import places
 from .host import Host
@@ -84,14 +85,15 @@ def observe(
     everything: bool = False,
     selections: Selections | None = None,
     located: t.Sequence[Located] = (),
+    files: bool = True,
 ) -> tuple[HostState, tuple[Target, ...], list[str]]:
     """The state that a plan needs, what each request means on this host, and warnings. ``everything`` looks at all
-    rules; ``selections`` are what `select` found, ``located`` what `locate` did.
+    rules; ``selections`` are what `select` found, ``located`` what `locate` did; ``files`` reads what is stored.
 
     Raises LimiterError for what a request names and this host does not have: ``kernel_thread``, ``no_cgroup``,
     ``bad_cgroup_path`` …
     """
-    return _Observation(host, everything, selections or {}).look(requests, located)
+    return _Observation(host, everything, selections or {}).look(requests, located, files)
 
 
 def too_large(host: Host) -> list[str]:
@@ -123,27 +125,29 @@ class _Observation:
         self.in_place = places.by_rule(host)
         self.names: set[str] = set(self.in_place)
         self.everything = everything
-        if everything:
-            self.names |= set(self.cgroups.rule_names())
+        self.ids = {name: cgroup_id for cgroup_id, name in self.cgroups.rules_by_id().items()} if everything else {}
+        self.names |= set(self.ids)
+        self.inhabited = self.cgroups.any_in_rules()
 
     def look(
-        self, requests: t.Sequence[Request], located: t.Sequence[Located]
+        self, requests: t.Sequence[Request], located: t.Sequence[Located], files: bool
     ) -> tuple[HostState, tuple[Target, ...], list[str]]:
         targets = tuple(map(self._target, requests, located))
         for target in targets:
             self.names |= {target.name} if target.name else {f"pid-{pid}" for pid in target.request.pids}
             self.names |= {name for name in (self.leaves.rule_of(one.cgroup) for one in target.processes) if name}
-        limits = self.host.maps.limits() if self.host.maps and len(self.names) > 64 else None
+        limits = self.host.maps.limits() if self.host.maps and len(self.names) > MANY else None
         rules = {name: rule for name in self.names for rule in [self._rule(name, limits)] if rule}
         self.warnings += too_large(self.host)
         program, earlier = self.host.attachments.current(), self.host.is_earlier
         leaves = set(self._leaves(targets))
         refused = self._refused(leaves, program.cgroup if program else "/")
         lost = {home: tuple(self.cgroups.limits(home)) for home in {home_of(leaf, (leaf,)) for leaf in leaves}}
-        files = store.read(None if self.everything else [target.name for target in targets if target.name])
-        if files.unsafe:
-            self.warnings.append(f"what is stored for the next boot is neither read nor changed: {files.unsafe}")
-        state = HostState(rules, self.memory, program, lost, earlier, files, self.leaves.rules, refused)
+        stored = [target.name for target in targets if target.name] if files else []
+        found = store.read(None if self.everything and files else stored)
+        if found.unsafe:
+            self.warnings.append(f"what is stored for the next boot is neither read nor changed: {found.unsafe}")
+        state = HostState(rules, self.memory, program, lost, earlier, found, self.leaves.rules, refused)
         return state, targets, self.warnings
 
     def _leaves(self, targets: t.Iterable[Target]) -> t.Iterator[str]:
@@ -159,7 +163,7 @@ class _Observation:
 
     def _rule(self, name: str, limits: t.Mapping[int, t.Any] | None) -> Rule | None:
         cgroup = self.cgroups.rule_cgroup(name)
-        cgroup_id = self.cgroups.identifier(cgroup)
+        cgroup_id = self.ids.get(name) or self.cgroups.identifier(cgroup)
         if cgroup_id is None:
             return None
         limit = None
@@ -168,7 +172,8 @@ class _Observation:
         stored = self.in_place.get(name, ())
         patterns = tuple(sorted({place.pattern for place in stored}))
         leaves = self.leaves.occupied(name)
-        pids = {*self.cgroups.pids(cgroup), *(pid for inside in leaves.values() for pid in inside)}
+        own = self.cgroups.pids(cgroup) if self.inhabited else ()
+        pids = {*own, *(pid for inside in leaves.values() for pid in inside)}
         each = any(place.each for place in stored)
         return Rule(name, cgroup_id, limit, patterns, tuple(sorted(pids)), each, leaves)
 

@@ -28,7 +28,7 @@ class Kernel:
         return self
 
     def lookup(self, key: bytes) -> bytes:
-        assert key == bytes(4)
+        assert key == layout.INDEX.pack(0)
         return layout.SLOT.pack(0, 0, 1)
 
     def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:

@@ -45,8 +45,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     monkeypatch.setattr(main, "_listen", lambda: None)
     for name, module in (("info", info), ("program", program), ("purge", purge), ("rule", rule)):
 
-        def work(call: t.Any, name: str = name) -> dict[str, t.Any]:
-            calls.append((name, dict(call.params), call.check_mode))
+        def work(call: t.Any, name: str = name, **options: t.Any) -> dict[str, t.Any]:
+            calls.append((name, {**call.params, **options}, call.check_mode))
             return dict(NOTHING)
 
         monkeypatch.setattr(module, "work", work)
@@ -96,7 +96,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         ("reload --bpf-obj /o --pacing", "program", {"object": "/o", "pacing": True}),
         ("unload", "program", {"state": "absent"}),
         ("metrics", "info", {"gather": ["program", "rules"], "name": None, "pid": None, "cgroup_path": None}),
-        ("list", "info", {"gather": ["rules"], "name": None, "pid": None, "cgroup_path": None}),
+        ("list", "info", {"gather": ["rules"], "name": None, "pid": None, "cgroup_path": None, "files": False}),
+        ("list --json", "info", {"gather": ["rules"], "files": True}),
         ("list --pid", "info", {"gather": ["processes"], "pid": None}),
         ("list -p 5", "info", {"gather": ["rules", "processes"], "pid": 5}),
         ("list --bpf", "info", {"gather": ["program", "hook"]}),

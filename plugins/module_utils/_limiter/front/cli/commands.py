@@ -126,7 +126,7 @@ def _list(arguments: argparse.Namespace) -> Result:
     elif arguments.bpf:
         gather = ["program", "hook"]
     asked_for = {"name": arguments.name, "pid": arguments.pid or None, "cgroup_path": arguments.cgroup_path}
-    return work(Command({"gather": gather, **asked_for}, True))
+    return work(Command({"gather": gather, **asked_for}, True), files=arguments.json)
 
 
 def _metrics(arguments: argparse.Namespace) -> Result:
@@ -134,7 +134,7 @@ def _metrics(arguments: argparse.Namespace) -> Result:
     from ..modules.info import work
 
     nothing = dict.fromkeys(("name", "pid", "cgroup_path"))
-    seen = work(Command({"gather": ["program", "rules"], **nothing}, True))
+    seen = work(Command({"gather": ["program", "rules"], **nothing}, True), files=False)
     text = metrics.render(seen)
     warnings = seen["warnings"]
     if arguments.write is None:

@@ -33,20 +33,17 @@ def table(columns: t.Sequence[Column], rows: t.Iterable[t.Sequence[str]], width:
         [column.title for column in columns],
         *([printable(cell).replace("\n", " ") for cell in row] for row in rows),
     ]
-    widths = [max(columns_of(row[index]) for row in cells) for index in range(len(columns))]
+    widths = [max(map(columns_of, column)) for column in zip(*cells)]
     while width is not None and sum(widths) + GAP * (len(widths) - 1) > width:
         widest = max((size, index) for index, size in enumerate(widths) if columns[index].cut)
         if widest[0] <= LEAST:
             break
         widths[widest[1]] -= 1
-    lines = []
-    for row in cells:
-        parts = [
-            _aligned(_shortened(cell, size, more), size, column.right)
-            for cell, size, column in zip(row, widths, columns)
-        ]
-        lines.append((" " * GAP).join(parts).rstrip())
-    return lines
+    fitted = [
+        [_fitted(cell, size, column.right, more) for cell in one]
+        for one, size, column in zip(zip(*cells), widths, columns)
+    ]
+    return [(" " * GAP).join(row).rstrip() for row in zip(*fitted)]
 
 
 def columns_of(text: str) -> int:
@@ -62,14 +59,13 @@ def _width(one: str) -> int:
     return 2 if unicodedata.east_asian_width(one) in "WF" else 1
 
 
-def _shortened(text: str, size: int, more: str) -> str:
-    if columns_of(text) <= size:
-        return text
-    while columns_of(text) + len(more) > size:
-        text = text[:-1]
-    return text + more
-
-
-def _aligned(text: str, size: int, right: bool) -> str:
-    space = " " * (size - columns_of(text))
+def _fitted(text: str, size: int, right: bool, more: str) -> str:
+    """Cut, or filled, to a number of columns."""
+    width = columns_of(text)
+    if width > size:
+        while width + len(more) > size:
+            text = text[:-1]
+            width = columns_of(text)
+        text, width = text + more, width + len(more)
+    space = " " * (size - width)
     return space + text if right else text + space

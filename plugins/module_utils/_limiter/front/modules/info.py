@@ -15,13 +15,19 @@ from ..call import Call, Result
 PARTS = ("host", "program", "rules", "processes", "hook", "boot")
 
 
-def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None] = lambda needs: None) -> Result:
-    """What was asked for. ``interpreter_with``: another interpreter that has what this one lacks."""
+def work(
+    call: Call,
+    interpreter_with: t.Callable[[t.Sequence[str]], str | None] = lambda needs: None,
+    files: bool = True,
+) -> Result:
+    """What was asked for. ``interpreter_with``: another interpreter that has what this one lacks. ``files``: as `Info`,
+    where ``boot`` is not gathered.
+    """
     gather = [part for part in PARTS if part in call.params["gather"]]
     if gather != ["host"]:
         check_root()
-    asked_for = (call.params[option] for option in ("name", "pid", "cgroup_path"))
-    with Info(call.run_command, interpreter_with, *asked_for) as info:
+    name, pid, cgroup_path = (call.params[option] for option in ("name", "pid", "cgroup_path"))
+    with Info(call.run_command, interpreter_with, name, pid, cgroup_path, files) as info:
         look = {
             "host": info.describe_host,
             "program": info.program,

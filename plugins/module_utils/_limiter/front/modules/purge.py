@@ -18,8 +18,8 @@ def work(call: Call) -> Result:
     everything = scope == "all"
     with Host.opened(call.run_command, changes=not check, any_version=everything, purges=everything) as host:
         purge, state = find(host, scope)
-        count = counter(host)
         loaded = [state.rules[name] for name in purge.plan.changed if name in state.rules]
+        count = counter(host, len(loaded))
         rules = [facts(host, rule, state.store.files, count) for rule in loaded]
         warnings = [*host.lost.warnings(check), *purge.warnings]
         if not check:

@@ -197,8 +197,14 @@ class Attachments:
 
     def on_hook(self, cgroup: str) -> list[dict[str, t.Any]]:
         """Every program that runs for a packet that a socket of ``cgroup`` sends: see `Hooks.on_egress`."""
-        ours = {self._links.info(name).prog_id for name in catalog.links([catalog.LIMIT]) if pins.exists(name)}
-        return self._hooks.on_egress(cgroup, ours)
+        return self._hooks.on_egress(cgroup, self._limiting())
+
+    def runs_for(self, cgroup: str) -> bool:
+        """Whether ours is among them."""
+        return not self._limiting().isdisjoint(self._hooks.effective(cgroup))
+
+    def _limiting(self) -> set[int]:
+        return {self._links.info(name).prog_id for name in catalog.links([catalog.LIMIT]) if pins.exists(name)}
 
     def complete(self) -> bool:
         """A run was killed that moved the attach point or changed the layout: what it attached takes the old link's

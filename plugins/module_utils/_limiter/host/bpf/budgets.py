@@ -15,7 +15,6 @@ from .maps import Maps
 # Times that all budgets are read until none was removed meanwhile. On a host that makes hundreds of cgroups a second
 # the last reading may count a few budgets twice, or not at all.
 _ROUNDS = 4
-_FIRST_SLOT = bytes(4)
 
 
 class Counted(t.NamedTuple):
@@ -66,13 +65,10 @@ def remove(maps: Maps, rules: t.Container[int]) -> None:
 
 
 def _any(maps: Maps) -> bool:
-    """Whether there may be some: most hosts have none, and many rules. The first budget takes the first slot, and a slot
-    that was taken is never empty again.
-    """
+    """Whether there may be some, for which all states are read: most hosts have none. The first one took slot 0."""
     if maps.schema < catalog.SLOT.since:
         return False
-    first = maps.of(catalog.SLOT).lookup(_FIRST_SLOT)
-    return first is not None and bool(first.strip(b"\0"))
+    return bool((maps.of(catalog.SLOT).lookup(layout.INDEX.pack(0)) or b"").strip(b"\0"))
 
 
 def _all(maps: Maps) -> dict[int, list[Counters]]:

@@ -69,10 +69,8 @@ class Hooks:
             with self.open_cgroup(place) as fd:
                 ids, flags = self._query(fd, catalog.EGRESS, 0)
             attached.append((place, ids, flags))
-        with self.open_cgroup(cgroup) as fd:
-            effective, _flags = self._query(fd, catalog.EGRESS, _QUERY_EFFECTIVE)
         found = []
-        for program_id in effective:
+        for program_id in self.effective(cgroup):
             name = self._program_name(program_id)
             if name is None:  # it went in between
                 continue
@@ -85,6 +83,11 @@ class Hooks:
             entry = {"id": program_id, "name": name, "attach_flags": _flags_text(flags) if where else None}
             found.append({**entry, "cgroup": where, "ours": program_id in ours})
         return found
+
+    def effective(self, cgroup: str) -> list[int]:
+        """Their ids. Raises LimiterError as `on_egress`."""
+        with self.open_cgroup(cgroup) as fd:
+            return self._query(fd, catalog.EGRESS, _QUERY_EFFECTIVE)[0]
 
     def attached(self, cgroup: str) -> list[int]:
         """The ids of the programs that are attached there to egress. Raises LimiterError as `on_egress`."""

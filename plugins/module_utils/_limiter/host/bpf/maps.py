@@ -24,6 +24,7 @@ from .libbpf import KernelError, Libbpf, reason
 
 _ANY, _NOEXIST, _LOCK = 0, 1, 4  # BPF_ANY, BPF_NOEXIST, BPF_F_LOCK
 _BATCH = 4096
+MANY = 64  # rules: reading the entries of so many one by one takes longer than reading all there are
 _IPPROTO_MPTCP = 262
 
 
@@ -70,26 +71,27 @@ class Map:
             raise self._error("written", -result)
         return result == 0
 
-    def items(self) -> tuple[bytes, bytes]:
-        """All keys and all values, each joined, in the same order. A state's counters are read without its lock."""
+    def items(self, flags: int = _ANY) -> tuple[bytes, bytes]:
+        """All keys and all values, each joined, in the same order."""
         try:
-            return self._items_in_batches()
+            return self._items_in_batches(flags)
         except KernelError as error:
             if error.errno == errno.EPERM:
                 raise
-            return self._items_one_by_one()  # this kernel has no batches for this type of map
+            return self._items_one_by_one(flags)  # this kernel has no batches for this type of map
 
-    def entries(self) -> t.Iterator[tuple[bytes, bytes]]:
+    def entries(self, flags: int = _ANY) -> t.Iterator[tuple[bytes, bytes]]:
         """Each key with its value, as `items`."""
-        keys, values = self.items()
+        keys, values = self.items(flags)
         for place in range(len(keys) // self._key_size):
             yield (
                 keys[place * self._key_size : (place + 1) * self._key_size],
                 values[place * self._value_size : (place + 1) * self._value_size],
             )
 
-    def _items_in_batches(self) -> tuple[bytes, bytes]:
+    def _items_in_batches(self, flags: int) -> tuple[bytes, bytes]:
         new = self._ffi.new
+        options = new("struct bpf_map_batch_opts *", (self._ffi.sizeof("struct bpf_map_batch_opts"), flags, 0))
         size, keys, values = _BATCH, b"", b""
         count, here, following = new("uint32_t *"), self._ffi.NULL, new("char[]", 8)
         while True:
@@ -97,7 +99,7 @@ class Map:
             while True:
                 count[0] = size
                 result = self._libbpf.try_call(
-                    "bpf_map_lookup_batch", self.fd, here, following, key_buffer, value_buffer, count, self._ffi.NULL
+                    "bpf_map_lookup_batch", self.fd, here, following, key_buffer, value_buffer, count, options
                 )
                 if result < 0 and result != -errno.ENOENT:
                     break
@@ -110,7 +112,7 @@ class Map:
                 raise self._error("read", -result)
             size *= 2
 
-    def _items_one_by_one(self) -> tuple[bytes, bytes]:
+    def _items_one_by_one(self, flags: int) -> tuple[bytes, bytes]:
         keys: list[bytes] = []
         values: list[bytes] = []
         key, following = self._ffi.NULL, self._ffi.new("char[]", self._key_size)
@@ -122,7 +124,7 @@ class Map:
                 raise self._error("read", -result)
             key = following
             found = bytes(self._ffi.buffer(key))
-            value = self.lookup(found)
+            value = self.lookup(found, flags)
             if value is not None:
                 keys.append(found)
                 values.append(value)
@@ -243,6 +245,18 @@ class Maps:
         """What a rule has and has counted, and what its controller knows; read under the state's lock."""
         data = self._state.lookup(layout.ID.pack(rule), _LOCK)
         return None if data is None else schemas.unpack_state(self.schema, data)
+
+    def states(self, rules: int) -> t.Callable[[int], layout.State | None]:
+        """What tells as `state`; of many rules, what all had at this one look."""
+        if rules <= MANY:
+            return self.state
+        found = dict(self._state.entries(_LOCK))
+
+        def state(rule: int) -> layout.State | None:
+            data = found.get(layout.ID.pack(rule))
+            return None if data is None else schemas.unpack_state(self.schema, data)
+
+        return state
 
     def counters(self, rule: int) -> Counters | None:
         found = self.state(rule)

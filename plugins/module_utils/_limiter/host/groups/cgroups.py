@@ -166,6 +166,10 @@ class Cgroups:
         except OSError:
             return {}
 
+    def any_in_rules(self) -> bool:
+        """Whether a process is in a rule's own cgroup: usually they are all in leaves."""
+        return not trees.is_empty(self.absolute(self.managed))
+
     def make_rule(self, name: str) -> int:
         """Makes a rule's cgroup, and ours around it, where they are missing; the cgroup's id.
 

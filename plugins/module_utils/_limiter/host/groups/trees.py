@@ -34,7 +34,7 @@ def walked(top: str, recursive: bool = True, only_populated: bool = False) -> t.
         waiting, left, complete = [top], MOST, True
         while waiting and left:
             directory, left = waiting.pop(), left - 1
-            if only_populated and _is_empty(directory):
+            if only_populated and is_empty(directory):
                 continue
             found.append(directory)
             names = children(directory) if recursive else []
@@ -76,8 +76,8 @@ def fitting(mount: str, parents: t.Iterable[str], shape: Shape) -> tuple[list[st
     return found, []
 
 
-def _is_empty(directory: str) -> bool:
-    """The root has no such file, and is never empty."""
+def is_empty(directory: str) -> bool:
+    """Whether no process is in a cgroup, or below it. The root has no such file, and is never empty."""
     return b"populated 0" in (processes.read_file(f"{directory}/cgroup.events") or b"").split(b"\n")
 
 
