@@ -282,6 +282,8 @@ rules:
       description:
         - How the rule limits, and what its connections do. The figures are of the last epoch, 10 milliseconds or
           up to 4 seconds at low rates, and 0 or null where no TCP connection has sent for four epochs and a second.
+        - With O(speed_limiter.ebpf.speed_limit_rule#module:each), numbers of connections are those of all cgroups, and
+          RV(rules[].pacing.fair_share) is that of the cgroup in which it is least.
       type: dict
       returned: success
       sample:
@@ -344,6 +346,7 @@ rules:
         rate:
           description:
             - What has passed in the last second, in IP bytes on the wire. 0 where nothing has passed for two seconds.
+            - With O(speed_limiter.ebpf.speed_limit_rule#module:each), of all cgroups together.
           type: int
           returned: success
           sample: 2613115
@@ -351,6 +354,8 @@ rules:
           description:
             - RV(rules[].use.rate) as a part of the rule's rate. More than 1 while the bucket is being spent. Null where
               the rule is unfinished.
+            - With O(speed_limiter.ebpf.speed_limit_rule#module:each), it is that of the cgroup that uses most of its
+              own limit.
           type: float
           returned: success
           sample: 0.997

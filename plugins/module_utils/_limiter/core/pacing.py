@@ -95,19 +95,28 @@ def connections(fair: FairShare) -> Connections:
     return Connections(*(min(found.active, number) for number in found))
 
 
-def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> dict[str, t.Any]:
-    """``pacing`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds."""
-    fair = current(ability, limit, seen, now)
-    found = connections(fair)
-    mode, reason = _mode(ability, limit, fair.share, found.unpaced)
+def together(several: t.Iterable[FairShare]) -> Connections:
+    return Connections(*map(sum, zip(*map(connections, several))))
+
+
+def of_rule(
+    ability: Ability, limit: Limit | None, seen: FairShare, now: int, budgets: t.Iterable[FairShare] = ()
+) -> dict[str, t.Any]:
+    """``pacing`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds; ``budgets``: what is known
+    of each cgroup that has its own, beside what they share.
+    """
+    current_ones = [current(ability, limit, fair, now) for fair in (seen, *budgets)]
+    found = together(current_ones)
+    share = min((fair.share for fair in current_ones if fair.share), default=0)
+    mode, reason = _mode(ability, limit, share, found.unpaced)
     return {
         "mode": mode,
         "reason": reason,
         "active_connections": found.active,
         "unpaced_connections": found.unpaced,
         "waiting_connections": found.waiting,
-        "fair_share": fair.share or None,
-        "longest_round_trip_us": fair.lag_ns // 1000 or None,
+        "fair_share": share or None,
+        "longest_round_trip_us": max(fair.lag_ns for fair in current_ones) // 1000 or None,
     }
 
 

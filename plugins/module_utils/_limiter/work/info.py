@@ -21,7 +21,7 @@ from ..core.layout import State
 from ..core.model import HostState, Process, Rule
 from ..core.patterns import rules_on
 from ..host import kernel, store
-from ..host.bpf import build, pins
+from ..host.bpf import budgets, build, pins
 from ..host.bpf.libbpf import load
 from ..host.bpf.maps import other_schema
 from ..host.groups import processes
@@ -198,10 +198,11 @@ class Info:
         can = ability(self.host, state.program)
         state_of = functools.cache(self.host.maps.state) if self.host.maps else lambda rule: None
         count, missed = counter(self.host, state_of), unlimited(self.host, found)
+        shared = self._budgets(self.host, found)
         return [
             {
                 **facts(self.host, rule, state.store.files, count),
-                **self._state(can, rule, state_of),
+                **self._state(can, rule, state_of, shared.get(rule.cgroup_id or 0, ())),
                 "unlimited": missed.get(rule.name, []),
             }
             for rule in found
@@ -246,14 +247,28 @@ class Info:
                 )
         return known
 
-    def _state(self, can: pacing.Ability, rule: Rule, state_of: t.Callable[[int], State | None]) -> Facts:
-        """How the rule limits, and how much of its limit is used."""
+    @staticmethod
+    def _budgets(host: Host, rules: t.Sequence[Rule]) -> dict[int, list[State]]:
+        """Of cgroups that have one, by the ids of their rules."""
+        if host.maps is None or not any(rule.each for rule in rules):
+            return {}
+        found = budgets.busy(host.maps, time.monotonic_ns())
+        return {rule: list(states.values()) for rule, states in found.items()}
+
+    def _state(
+        self,
+        can: pacing.Ability,
+        rule: Rule,
+        state_of: t.Callable[[int], State | None],
+        shares: t.Sequence[State],
+    ) -> Facts:
+        """How the rule limits, and how much of its limit is used; ``shares``: the budgets of its cgroups."""
         seen = (state_of(rule.cgroup_id) if rule.cgroup_id else None) or State()
         now = time.monotonic_ns()
-        found = pacing.of_rule(can, rule.limit, seen.fair, now)
+        found = pacing.of_rule(can, rule.limit, seen.fair, now, [state.fair for state in shares])
         if self.sockets.state == association.LOST:
             found.update(mode="none", reason=association.NOT_LIMITED)
-        return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now)}
+        return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now, shares)}
 
     def processes(self) -> list[Facts] | None:
         """The processes that were put in rules, or the one that was asked for."""
