@@ -39,9 +39,11 @@ options:
         program that runs for a
         packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root; V(boot) what is stored
         for the next boot.
+      - V(use) is what the rules do in the second that follows, with their connections. It takes that second, so only
+        who asks for it gets it.
     type: list
     elements: str
-    choices: [host, program, rules, processes, hook, boot]
+    choices: [host, program, rules, processes, hook, boot, use]
     default: [host, program, rules, processes, hook, boot]
   name:
     description: Only this rule, its processes and its hook.
@@ -54,6 +56,10 @@ options:
       - Only what limits this cgroup, or a process in it or below it that a rule took by its pid. Given as an absolute
         path or as C(/proc/PID/cgroup) shows it.
     type: str
+  connections:
+    description: How many connections of each rule RV(use) has, and how many cgroups that have the rate for themselves.
+    type: int
+    default: 10
 seealso:
   - module: speed_limiter.ebpf.speed_limit_rule
     description: One rule, with all that can be selected.
@@ -81,6 +87,19 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: seen.host.missing == []
     fail_msg: "{{ seen.host.missing | join(' ') }}"
+
+- name: Which rule is it, and whose connections
+  speed_limiter.ebpf.speed_limit_info:
+    gather: [use]
+    connections: 3
+  register: busy
+
+- name: Show the rules that drop, and why
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.counters.drops }}"
+  loop: "{{ busy.use | selectattr('counters.dropped_packets') }}"
+  loop_control:
+    label: "{{ item.name }}"
 
 - name: Look at the rules of another host
   speed_limiter.ebpf.speed_limit_info:
@@ -389,6 +408,179 @@ rules:
       elements: str
       returned: success
       sample: ["3 connections that process 812 (nginx, user 33) has not accepted yet"]
+use:
+  description:
+    - What each rule did in a second, from two looks. Rules that were removed or made in that time are left out. Null
+      where they could not be looked at.
+  type: list
+  elements: dict
+  returned: when O(gather) has V(use)
+  contains:
+    name:
+      description: Name of the rule.
+      type: str
+      returned: success
+      sample: backup
+    limit:
+      description: The rule's rate, in bytes per second. Null where the rule is unfinished.
+      type: int
+      returned: success
+      sample: 2621440
+    rate:
+      description: What passed, in IP bytes on the wire per second.
+      type: int
+      returned: success
+      sample: 2613115
+    utilization:
+      description: As RV(rules[].use.utilization), of this second.
+      type: float
+      returned: success
+      sample: 0.997
+    binds:
+      description: As RV(rules[].use.binds); also true where the rule dropped packets in this second.
+      type: bool
+      returned: success
+      sample: true
+    binding_rule:
+      description:
+        - The rule that holds the senders back. It is this one, or the one that most of its waiting connections wait
+          for. Null where none does.
+      type: str
+      returned: success
+      sample: backup
+    waiting_elsewhere:
+      description: As RV(rules[].use.waiting_elsewhere).
+      type: int
+      returned: success
+      sample: 0
+    reason:
+      description: As RV(rules[].use.reason).
+      type: str
+      returned: success
+      sample: "another rule that holds for the same connections is tighter: its use.binds is true"
+    seconds:
+      description: How long it was really looked at.
+      type: float
+      returned: success
+      sample: 1.003
+    counters:
+      description: What was counted in this time, as RV(rules[].counters).
+      type: dict
+      returned: success
+    mode:
+      description: As RV(rules[].pacing.mode).
+      type: str
+      returned: success
+      sample: paced
+    active_connections:
+      description: As RV(rules[].pacing.active_connections).
+      type: int
+      returned: success
+      sample: 5
+    waiting_connections:
+      description: As RV(rules[].pacing.waiting_connections).
+      type: int
+      returned: success
+      sample: 4
+    unpaced_connections:
+      description: As RV(rules[].pacing.unpaced_connections), which counts active ones only.
+      type: int
+      returned: success
+      sample: 0
+    open_connections:
+      description:
+        - TCP connections of all network namespaces that the rule holds for, active or not. Null where they could not be
+          looked at.
+      type: int
+      returned: success
+      sample: 7
+    unpaced:
+      description:
+        - Which of RV(use[].open_connections) do not pace themselves, each with RV(ignore:reason), why they do not, and
+          RV(ignore:connections), how many these are.
+      type: list
+      elements: dict
+      returned: success
+      sample: [{reason: they have sent nothing since the rule holds for them, connections: 1}]
+    connections:
+      description:
+        - The fastest connections, at most O(connections). Where there are very many, those that wait are looked at
+          first, then those with the largest shares. Null where they could not be looked at.
+      type: list
+      elements: dict
+      returned: success
+      contains:
+        address:
+          description: The other end.
+          type: str
+          returned: success
+          sample: 192.0.2.7
+        port:
+          description: Its port.
+          type: int
+          returned: success
+          sample: 443
+        local_address:
+          description: This end.
+          type: str
+          returned: success
+          sample: 192.0.2.1
+        local_port:
+          description: Its port.
+          type: int
+          returned: success
+          sample: 51234
+        pid:
+          description: A process that has the connection. Null where none was found, as before it is accepted.
+          type: int
+          returned: success
+          sample: 812
+        command:
+          description: Its command line, or null.
+          type: str
+          returned: success
+          sample: restic backup /home
+        rate:
+          description:
+            - What TCP sent, in IP bytes per second; also what was dropped. Null where it is not known, as where the
+              connection is new, or somebody keeps its socket locked.
+          type: int
+          returned: success
+          sample: 655360
+        share:
+          description: What it may send now, in bytes per second. Null while it is not known.
+          type: int
+          returned: success
+          sample: 655360
+        round_trip_us:
+          description: Its round trip, in microseconds. Null while it is not known.
+          type: int
+          returned: success
+          sample: 850
+        waits:
+          description: Whether it would send more than it may.
+          type: bool
+          returned: success
+          sample: true
+        binding_rule:
+          description: The rule that it waits for, or null.
+          type: str
+          returned: success
+          sample: backup
+        paced:
+          description: Whether it paces itself. If it does not, RV(use[].unpaced) has the reason.
+          type: bool
+          returned: success
+          sample: true
+    budgets:
+      description:
+        - With O(speed_limiter.ebpf.speed_limit_rule#module:each), the cgroups that use most of their own limit, at most
+          O(connections), with RV(ignore:cgroup), RV(ignore:rate), RV(ignore:utilization), RV(ignore:binds) and
+          RV(ignore:waiting_connections). Else null.
+      type: list
+      elements: dict
+      returned: success
+      sample: []
 processes:
   description: The processes that rules took, and their children, or the one that O(pid) names. Null where there is no
     cgroup2.

@@ -30,6 +30,7 @@ from ..host.groups.leaves import Leaves
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
 from . import boot, places
+from . import use as measuring
 from .enforce import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
@@ -189,12 +190,7 @@ class Info:
         """None without the maps."""
         if self.host is None or self.host.other_maps:
             return None
-        state = self._observed(self.host)
-        found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
-        cgroup = self.cgroup
-        if cgroup is not None:
-            holds = {*rules_on(places.graph_of_host(self.host), cgroup), self.host.leaves.rule_of(cgroup)}
-            found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
+        state, found = self._observed(self.host), self._chosen(self.host)
         can = ability(self.host, state.program)
         state_of = functools.cache(self.host.maps.state) if self.host.maps else lambda rule: None
         count, missed = counter(self.host, state_of), unlimited(self.host, found)
@@ -207,6 +203,27 @@ class Info:
             }
             for rule in found
         ]
+
+    def _chosen(self, host: Host) -> list[Rule]:
+        """The rules that were asked for."""
+        found = [rule for name, rule in sorted(self._observed(host).rules.items()) if self.name in (None, name)]
+        cgroup = self.cgroup
+        if cgroup is not None:
+            holds = {*rules_on(places.graph_of_host(host), cgroup), host.leaves.rule_of(cgroup)}
+            found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
+        return found
+
+    def use(self, connections: int) -> list[Facts] | None:
+        """What each of these rules does in the second that follows, with so many ``connections`` of each."""
+        return self._seen(functools.partial(self._use, connections))
+
+    def _use(self, connections: int) -> list[Facts] | None:
+        if self.host is None or self.host.other_maps:
+            return None
+        rules = self._chosen(self.host)
+        found = measuring.gather(self.host, rules, ability(self.host, self._observed(self.host).program), connections)
+        self.unseen += found.problems
+        return found.rules
 
     def _takes_from(self, cgroup: str, rule: Rule) -> bool:
         """Whether it took a process of a cgroup that was asked for by its path, and keeps it there."""

@@ -13,22 +13,25 @@ from ...work.info import Info
 from ..call import Call, Result
 
 PARTS = ("host", "program", "rules", "processes", "hook", "boot")
+# Takes a second: only who asks for it gets it.
+USE = "use"
 
 
 def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None] = lambda needs: None) -> Result:
     """What was asked for. ``interpreter_with``: another interpreter that has what this one lacks."""
-    gather = [part for part in PARTS if part in call.params["gather"]]
+    gather = [part for part in (*PARTS, USE) if part in call.params["gather"]]
     if gather != ["host"]:
         check_root()
     asked_for = (call.params[option] for option in ("name", "pid", "cgroup_path"))
     with Info(call.run_command, interpreter_with, *asked_for) as info:
-        look = {
+        look: dict[str, t.Callable[[], t.Any]] = {
             "host": info.describe_host,
             "program": info.program,
             "rules": info.rules,
             "processes": info.processes,
             "hook": info.hook,
             "boot": info.boot,
+            USE: lambda: info.use(call.params["connections"]),
         }
         found: Result = {part: look[part]() for part in gather}
     unseen = info.unseen if gather != ["host"] else []
@@ -44,7 +47,8 @@ def main() -> None:
     run(
         functools.partial(work, interpreter_with=elsewhere),
         {
-            "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": list(PARTS)},
+            "gather": {"type": "list", "elements": "str", "choices": [*PARTS, USE], "default": list(PARTS)},
+            "connections": {"type": "int", "default": 10},
             "name": {"type": "str"},
             "pid": {"type": "int"},
             "cgroup_path": {"type": "str"},
