@@ -17,7 +17,15 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work i
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.net import PORT
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS
-from ansible_collections.speed_limiter.ebpf.tests.support.scene import LEAST, MBIT, MOST, RATE, Scene, wait_until
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
+    LEAST,
+    MBIT,
+    MOST,
+    RATE,
+    SMALL,
+    Scene,
+    wait_until,
+)
 
 ABOUT_ALL = (LEAST - 0.05, MOST + 0.1)
 
@@ -47,7 +55,7 @@ def until_told(
 
 @pytest.mark.every_kernel
 def test_connections_are_told_with_their_process_share_and_rate(scene: Scene) -> None:
-    cgroup = scene.limited(RATE)
+    cgroup = scene.limited(RATE, bucket=str(RATE // SMALL))
     sender = scene.pair.send_tcp(connections=4, cgroup=cgroup)
 
     def equal(rule: dict[str, Any]) -> bool:
