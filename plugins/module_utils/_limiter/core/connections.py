@@ -25,7 +25,7 @@ _SHARE, _SET, _OWN, _SENT, _TIGHTEST, _ROUND_TRIP = map(
 )
 
 # Why a connection does not pace itself.
-SILENT, UNTOLD, FAST, RAISED = "silent", "untold", "fast", "raised"
+SILENT, UNTOLD, FAST = "silent", "untold", "fast"
 
 # Of struct tcp_info (linux/tcp.h).
 TCP_INFO_SIZE = 208
@@ -106,7 +106,6 @@ class Sent(t.NamedTuple):
     bytes: int  # of payload, with what was sent again
     segments: int
     headers: int  # bytes of each segment, of IP and TCP
-    most_rate: int  # its SO_MAX_PACING_RATE
     round_trip_us: int
     window: int  # bytes that its congestion window lets be in flight
 
@@ -122,10 +121,10 @@ class Sent(t.NamedTuple):
 def sent(info: bytes, ipv6: bool, now: int) -> Sent:
     """Of a struct tcp_info of TCP_INFO_SIZE bytes."""
     segment, round_trip, window = (struct.unpack_from("=I", info, place)[0] for place in (16, 68, 80))
-    most, payload = (struct.unpack_from("=Q", info, place)[0] for place in (112, 200))
+    payload = struct.unpack_from("=Q", info, 200)[0]
     headers = (60 if ipv6 else 40) + (12 if info[_OPTIONS] & _TIMESTAMPS else 0)
     segments = struct.unpack_from("=I", info, 136)[0]
-    return Sent(now, payload, segments, headers, most, round_trip, window * segment)
+    return Sent(now, payload, segments, headers, round_trip, window * segment)
 
 
 class Summary(t.NamedTuple):
@@ -192,6 +191,4 @@ def why_unpaced(why: str, ability: pacing.Ability) -> str:
         return "they have sent nothing since the rule holds for them"
     if why == FAST:
         return pacing.TOO_FAST
-    if why == RAISED:
-        return "their process has set another pacing rate (SO_MAX_PACING_RATE) since they were told theirs"
     return pacing.why_untold(ability)

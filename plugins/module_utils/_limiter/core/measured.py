@@ -129,18 +129,10 @@ def of_connections(found: Connections, names: Names) -> list[Facts]:
             "round_trip_us": (one.sent.round_trip_us if one.sent else one.seen.round_trip_us) or None,
             "waits": one.seen.waits(found.at_ns),
             "binding_rule": names.get(one.seen.bottleneck) if one.seen.waits(found.at_ns) else None,
-            "paced": unpaced(one) is None,
+            "paced": one.seen.unpaced() is None,
         }
         for one in ordered
     ]
-
-
-def unpaced(one: Measured) -> str | None:
-    """Why it does not pace itself."""
-    why = one.seen.unpaced()
-    if why is None and one.sent and one.sent.most_rate > one.seen.told:
-        return connections.RAISED
-    return why
 
 
 def _budgets(

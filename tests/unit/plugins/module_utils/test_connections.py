@@ -12,13 +12,11 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import connections
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.connections import (
     FAST,
-    RAISED,
     SILENT,
     UNTOLD,
     Ends,
     Gathered,
     Seen,
-    Sent,
     Summary,
     why_unpaced,
 )
@@ -31,7 +29,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Connections,
     Measured,
     of_connections,
-    unpaced,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
@@ -100,20 +97,12 @@ def test_why_a_connection_is_not_paced(one: Seen, why: str, ability: Ability, wo
     assert words in why_unpaced(why, ability)
 
 
-def test_a_process_that_raised_its_own_rate_is_found_by_tcp_info() -> None:
-    told = Sent(NOW, 0, 0, 52, most_rate=97_000, round_trip_us=1, window=1)
-    assert unpaced(Measured(seen(), None, told, None, None)) is None
-    assert unpaced(Measured(seen(), None, told._replace(most_rate=UNPACED), None, None)) == RAISED
-    assert "SO_MAX_PACING_RATE" in why_unpaced(RAISED, ADOPTS)
-
-
 def tcp_info(**fields: t.Any) -> bytes:
     info = bytearray(connections.TCP_INFO_SIZE)
     info[5] = fields.get("options", 1)
     struct.pack_into("=I", info, 16, 1448)
     struct.pack_into("=I", info, 68, 850)
     struct.pack_into("=I", info, 80, 10)
-    struct.pack_into("=Q", info, 112, 97_000)
     struct.pack_into("=I", info, 136, fields["segments"])
     struct.pack_into("=Q", info, 200, fields["bytes"])
     return bytes(info)
@@ -123,7 +112,7 @@ def test_the_rate_counts_ip_bytes() -> None:
     before = connections.sent(tcp_info(segments=10, bytes=14480), False, NOW)
     after = connections.sent(tcp_info(segments=110, bytes=14480 + 100 * 1448), False, NOW + SECOND)
     assert after.rate_since(before) == 100 * 1500
-    assert (after.most_rate, after.round_trip_us, after.window) == (97_000, 850, 14480)
+    assert (after.round_trip_us, after.window) == (850, 14480)
     bare = connections.sent(tcp_info(segments=0, bytes=0, options=0), True, NOW)
     assert bare.headers == 60
     assert before.rate_since(before) is None
