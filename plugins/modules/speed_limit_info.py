@@ -49,7 +49,9 @@ options:
     description: Only this rule, its processes and its hook.
     type: str
   pid:
-    description: Only what limits this process.
+    description:
+      - Only what limits this process. With the default of O(gather), V(use) is gathered too, and RV(why) says what the
+        limiter does to it.
     type: int
   cgroup_path:
     description:
@@ -87,6 +89,16 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: seen.host.missing == []
     fail_msg: "{{ seen.host.missing | join(' ') }}"
+
+- name: Is this process slow because of the limiter
+  speed_limiter.ebpf.speed_limit_info:
+    pid: 1234
+    gather: [use]
+  register: asked
+
+- name: Show the answer
+  ansible.builtin.debug:
+    msg: "{{ asked.why.text }}"
 
 - name: Which rule is it, and whose connections
   speed_limiter.ebpf.speed_limit_info:
@@ -581,6 +593,94 @@ use:
       elements: dict
       returned: success
       sample: []
+why:
+  description:
+    - What the limiter does to the process O(pid). It says what was seen in a second of looking, no more. Null where it
+      could not be looked at.
+  type: dict
+  returned: when O(gather) has V(use), and O(pid) is given
+  contains:
+    text:
+      description: All of it as one paragraph, as C(limiter why) prints it.
+      type: str
+      returned: success
+      sample: >-
+        Process 812 (restic backup /home) is in /system.slice/backup.service. One rule holds for what it sends: backup
+        (21 Mbit/s, 100 % used). backup holds it back now: 4 of its 5 connections wait for it. Together they send
+        20.9 Mbit/s. It did so all the 1 s of this look; since when is not recorded. Without backup, no rule would hold
+        it back, but only the path and the other side; its TCP windows allow 129 Mbit/s now.
+    pid:
+      description: The process.
+      type: int
+      returned: success
+      sample: 812
+    command:
+      description: Its command line.
+      type: str
+      returned: success
+      sample: restic backup /home
+    cgroup:
+      description: The cgroup that it is in.
+      type: str
+      returned: success
+      sample: /system.slice/backup.service
+    rules:
+      description: The rules that hold for what it sends, the outermost first. RV(use) has their figures.
+      type: list
+      elements: str
+      returned: success
+      sample: [backup]
+    binding_rule:
+      description:
+        - The rule that holds it back, for which most of its connections wait. Where it has none that sends, a rule that
+          drops packets. Null where none does.
+      type: str
+      returned: success
+      sample: backup
+    connections:
+      description: Its TCP connections under these rules, at most 1000. Null where they could not be looked at.
+      type: int
+      returned: success
+      sample: 5
+    waiting_connections:
+      description: Of these, those that wait for RV(why.binding_rule).
+      type: int
+      returned: success
+      sample: 4
+    rate:
+      description: What its connections send together, in IP bytes per second.
+      type: int
+      returned: success
+      sample: 2613115
+    held_seconds:
+      description:
+        - For how long RV(why.binding_rule) was seen to hold its senders back. 0 where that began or ended in this time.
+          Since when it had been so before is not recorded. Null without such a rule.
+      type: float
+      returned: success
+      sample: 1.003
+    without:
+      description: What it would get without RV(why.binding_rule). Null without such a rule.
+      type: dict
+      returned: success
+      contains:
+        rule:
+          description: The rule that would hold it back next, or null.
+          type: str
+          returned: success
+          sample: null
+        rate:
+          description: What that one leaves it, beside what others send now, in bytes per second. Or null.
+          type: int
+          returned: success
+          sample: null
+        windows:
+          description:
+            - What TCP's congestion windows of the waiting connections allow at this moment, in bytes per second. Null
+              where no connection waits.
+          type: int
+          returned: success
+          sample: 16125000
 processes:
   description: The processes that rules took, and their children, or the one that O(pid) names. Null where there is no
     cgroup2.

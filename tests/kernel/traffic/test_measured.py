@@ -168,3 +168,92 @@ def test_nothing_stays_of_a_look(scene: Scene, clean_host: Cgroups) -> None:
 
 def _children() -> list[str]:
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+# ---- why a process is as slow as it is
+
+
+def why(pid: int) -> dict[str, Any]:
+    found = limiter.info(pid=pid, gather=["use"])
+    assert found["unseen"] == []
+    print(found["why"])
+    return dict(found["why"])
+
+
+def test_a_process_that_waits_is_told_its_rule_and_what_comes_next(scene: Scene) -> None:
+    scene.limited(RATE, "outer", bucket=str(RATE // SMALL))
+    cgroup = scene.limited(RATE // 10, "outer/inner", bucket=str(RATE // 10 // SMALL))
+    sender = scene.pair.send_tcp(connections=2, cgroup=cgroup)
+    other = scene.pair.send_udp(RATE // 4, cgroup=cgroup.parent)
+
+    def told() -> bool:
+        found = why(sender.pid)
+        return bool(
+            found["waiting_connections"] == 2
+            and found["held_seconds"]
+            and 0.6 * RATE <= found["without"]["rate"] <= 0.8 * RATE
+            and 0.8 * RATE // 10 <= found["rate"] <= 1.2 * RATE // 10
+        )
+
+    wait_until(told, "inner holds it, outer is next")
+    found = why(sender.pid)
+    assert (found["rules"], found["binding_rule"], found["without"]["rule"]) == (["outer", "inner"], "inner", "outer")
+    text = found["text"]
+    assert text.startswith(f"Process {sender.pid} ({sys.executable}") and "is in /outer/inner. 2 rules hold" in text
+    assert "inner holds it back now: 2 of its 2 connections wait for it. Together they send 1" in text
+    assert "Without inner, outer would be next, which leaves it" in text
+    found = why(other.pid)
+    assert (found["rules"], found["binding_rule"], found["connections"]) == (["outer"], None, 0)
+    assert "It does not hold it back now: it has no TCP connections under it" in found["text"]
+
+
+def test_of_the_rule_alone_it_is_told_what_the_windows_allow(scene: Scene) -> None:
+    cgroup = scene.limited(RATE // 10, bucket=str(RATE // 10 // SMALL))
+    sender = scene.pair.send_tcp(cgroup=cgroup)
+    wait_until(lambda: why(sender.pid)["waiting_connections"] == 1, "it waits")
+
+    def told() -> bool:
+        found = why(sender.pid)
+        return found["binding_rule"] == "paced" and bool(found["without"]["windows"])
+
+    wait_until(told, "it waits")
+    assert (
+        "no rule would hold it back, but only the path and the other side; its TCP windows" in why(sender.pid)["text"]
+    )
+
+
+def test_datagrams_that_are_dropped_are_told_with_the_reason(scene: Scene) -> None:
+    cgroup = scene.limited(10 * MBIT, bucket=str(MBIT))
+    sender = scene.pair.send_udp(40 * MBIT, cgroup=cgroup)
+    wait_until(lambda: "paced drops packets now" in why(sender.pid)["text"], "drops")
+    found = why(sender.pid)
+    assert found["binding_rule"] == "paced" and " empty): what it sends otherwise" in found["text"]
+
+
+def test_of_a_process_without_rules_or_without_a_program_that_is_told(scene: Scene) -> None:
+    cgroup = scene.cgroup()
+    sender = scene.pair.traffic("hold", scene.pair.address, PORT, 1000, cgroup=cgroup)
+    assert why(sender.pid)["text"].endswith("is in /paced, for which no rule holds: the limiter does not slow it.")
+    limiter.rule(name="paced", rate=str(RATE), cgroup_path="/paced")
+    text = why(sender.pid)["text"]
+    assert "One rule holds for what it sends: paced (100 Mbit/s, 0 % used). It does not hold it back now" in text
+    limiter.program(state="absent")
+    assert why(sender.pid)["text"].endswith("No program is loaded, so nothing is limited.")
+
+
+def test_only_its_own_budget_counts_for_a_process(scene: Scene) -> None:
+    scene.cgroup("each")
+    greedy, modest = (scene.cgroup(f"each/{name}") for name in ("greedy", "modest"))
+    limiter.rule(name="paced", rate=str(RATE // 10), bucket=str(RATE // 100), cgroup_path="/each/*", each=True)
+    sender = scene.pair.send_tcp(cgroup=greedy)
+    other = scene.pair.send_udp(RATE // 40, cgroup=modest)
+    wait_until(lambda: why(sender.pid)["binding_rule"] == "paced", "one is held")
+    found = limiter.info(pid=other.pid, gather=["use"])
+    assert found["why"]["binding_rule"] is None and found["use"][0]["utilization"] < 0.5
+
+
+def test_who_asks_for_a_process_alone_is_told_why(scene: Scene) -> None:
+    sender = scene.pair.traffic("hold", scene.pair.address, PORT, 1000, cgroup=scene.limited(RATE))
+    found = limiter.info(pid=sender.pid)
+    assert found["why"]["rules"] == ["paced"] and found["rules"] and found["use"]
+    assert "why" not in limiter.info() and "why" not in limiter.info(pid=sender.pid, gather=["rules"])

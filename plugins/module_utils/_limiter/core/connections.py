@@ -151,11 +151,11 @@ def _added(one: t.Mapping[_Key, int], other: t.Mapping[_Key, int]) -> dict[_Key,
 
 class Gathered:
     """Connections as they come, of which there may be very many: each state's are counted, and the first ``most`` kept:
-    those that wait come first, then those that send, the largest share first.
+    those that wait come first, then those that send, the largest share first. ``own``: only these are kept.
     """
 
-    def __init__(self, most: int, now: int) -> None:
-        self._most, self._now = most, now
+    def __init__(self, most: int, now: int, own: t.Container[int] | None = None) -> None:
+        self._most, self._now, self._own = most, now, own
         self.summaries: dict[int, Summary] = {}
         self._kept: dict[int, list[tuple[tuple[bool, bool, int, int], Seen]]] = {}
 
@@ -166,6 +166,8 @@ class Gathered:
         rank = waits, connection.sends(self._now), connection.share, connection.sent_ns
         for state in states:
             self.summaries[state] = self.summaries.get(state, Summary()) + one
+            if self._own is not None and connection.inode not in self._own:
+                continue
             kept = self._kept.setdefault(state, [])
             kept.append((rank, connection))
             if len(kept) > 2 * self._most + 100:

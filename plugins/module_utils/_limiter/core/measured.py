@@ -88,8 +88,19 @@ def of_rule(
         "open_connections": found.summary.open if found.summary else None,
         "unpaced": None if found.summary is None else _unpaced(found.summary, can),
         "binding_rule": _binding(rule.name, told["binds"], found.summary, names),
-        "connections": None if found.summary is None else of_connections(found, names),
+        "connections": None if found.summary is None else of_connections(found, names)[:most],
         "budgets": _budgets(rule, can, budgets, after.at_ns, paths, most) if rule.each else None,
+    }
+
+
+def binding(rules: t.Iterable[Rule], can: pacing.Ability, seen: Look) -> set[str]:
+    """Those that hold their senders back."""
+    return {
+        rule.name
+        for rule in rules
+        for own in [seen.states.get(rule.cgroup_id or 0)]
+        if own
+        and use.of_rule(can, rule.limit, own, seen.at_ns, seen.budgets.get(rule.cgroup_id or 0, {}).values())["binds"]
     }
 
 

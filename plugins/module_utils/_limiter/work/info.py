@@ -213,17 +213,26 @@ class Info:
             found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
         return found
 
-    def use(self, connections: int) -> list[Facts] | None:
-        """What each of these rules does in the second that follows, with so many ``connections`` of each."""
-        return self._seen(functools.partial(self._use, connections))
+    def use(self, connections: int) -> Facts:
+        """What each of these rules does in the second that follows, with so many ``connections`` of each; and why the
+        process that was asked for is as slow as it is.
+        """
+        found = self._seen(functools.partial(self._use, connections))
+        told: Facts = {"use": None if found is None else found.rules}
+        return told if self.pid is None else {**told, "why": None if found is None else found.why}
 
-    def _use(self, connections: int) -> list[Facts] | None:
+    def _use(self, connections: int) -> measuring.Use | None:
         if self.host is None or self.host.other_maps:
             return None
+        process = None if self.pid is None else processes.read(self.pid)
         rules = self._chosen(self.host)
-        found = measuring.gather(self.host, rules, ability(self.host, self._observed(self.host).program), connections)
+        if process:
+            above = [name for name in rules_on(places.graph_of_host(self.host), process.cgroup) if name]
+            rules = sorted(rules, key=lambda rule: above.index(rule.name) if rule.name in above else len(above))
+        can = ability(self.host, self._observed(self.host).program)
+        found = measuring.gather(self.host, rules, can, connections, process)
         self.unseen += found.problems
-        return found.rules
+        return found
 
     def _takes_from(self, cgroup: str, rule: Rule) -> bool:
         """Whether it took a process of a cgroup that was asked for by its path, and keeps it there."""

@@ -9,11 +9,11 @@ import functools
 import time
 import typing as t
 
-from ..core import catalog, layout, measured
+from ..core import catalog, layout, measured, why
 from ..core import places as core_places
 from ..core.connections import Sent, Summary
 from ..core.measured import Connections, Facts, Look, Measured
-from ..core.model import Rule
+from ..core.model import Process, Rule
 from ..core.pacing import Ability
 from ..core.patterns import rules_on
 from ..host.bpf import budgets
@@ -27,6 +27,7 @@ SECONDS = 1.0
 
 # Connections that are measured of each rule, for one that is asked for: which are the fastest is known only then.
 _SPARE = 3
+_MOST_OF_ONE = 1000  # of a process
 
 EARLIER = "connections are not looked at, since an earlier version of this collection limits here"
 
@@ -34,14 +35,18 @@ EARLIER = "connections are not looked at, since an earlier version of this colle
 class Use(t.NamedTuple):
     rules: list[Facts]
     problems: list[str]  # why some of their connections are not known
+    why: Facts | None = None  # of a process
 
 
-def look(host: Host, rules: t.Iterable[Rule]) -> Look:
-    """May raise KernelError."""
+def look(host: Host, rules: t.Iterable[Rule], cgroups: t.Container[int] | None = None) -> Look:
+    """``cgroups``: only their budgets count. May raise KernelError."""
     maps = host.opened_maps
     ids = [rule.cgroup_id for rule in rules if rule.cgroup_id]
     states = {number: state for number in ids for state in [maps.state(number)] if state}
-    busy = budgets.busy(maps, time.monotonic_ns())
+    busy = {
+        rule: {cgroup: state for cgroup, state in several.items() if cgroups is None or cgroup in cgroups}
+        for rule, several in budgets.busy(maps, time.monotonic_ns()).items()
+    }
     count = counter(host, states.get)
     counters = {number: count(number).counters for number in states}
     return Look(time.monotonic_ns(), states, busy, counters)
@@ -50,8 +55,9 @@ def look(host: Host, rules: t.Iterable[Rule]) -> Look:
 class Watched:
     """The connections of some rules, looked at again and again: what each sends is known from the second look on."""
 
-    def __init__(self, host: Host, most: int) -> None:
-        self._host, self._most = host, most
+    def __init__(self, host: Host, most: int, process: int | None = None) -> None:
+        """``process``: only its connections are told."""
+        self._host, self._most, self._process = host, most, process
         self._holders: t.Mapping[int, connections.Holder] = {}
         self._sent: dict[int, Sent] = {}
         self._rates: dict[int, int] = {}
@@ -63,7 +69,9 @@ class Watched:
         host = self._host
         pacing_map = host.opened_maps.of(catalog.PACING).fd
         most = self._most * _SPARE
-        self.found = connections.look(pacing_map, _states_of(host), wanted, most, _pids_of(host), self._holders)
+        self.found = connections.look(
+            pacing_map, _states_of(host), wanted, most, _pids_of(host), self._holders, self._process
+        )
         self._holders = self.found.holders
         said, self.held_up = connections.measure(self._holders.values())
         rates = {inode: sent.rate_since(self._sent[inode]) for inode, sent in said.items() if inode in self._sent}
@@ -72,12 +80,12 @@ class Watched:
 
     def of(self, states: t.Iterable[int]) -> Connections:
         """Those that are charged to any of these states, the fastest first."""
-        numbers = [state for state in states if state in self.found.kept]
+        numbers = [state for state in states if state in self.found.summaries]
         summary = sum((self.found.summaries[state] for state in numbers), Summary())
         several = {
             (one.namespace, one.local_address, one.local_port, one.address, one.port): one
             for state in numbers
-            for one in self.found.kept[state]
+            for one in self.found.kept.get(state, ())
         }
         rates = self._rates
         first = sorted(several.values(), key=lambda one: (rates.get(one.inode, -1), one.share), reverse=True)
@@ -125,22 +133,56 @@ def _pids_of(host: Host) -> t.Callable[[t.Iterable[int]], t.Iterable[int]]:
     return pids_of
 
 
-def gather(host: Host, rules: t.Sequence[Rule], can: Ability, most: int) -> Use:
-    """What these rules do in the second that follows, with ``most`` connections of each, and as many budgets."""
+def gather(host: Host, rules: t.Sequence[Rule], can: Ability, most: int, process: Process | None = None) -> Use:
+    """What these rules do in the second that follows, with ``most`` connections of each, and as many budgets. Those of
+    a ``process``, if one is given: then the rules are all that hold for it, the outermost first.
+    """
     maps = host.maps
     if maps is None or not rules:
-        return Use([], [])
-    watched = Watched(host, most) if maps.schema == layout.SCHEMA else None
+        return Use([], [], why.about(_named(process), [], can, Connections(), {}, why.Held()) if process else None)
+    pid = process.pid if process else None
+    watched = Watched(host, most if process is None else _MOST_OF_ONE, pid) if maps.schema == layout.SCHEMA else None
+    way = None if process is None else _way_up(host, process.cgroup)
     states = {rule.cgroup_id for rule in rules if rule.cgroup_id}
-    before = look(host, rules)
+    before = look(host, rules, way)
     states |= {cgroup for rule in list(states) for cgroup in before.budgets.get(rule, ())}
     if watched:
         watched.look(states)
     time.sleep(max(0.0, SECONDS - (time.monotonic_ns() - before.at_ns) / 1e9))
-    after = look(host, rules)
+    after = look(host, rules, way)
     if watched:
         watched.look(states)
-    return Use(*_told(host, rules, can, most, before, after, watched))
+    told, problems = _told(host, rules, can, most, before, after, watched)
+    if process is None:
+        return Use(told, problems)
+    found = watched.of(states) if watched else Connections()
+    return Use(told, problems, _why(host, process, told, rules, can, found, before, after))
+
+
+def _way_up(host: Host, cgroup: str) -> set[int]:
+    """The ids of a cgroup and of all above it."""
+    names = cgroup.strip("/").split("/")
+    above = ["/", *(f"/{'/'.join(names[:count])}" for count in range(1, len(names) + 1))]
+    return {number for path in above for number in [host.cgroups.identifier(path)] if number}
+
+
+def _named(process: Process) -> Facts:
+    return {"pid": process.pid, "command": processes.command(process.pid), "cgroup": process.cgroup}
+
+
+def _why(
+    host: Host,
+    process: Process,
+    told: t.Sequence[Facts],
+    rules: t.Sequence[Rule],
+    can: Ability,
+    found: Connections,
+    before: Look,
+    after: Look,
+) -> Facts:
+    held = why.Held(*(measured.binding(rules, can, seen) for seen in (before, after)))
+    names = names_of_states(host.cgroups.rules_by_id(), after)
+    return why.about(_named(process), told, can, found, names, held)
 
 
 def _told(

@@ -13,27 +13,30 @@ from ...work.info import Info
 from ..call import Call, Result
 
 PARTS = ("host", "program", "rules", "processes", "hook", "boot")
-# Takes a second: only who asks for it gets it.
+# Takes a second: only who asks for it, or for a process, gets it.
 USE = "use"
 
 
 def work(call: Call, interpreter_with: t.Callable[[t.Sequence[str]], str | None] = lambda needs: None) -> Result:
     """What was asked for. ``interpreter_with``: another interpreter that has what this one lacks."""
     gather = [part for part in (*PARTS, USE) if part in call.params["gather"]]
+    if call.params["pid"] is not None and gather == list(PARTS):
+        gather.append(USE)
     if gather != ["host"]:
         check_root()
     asked_for = (call.params[option] for option in ("name", "pid", "cgroup_path"))
     with Info(call.run_command, interpreter_with, *asked_for) as info:
-        look: dict[str, t.Callable[[], t.Any]] = {
+        look = {
             "host": info.describe_host,
             "program": info.program,
             "rules": info.rules,
             "processes": info.processes,
             "hook": info.hook,
             "boot": info.boot,
-            USE: lambda: info.use(call.params["connections"]),
         }
-        found: Result = {part: look[part]() for part in gather}
+        found: Result = {part: look[part]() for part in gather if part in look}
+        if USE in gather:
+            found.update(info.use(call.params["connections"]))
     unseen = info.unseen if gather != ["host"] else []
     missing = found["host"]["missing"] if "host" in found else ()
     told = [text for text in unseen if text not in missing]

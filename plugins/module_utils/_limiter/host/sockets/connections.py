@@ -58,8 +58,10 @@ def look(
     most: int,
     pids_of: t.Callable[[t.Iterable[int]], t.Iterable[int]],
     known: t.Mapping[int, Holder] | None = None,
+    process: int | None = None,
 ) -> Look:
-    """All connections that are charged to the ``wanted`` states; None: to any. ``most`` of each state are kept.
+    """All connections that are charged to the ``wanted`` states; None: to any. ``most`` of each state are kept; of
+    those of a ``process``, if one is given.
 
     ``storage`` is the open map rate_limit_pacing_map. ``states_of`` a cgroup: what a socket that was made in it is
     charged to. ``pids_of`` cgroups: the processes that may have the sockets that were made in them. ``known``: where
@@ -68,7 +70,8 @@ def look(
 
     def work(tell: apart.Tell) -> None:
         problems: list[str] = []
-        gathered = Gathered(most, now)
+        own = None if process is None else _sockets(process, tell)
+        gathered = Gathered(most, now, own)
         try:
             for connection, states in _connections(storage, states_of, tell, problems.append):
                 gathered.add(connection, [state for state in states if wanted is None or state in wanted])
@@ -77,7 +80,7 @@ def look(
         kept = gathered.kept()
         tell([list(gathered.summaries.items()), list(kept.items()), problems])
         connections = {one.inode: one for several in kept.values() for one in several if one.inode}
-        holders, slow = _find(connections, pids_of, known or {}, tell)
+        holders, slow = _find(connections, pids_of, own or known or {}, tell)
         tell([list(holders.values()), slow])
 
     now = time.monotonic_ns()
@@ -144,6 +147,17 @@ def _find(
     except SlowError:
         return found, [f"the look for the processes of {len(left)} connections was ended after {_HOLDERS_SECONDS:g} s"]
     return found, []
+
+
+def _sockets(process: int, tell: apart.Tell) -> dict[int, Holder]:
+    """All that a process has descriptors of, internet or not."""
+    found: dict[int, Holder] = {}
+    borrower = Borrower(_LOOK_SECONDS, lambda pid: tell(""))
+    for table in borrower.tables([process]):
+        for entry in borrower.entries(table):
+            if entry.inode:
+                found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
+    return found
 
 
 def _leads(holder: Holder) -> bool:
