@@ -186,8 +186,10 @@ def test_a_process_that_waits_is_told_its_rule_and_what_comes_next(scene: Scene)
     sender = scene.pair.send_tcp(connections=2, cgroup=cgroup)
     other = scene.pair.send_udp(RATE // 4, cgroup=cgroup.parent)
 
+    found: dict[str, Any] = {}
+
     def told() -> bool:
-        found = why(sender.pid)
+        found.update(why(sender.pid))
         return bool(
             found["waiting_connections"] == 2
             and found["held_seconds"]
@@ -196,11 +198,10 @@ def test_a_process_that_waits_is_told_its_rule_and_what_comes_next(scene: Scene)
         )
 
     wait_until(told, "inner holds it, outer is next")
-    found = why(sender.pid)
     assert (found["rules"], found["binding_rule"], found["without"]["rule"]) == (["outer", "inner"], "inner", "outer")
     text = found["text"]
     assert text.startswith(f"Process {sender.pid} ({sys.executable}") and "is in /outer/inner. 2 rules hold" in text
-    assert "inner holds it back now: 2 of its 2 connections wait for it. Together they send 1" in text
+    assert "inner holds it back now: 2 of its 2 connections wait for it. Together they send " in text
     assert "Without inner, outer would be next, which leaves it" in text
     found = why(other.pid)
     assert (found["rules"], found["binding_rule"], found["connections"]) == (["outer"], None, 0)
