@@ -39,21 +39,29 @@ options:
         program that runs for a
         packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root; V(boot) what is stored
         for the next boot.
+      - V(use) is what the rules do in the second that follows, with their connections. It takes that second, so only
+        who asks for it gets it.
     type: list
     elements: str
-    choices: [host, program, rules, processes, hook, boot]
+    choices: [host, program, rules, processes, hook, boot, use]
     default: [host, program, rules, processes, hook, boot]
   name:
     description: Only this rule, its processes and its hook.
     type: str
   pid:
-    description: Only what limits this process.
+    description:
+      - Only what limits this process. With the default of O(gather), V(use) is gathered too, and RV(why) says what the
+        limiter does to it.
     type: int
   cgroup_path:
     description:
       - Only what limits this cgroup, or a process in it or below it that a rule took by its pid. Given as an absolute
         path or as C(/proc/PID/cgroup) shows it.
     type: str
+  connections:
+    description: How many connections of each rule RV(use) has, and how many cgroups that have the rate for themselves.
+    type: int
+    default: 10
 seealso:
   - module: speed_limiter.ebpf.speed_limit_rule
     description: One rule, with all that can be selected.
@@ -81,6 +89,29 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: seen.host.missing == []
     fail_msg: "{{ seen.host.missing | join(' ') }}"
+
+- name: Is this process slow because of the limiter
+  speed_limiter.ebpf.speed_limit_info:
+    pid: 1234
+    gather: [use]
+  register: asked
+
+- name: Show the answer
+  ansible.builtin.debug:
+    msg: "{{ asked.why.text }}"
+
+- name: Which rule is it, and whose connections
+  speed_limiter.ebpf.speed_limit_info:
+    gather: [use]
+    connections: 3
+  register: busy
+
+- name: Show the rules that drop, and why
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.counters.drops }}"
+  loop: "{{ busy.use | selectattr('counters.dropped_packets') }}"
+  loop_control:
+    label: "{{ item.name }}"
 
 - name: Look at the rules of another host
   speed_limiter.ebpf.speed_limit_info:
@@ -282,6 +313,8 @@ rules:
       description:
         - How the rule limits, and what its connections do. The figures are of the last epoch, 10 milliseconds or
           up to 4 seconds at low rates, and 0 or null where no TCP connection has sent for four epochs and a second.
+        - With O(speed_limiter.ebpf.speed_limit_rule#module:each), numbers of connections are those of all cgroups, and
+          RV(rules[].pacing.fair_share) is that of the cgroup in which it is least.
       type: dict
       returned: success
       sample:
@@ -344,6 +377,7 @@ rules:
         rate:
           description:
             - What has passed in the last second, in IP bytes on the wire. 0 where nothing has passed for two seconds.
+            - With O(speed_limiter.ebpf.speed_limit_rule#module:each), of all cgroups together.
           type: int
           returned: success
           sample: 2613115
@@ -351,6 +385,8 @@ rules:
           description:
             - RV(rules[].use.rate) as a part of the rule's rate. More than 1 while the bucket is being spent. Null where
               the rule is unfinished.
+            - With O(speed_limiter.ebpf.speed_limit_rule#module:each), it is that of the cgroup that uses most of its
+              own limit.
           type: float
           returned: success
           sample: 0.997
@@ -384,6 +420,267 @@ rules:
       elements: str
       returned: success
       sample: ["3 connections that process 812 (nginx, user 33) has not accepted yet"]
+use:
+  description:
+    - What each rule did in a second, from two looks. Rules that were removed or made in that time are left out. Null
+      where they could not be looked at.
+  type: list
+  elements: dict
+  returned: when O(gather) has V(use)
+  contains:
+    name:
+      description: Name of the rule.
+      type: str
+      returned: success
+      sample: backup
+    limit:
+      description: The rule's rate, in bytes per second. Null where the rule is unfinished.
+      type: int
+      returned: success
+      sample: 2621440
+    rate:
+      description: What passed, in IP bytes on the wire per second.
+      type: int
+      returned: success
+      sample: 2613115
+    utilization:
+      description: As RV(rules[].use.utilization), of this second.
+      type: float
+      returned: success
+      sample: 0.997
+    binds:
+      description: As RV(rules[].use.binds); also true where the rule dropped packets in this second.
+      type: bool
+      returned: success
+      sample: true
+    binding_rule:
+      description:
+        - The rule that holds the senders back. It is this one, or the one that most of its waiting connections wait
+          for. Null where none does.
+      type: str
+      returned: success
+      sample: backup
+    waiting_elsewhere:
+      description: As RV(rules[].use.waiting_elsewhere).
+      type: int
+      returned: success
+      sample: 0
+    reason:
+      description: As RV(rules[].use.reason).
+      type: str
+      returned: success
+      sample: "another rule that holds for the same connections is tighter: its use.binds is true"
+    seconds:
+      description: How long it was really looked at.
+      type: float
+      returned: success
+      sample: 1.003
+    counters:
+      description: What was counted in this time, as RV(rules[].counters).
+      type: dict
+      returned: success
+    mode:
+      description: As RV(rules[].pacing.mode).
+      type: str
+      returned: success
+      sample: paced
+    active_connections:
+      description: As RV(rules[].pacing.active_connections).
+      type: int
+      returned: success
+      sample: 5
+    waiting_connections:
+      description: As RV(rules[].pacing.waiting_connections).
+      type: int
+      returned: success
+      sample: 4
+    unpaced_connections:
+      description: As RV(rules[].pacing.unpaced_connections), which counts active ones only.
+      type: int
+      returned: success
+      sample: 0
+    open_connections:
+      description:
+        - TCP connections of all network namespaces that the rule holds for, active or not. Null where they could not be
+          looked at.
+      type: int
+      returned: success
+      sample: 7
+    unpaced:
+      description:
+        - Which of RV(use[].open_connections) do not pace themselves, each with RV(ignore:reason), why they do not, and
+          RV(ignore:connections), how many these are.
+      type: list
+      elements: dict
+      returned: success
+      sample: [{reason: they have sent nothing since the rule holds for them, connections: 1}]
+    connections:
+      description:
+        - The fastest connections, at most O(connections). Where there are very many, those that wait are looked at
+          first, then those with the largest shares. Null where they could not be looked at.
+      type: list
+      elements: dict
+      returned: success
+      contains:
+        address:
+          description: The other end.
+          type: str
+          returned: success
+          sample: 192.0.2.7
+        port:
+          description: Its port.
+          type: int
+          returned: success
+          sample: 443
+        local_address:
+          description: This end.
+          type: str
+          returned: success
+          sample: 192.0.2.1
+        local_port:
+          description: Its port.
+          type: int
+          returned: success
+          sample: 51234
+        pid:
+          description: A process that has the connection. Null where none was found, as before it is accepted.
+          type: int
+          returned: success
+          sample: 812
+        command:
+          description: Its command line, or null.
+          type: str
+          returned: success
+          sample: restic backup /home
+        rate:
+          description:
+            - What TCP sent, in IP bytes per second; also what was dropped. Null where it is not known, as where the
+              connection is new, or somebody keeps its socket locked.
+          type: int
+          returned: success
+          sample: 655360
+        share:
+          description: What it may send now, in bytes per second. Null while it is not known.
+          type: int
+          returned: success
+          sample: 655360
+        round_trip_us:
+          description: Its round trip, in microseconds. Null while it is not known.
+          type: int
+          returned: success
+          sample: 850
+        waits:
+          description: Whether it would send more than it may.
+          type: bool
+          returned: success
+          sample: true
+        binding_rule:
+          description: The rule that it waits for, or null.
+          type: str
+          returned: success
+          sample: backup
+        paced:
+          description: Whether it paces itself. If it does not, RV(use[].unpaced) has the reason.
+          type: bool
+          returned: success
+          sample: true
+    budgets:
+      description:
+        - With O(speed_limiter.ebpf.speed_limit_rule#module:each), the cgroups that use most of their own limit, at most
+          O(connections), with RV(ignore:cgroup), RV(ignore:rate), RV(ignore:utilization), RV(ignore:binds) and
+          RV(ignore:waiting_connections). Else null.
+      type: list
+      elements: dict
+      returned: success
+      sample: []
+why:
+  description:
+    - What the limiter does to the process O(pid). It says what was seen in a second of looking, no more. Null where it
+      could not be looked at.
+  type: dict
+  returned: when O(gather) has V(use), and O(pid) is given
+  contains:
+    text:
+      description: All of it as one paragraph, as C(limiter why) prints it.
+      type: str
+      returned: success
+      sample: >-
+        Process 812 (restic backup /home) is in /system.slice/backup.service. One rule holds for what it sends: backup
+        (21 Mbit/s, 100 % used). backup holds it back now: 4 of its 5 connections wait for it. Together they send
+        20.9 Mbit/s. It did so all the 1 s of this look; since when is not recorded. Without backup, no rule would hold
+        it back, but only the path and the other side; its TCP windows allow 129 Mbit/s now.
+    pid:
+      description: The process.
+      type: int
+      returned: success
+      sample: 812
+    command:
+      description: Its command line.
+      type: str
+      returned: success
+      sample: restic backup /home
+    cgroup:
+      description: The cgroup that it is in.
+      type: str
+      returned: success
+      sample: /system.slice/backup.service
+    rules:
+      description: The rules that hold for what it sends, the outermost first. RV(use) has their figures.
+      type: list
+      elements: str
+      returned: success
+      sample: [backup]
+    binding_rule:
+      description:
+        - The rule that holds it back, for which most of its connections wait. Where it has none that sends, a rule that
+          drops packets. Null where none does.
+      type: str
+      returned: success
+      sample: backup
+    connections:
+      description: Its TCP connections under these rules, at most 1000. Null where they could not be looked at.
+      type: int
+      returned: success
+      sample: 5
+    waiting_connections:
+      description: Of these, those that wait for RV(why.binding_rule).
+      type: int
+      returned: success
+      sample: 4
+    rate:
+      description: What its connections send together, in IP bytes per second.
+      type: int
+      returned: success
+      sample: 2613115
+    held_seconds:
+      description:
+        - For how long RV(why.binding_rule) was seen to hold its senders back. 0 where that began or ended in this time.
+          Since when it had been so before is not recorded. Null without such a rule.
+      type: float
+      returned: success
+      sample: 1.003
+    without:
+      description: What it would get without RV(why.binding_rule). Null without such a rule.
+      type: dict
+      returned: success
+      contains:
+        rule:
+          description: The rule that would hold it back next, or null.
+          type: str
+          returned: success
+          sample: null
+        rate:
+          description: What that one leaves it, beside what others send now, in bytes per second. Or null.
+          type: int
+          returned: success
+          sample: null
+        windows:
+          description:
+            - What TCP's congestion windows of the waiting connections allow at this moment, in bytes per second. Null
+              where no connection waits.
+          type: int
+          returned: success
+          sample: 16125000
 processes:
   description: The processes that rules took, and their children, or the one that O(pid) names. Null where there is no
     cgroup2.

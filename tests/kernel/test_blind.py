@@ -25,13 +25,16 @@ def clean() -> Iterator[None]:
         yield
 
 
+def bpftool(*arguments: str) -> str:
+    return subprocess.run([BPFTOOL, *arguments], check=True, capture_output=True, text=True).stdout
+
+
 def looks() -> list[str]:
     """The calls of all its functions that read the kernel's memory."""
-    link = subprocess.run([BPFTOOL, "link", "show", "pinned", PINNED], check=True, capture_output=True, text=True).stdout
-    number = link.partition("prog ")[2].split()[0]
-    code = [BPFTOOL, "prog", "dump", "xlated", "id", number]
-    text = subprocess.run(code, check=True, capture_output=True, text=True).stdout
-    return [line for line in text.splitlines() if "call bpf_probe_read" in line]
+    number = bpftool("link", "show", "pinned", PINNED).partition("prog ")[2].split()[0]
+    return [
+        line for line in bpftool("prog", "dump", "xlated", "id", number).splitlines() if "call bpf_probe_read" in line
+    ]
 
 
 def test_no_function_of_the_program_looks_where_the_kernel_forbids_it() -> None:

@@ -94,6 +94,27 @@ def descriptors(pid: int) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_sockets_that_their_owners_keep_locked_hold_up_no_look_at_connections(page: str) -> None:
+    """The connections are told all the same, without their rates; and no second child is left behind."""
+    limiter.rule(name="it", cgroup_paths=["/"], everything=True, rate="1g")
+    with attackers(SOCKET, 3, page) as them:
+        before = children()
+        for _turn in range(2):
+            began = time.monotonic()
+            found = limiter.info(gather=["use"], connections=100)
+            assert time.monotonic() - began < MOST
+            [rule] = found["use"]
+            theirs = [one for one in rule["connections"] if one["pid"] in {process.pid for process in them}]
+            assert len(theirs) == 6
+            assert any(one["rate"] is None for one in theirs)
+            assert any("keeps their sockets locked" in text for text in found["unseen"])
+        left = children() - before
+        assert len(left) <= 1
+    for pid in left:
+        end(pid)
+
+
 @releasing
 def test_what_was_left_is_known_after_a_purge() -> None:
     with child() as process, attackers(SOCKET):

@@ -216,7 +216,7 @@ def snapshot(*pids: int) -> Snapshot:
         pins=tuple(sorted(_listed(pins.PIN_DIR))),
         program=(current.identity, current.cgroup) if current else None,
         remembered=remembered,
-        files=tuple(sorted(set(_listed(memory.DIRECTORY)) - {"lock", memory.SETTLING, memory.READING})),
+        files=tuple(sorted(set(_listed(memory.DIRECTORY)) - {"lock", *memory.CLAIMS})),
         stored=_stored(),
         places={pid: process.cgroup if process else None for pid, process in found.items()},
     )

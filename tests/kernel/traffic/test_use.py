@@ -94,3 +94,27 @@ def test_a_flood_of_datagrams_binds_its_rule_though_no_connection_waits(scene: S
     used(*ABOUT_ALL)
     wait_until(lambda: seen()["binds"], "the rule binds")
     assert seen()["waiting"] == 0
+
+
+def test_a_rule_that_gives_each_cgroup_a_limit_of_its_own_is_used_by_all_of_them(scene: Scene) -> None:
+    scene.cgroup("each")
+    [greedy, modest, flood] = [scene.cgroup(f"each/{name}") for name in ("greedy", "modest", "flood")]
+    limiter.rule(name="paced", rate=str(RATE // 10), cgroup_path="/each/*", each=True)
+    scene.pair.send_tcp(connections=2, cgroup=greedy)
+    scene.pair.send_udp(RATE // 40, cgroup=modest)
+
+    def greedy_binds() -> bool:
+        found = limiter.info(name="paced", gather=["rules"])["rules"][0]
+        use, pacing = found["use"], found["pacing"]
+        print(use, pacing)
+        return bool(
+            use["binds"]
+            and pacing["waiting_connections"] == 2
+            and ABOUT_ALL[0] <= use["utilization"] <= ABOUT_ALL[1]
+            and use["rate"] / found["rate"] >= use["utilization"] + 0.2
+            and pacing["fair_share"] <= 0.6 * found["rate"]
+        )
+
+    wait_until(greedy_binds, "one cgroup waits")
+    scene.pair.send_udp(RATE, cgroup=flood)
+    wait_until(lambda: limiter.info(name="paced")["rules"][0]["use"]["rate"] > 2 * RATE // 10, "two use their limits")

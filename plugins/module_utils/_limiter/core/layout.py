@@ -46,6 +46,8 @@ NODE = struct.Struct(f"=QI{MAX_SHAPES}II")
 # Of a state, only the rule whose budget it is.
 _BEFORE_LIMIT = struct.calcsize("=qQIIQQQQQII")
 STATE_LIMIT = struct.Struct(f"={_BEFORE_LIMIT}xQ{STATE.size - _BEFORE_LIMIT - 8}x")
+# ... and when it was last charged.
+STATE_CHARGED = struct.Struct(f"=8xQ{_BEFORE_LIMIT - 16}xQ{STATE.size - _BEFORE_LIMIT - 8}x")
 GRAPH = struct.Struct("=QII")
 SLOT = struct.Struct("=IIQ")
 PLACE = struct.Struct(f"=QII{MAX_PATTERN}s")

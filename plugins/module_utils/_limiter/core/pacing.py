@@ -21,6 +21,7 @@ _ELSE = "the warning of speed_limit_program with state=reloaded says why"
 
 NO_PROGRAM = "no program is loaded: nothing limits"
 _ONLY_NEWER = "only Linux 6.12 and newer can pace them"
+TOO_FAST = f"a connection may send more than a socket can be told, {FASTEST_PACED - 1} bytes per second at most"
 
 
 class Ability(t.NamedTuple):
@@ -95,19 +96,28 @@ def connections(fair: FairShare) -> Connections:
     return Connections(*(min(found.active, number) for number in found))
 
 
-def of_rule(ability: Ability, limit: Limit | None, seen: FairShare, now: int) -> dict[str, t.Any]:
-    """``pacing`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds."""
-    fair = current(ability, limit, seen, now)
-    found = connections(fair)
-    mode, reason = _mode(ability, limit, fair.share, found.unpaced)
+def together(several: t.Iterable[FairShare]) -> Connections:
+    return Connections(*map(sum, zip(*map(connections, several))))
+
+
+def of_rule(
+    ability: Ability, limit: Limit | None, seen: FairShare, now: int, budgets: t.Iterable[FairShare] = ()
+) -> dict[str, t.Any]:
+    """``pacing`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds; ``budgets``: what is known
+    of each cgroup that has its own, beside what they share.
+    """
+    current_ones = [current(ability, limit, fair, now) for fair in (seen, *budgets)]
+    found = together(current_ones)
+    share = min((fair.share for fair in current_ones if fair.share), default=0)
+    mode, reason = _mode(ability, limit, share, found.unpaced)
     return {
         "mode": mode,
         "reason": reason,
         "active_connections": found.active,
         "unpaced_connections": found.unpaced,
         "waiting_connections": found.waiting,
-        "fair_share": fair.share or None,
-        "longest_round_trip_us": fair.lag_ns // 1000 or None,
+        "fair_share": share or None,
+        "longest_round_trip_us": max(fair.lag_ns for fair in current_ones) // 1000 or None,
     }
 
 
@@ -118,18 +128,17 @@ def _mode(ability: Ability, limit: Limit | None, share: int, unpaced: int) -> tu
     if nowhere is not None:
         return ("none" if ability.state is None else "token_bucket"), nowhere
     if (share or limit.rate) >= FASTEST_PACED:
-        return "token_bucket", (
-            f"a connection may send more than a socket can be told, {FASTEST_PACED - 1} bytes per second at most"
-        )
+        return "token_bucket", TOO_FAST
     if not unpaced:
         return "paced", None
-    if ability.adopts:
-        why = "they are new, or another program has taken the callbacks that pacing needs"
-    else:
-        refused = f"and the kernel refuses settle_sockets, which could pace these: {_ELSE}"
-        why = (
-            "they are new, or were open before their rule was made, "
-            f"{refused if ability.refuses_settling else f'and {_ONLY_NEWER}'}"
-        )
     # Without figures, since they change all the time: a report groups hosts with the same reason.
-    return "paced", f"some connections are not paced: {why}; the token bucket limits these"
+    return "paced", f"some connections are not paced: {why_untold(ability)}; the token bucket limits these"
+
+
+def why_untold(ability: Ability) -> str:
+    """Why some connections were not told a rate on a host that paces."""
+    if ability.adopts:
+        return "they are new, or another program has taken the callbacks that pacing needs"
+    refused = f"and the kernel refuses settle_sockets, which could pace these: {_ELSE}"
+    why = refused if ability.refuses_settling else f"and {_ONLY_NEWER}"
+    return f"they are new, or were open before their rule was made, {why}"

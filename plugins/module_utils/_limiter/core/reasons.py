@@ -44,6 +44,20 @@ class Counters(t.NamedTuple):
             notices,
         )
 
+    def __sub__(self, earlier: object) -> Counters:
+        """What was counted since; not less than nothing, since packets that another rule drops are taken back."""
+        if not isinstance(earlier, Counters):
+            return NotImplemented
+
+        def since(now: t.Sequence[int], then: t.Sequence[int]) -> tuple[int, ...]:
+            return tuple(max(one - other, 0) for one, other in zip(now, then))
+
+        packets, passed, dropped = since(
+            (self.packets, self.bytes, self.dropped_bytes), (earlier.packets, earlier.bytes, earlier.dropped_bytes)
+        )
+        drops, notices = since(self.drops, earlier.drops), since(self.notices, earlier.notices)
+        return Counters(packets, passed, dropped, drops, notices)
+
     def about(self) -> dict[str, t.Any]:
         """``counters`` of a rule in a module's result."""
         return {

@@ -58,11 +58,37 @@ UNKNOWN = (
 )
 
 
-def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int) -> dict[str, t.Any]:
-    """``use`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen``."""
+class Use(t.NamedTuple):
+    """Of one state: of a rule, or of a cgroup that has a budget of its own."""
+
+    rate: int
+    utilization: float | None
+    binds: bool
+    waiting_elsewhere: int
+    reason: str | None
+
+
+def of_rule(
+    ability: pacing.Ability, limit: Limit | None, seen: State, now: int, budgets: t.Iterable[State] = ()
+) -> dict[str, t.Any]:
+    """``use`` of a rule in a module's result. ``now`` is CLOCK_MONOTONIC in nanoseconds, read after ``seen`` and
+    ``budgets``: those of cgroups that have their own.
+    """
+    parts = [of_state(ability, limit, state, now) for state in (seen, *budgets)]
+    fullest = max(parts, key=lambda part: part.utilization or 0.0)
+    return {
+        "rate": sum(part.rate for part in parts),
+        "utilization": fullest.utilization,
+        "binds": any(part.binds for part in parts),
+        "waiting_elsewhere": sum(part.waiting_elsewhere for part in parts),
+        "reason": next((part.reason for part in parts if part.reason), None),
+    }
+
+
+def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int) -> Use:
     rate = measured_rate(seen, now)
     if limit is None or not limit.rate:  # 0: nothing of ours wrote that, and the program limits nothing by it
-        return {"rate": rate, "utilization": None, "binds": False, "waiting_elsewhere": 0, "reason": None}
+        return Use(rate, None, False, 0, None)
     fair = pacing.current(ability, limit, seen.fair, now)
     found = pacing.connections(fair)
     unused = 100 * (rate + max(fair.burst, _PACKET)) < _USED_PERCENT * limit.rate
@@ -77,13 +103,8 @@ def of_rule(ability: pacing.Ability, limit: Limit | None, seen: State, now: int)
         reason = SOME_NOT_PACED if ability.state == "on" else NOT_PACED
     elif unused and found.waiting_elsewhere:
         reason = ANOTHER_RULE
-    return {
-        "rate": rate,
-        "utilization": round(rate / limit.rate, 3),
-        "binds": found.waiting > 0 or loses or spent,
-        "waiting_elsewhere": found.waiting_elsewhere,
-        "reason": reason,
-    }
+    binds = found.waiting > 0 or loses or spent
+    return Use(rate, round(rate / limit.rate, 3), binds, found.waiting_elsewhere, reason)
 
 
 def measured_rate(seen: State, now: int) -> int:

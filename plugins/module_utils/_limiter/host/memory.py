@@ -24,7 +24,7 @@ EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
 _FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
 # What a child that was left behind was doing: it keeps a byte of this file locked, and so the next task knows of it.
-SETTLING, READING = "settling", "reading"
+SETTLING, READING, MEASURING = CLAIMS = "settling", "reading", "measuring"
 
 _LOCKED = struct.Struct("hhqqi0q")  # struct flock
 
@@ -65,7 +65,7 @@ def open_directory(path: str, make: bool) -> int | None:
 
 
 def open_claim(name: str, make: bool, directory: str = DIRECTORY) -> int | None:
-    """The file of which children for this work keep bytes locked: SETTLING or READING; None where our directory is
+    """The file of which children for this work keep bytes locked, one of CLAIMS; None where our directory is
     missing and not to be made.
 
     Raises LimiterError ``unsafe_state_directory``, ``unusable_state_directory``.
@@ -160,7 +160,7 @@ def remove(directory: str = DIRECTORY) -> None:
     if fd is None:
         return
     try:
-        free = [name for name in (SETTLING, READING) if not _is_locked(fd, name)]
+        free = [name for name in CLAIMS if not _is_locked(fd, name)]
         for name in (_FILE, _BROKEN, _NEW, _LOCK, *free):
             try:
                 os.unlink(name, dir_fd=fd)

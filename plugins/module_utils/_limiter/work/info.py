@@ -21,7 +21,7 @@ from ..core.layout import State
 from ..core.model import HostState, Process, Rule
 from ..core.patterns import rules_on
 from ..host import kernel, store
-from ..host.bpf import build, pins
+from ..host.bpf import budgets, build, pins
 from ..host.bpf.libbpf import load
 from ..host.bpf.maps import other_schema
 from ..host.groups import processes
@@ -30,6 +30,7 @@ from ..host.groups.leaves import Leaves
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
 from . import boot, places
+from . import use as measuring
 from .enforce import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
@@ -192,24 +193,50 @@ class Info:
         """None without the maps."""
         if self.host is None or self.host.other_maps:
             return None
-        state = self._observed(self.host)
-        found = [rule for name, rule in sorted(state.rules.items()) if self.name in (None, name)]
-        cgroup = self.cgroup
-        if cgroup is not None:
-            holds = {*rules_on(places.graph_of_host(self.host), cgroup), self.host.leaves.rule_of(cgroup)}
-            found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
+        state, found = self._observed(self.host), self._chosen(self.host)
         can = ability(self.host, state.program)
         state_of = functools.cache(self.host.maps.states(len(found))) if self.host.maps else lambda rule: None
         count, missed = counter(self.host, len(found), state_of), unlimited(self.host, found)
+        shared = self._budgets(self.host, found)
         return [
             {
                 **facts(self.host, rule, state.store.files, count),
                 **({} if self.files else {"persistent": None}),
-                **self._state(can, rule, state_of),
+                **self._state(can, rule, state_of, shared.get(rule.cgroup_id or 0, ())),
                 "unlimited": missed.get(rule.name, []),
             }
             for rule in found
         ]
+
+    def _chosen(self, host: Host) -> list[Rule]:
+        """The rules that were asked for."""
+        found = [rule for name, rule in sorted(self._observed(host).rules.items()) if self.name in (None, name)]
+        cgroup = self.cgroup
+        if cgroup is not None:
+            holds = {*rules_on(places.graph_of_host(host), cgroup), host.leaves.rule_of(cgroup)}
+            found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
+        return found
+
+    def use(self, connections: int) -> Facts:
+        """What each of these rules does in the second that follows, with so many ``connections`` of each; and why the
+        process that was asked for is as slow as it is.
+        """
+        found = self._seen(functools.partial(self._use, connections))
+        told: Facts = {"use": None if found is None else found.rules}
+        return told if self.pid is None else {**told, "why": None if found is None else found.why}
+
+    def _use(self, connections: int) -> measuring.Use | None:
+        if self.host is None or self.host.other_maps:
+            return None
+        process = None if self.pid is None else processes.read(self.pid)
+        rules = self._chosen(self.host)
+        if process:
+            above = [name for name in rules_on(places.graph_of_host(self.host), process.cgroup) if name]
+            rules = sorted(rules, key=lambda rule: above.index(rule.name) if rule.name in above else len(above))
+        can = ability(self.host, self._observed(self.host).program)
+        found = measuring.gather(self.host, rules, can, connections, process)
+        self.unseen += found.problems
+        return found
 
     def _takes_from(self, cgroup: str, rule: Rule) -> bool:
         """Whether it took a process of a cgroup that was asked for by its path, and keeps it there."""
@@ -250,14 +277,28 @@ class Info:
                 )
         return known
 
-    def _state(self, can: pacing.Ability, rule: Rule, state_of: t.Callable[[int], State | None]) -> Facts:
-        """How the rule limits, and how much of its limit is used."""
+    @staticmethod
+    def _budgets(host: Host, rules: t.Sequence[Rule]) -> dict[int, list[State]]:
+        """Of cgroups that have one, by the ids of their rules."""
+        if host.maps is None or not any(rule.each for rule in rules):
+            return {}
+        found = budgets.busy(host.maps, time.monotonic_ns())
+        return {rule: list(states.values()) for rule, states in found.items()}
+
+    def _state(
+        self,
+        can: pacing.Ability,
+        rule: Rule,
+        state_of: t.Callable[[int], State | None],
+        shares: t.Sequence[State],
+    ) -> Facts:
+        """How the rule limits, and how much of its limit is used; ``shares``: the budgets of its cgroups."""
         seen = (state_of(rule.cgroup_id) if rule.cgroup_id else None) or State()
         now = time.monotonic_ns()
-        found = pacing.of_rule(can, rule.limit, seen.fair, now)
+        found = pacing.of_rule(can, rule.limit, seen.fair, now, [state.fair for state in shares])
         if self.sockets.state == association.LOST:
             found.update(mode="none", reason=association.NOT_LIMITED)
-        return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now)}
+        return {"pacing": found, "use": use.of_rule(can, rule.limit, seen, now, shares)}
 
     def processes(self) -> list[Facts] | None:
         """The processes that were put in rules, or the one that was asked for."""

@@ -129,6 +129,13 @@ def _list(arguments: argparse.Namespace) -> Result:
     return work(Command({"gather": gather, **asked_for}, True), files=arguments.json)
 
 
+def _why(arguments: argparse.Namespace) -> Result:
+    from ..modules.info import work
+
+    asked_for = {"name": None, "pid": arguments.pid, "cgroup_path": None}
+    return work(Command({"gather": ["use"], "connections": 10, **asked_for}, True))
+
+
 def _metrics(arguments: argparse.Namespace) -> Result:
     from ...core import metrics
     from ..modules.info import work
@@ -173,6 +180,7 @@ _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "apply": _apply,
     "restore": _restore,
     "list": _list,
+    "why": _why,
     "metrics": _metrics,
     "reload": _reload,
     "unload": _unload,

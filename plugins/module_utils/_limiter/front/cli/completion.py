@@ -23,7 +23,7 @@ _limiter() {{
 \t\t--name) mapfile -t words < <(limiter _names 2>/dev/null) ;;
 \t\t--unit) mapfile -t words < <(systemctl list-unit-files --no-legend --no-pager 2>/dev/null | cut -d " " -f 1) ;;
 \t\t--user) mapfile -t words < <(compgen -u) ;;
-\t\t-p | --pid) mapfile -t words < <(cd /proc && printf "%s\\n" [0-9]*) ;;
+\t\t-p | --pid | why) mapfile -t words < <(cd /proc && printf "%s\\n" [0-9]*) ;;
 {values}
 \t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid | --write) ;;
 \t\t*)

@@ -122,6 +122,8 @@ def _lines(arguments: t.Any, result: Result) -> list[str]:
 
     if arguments.command == "list":
         return shown.listing(result, _width(), _more())
+    if arguments.command == "why":
+        return shown.why(result, _width())
     if arguments.command == "restore":
         return shown.restored(result, arguments.check, arguments.diff)
     if arguments.command == "unset" and not result["changed"]:

@@ -66,7 +66,7 @@ def _usage(command: argparse.ArgumentParser) -> str:
 
 def _form(action: argparse.Action) -> str:
     if not action.option_strings:
-        return f"\\fI{_value(action)}\\fR..."
+        return f"\\fI{_value(action)}\\fR{'...' if action.nargs == '+' else ''}"
     option = f"\\fB{_text(action.option_strings[0])}\\fR"
     return option if action.nargs == 0 else f"{option} {_argument(action)}"
 

@@ -47,7 +47,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="show the version of the collection, and end")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog="limiter")
     common = _common()
-    for add in (_set, _move, _unset, _apply, _restore, _list, _metrics, _reload, _unload, _purge):
+    for add in (_set, _move, _unset, _apply, _restore, _list, _why, _metrics, _reload, _unload, _purge):
         add(_Adding(commands, common))
     return parser
 
@@ -210,6 +210,18 @@ def _list(add: _Adding) -> None:
     shown.add_argument("--bpf", action="store_true", help="the BPF programs that see what is sent, ours or not")
     _name(parser, "only this rule")
     parser.add_argument("--cgroup-path", metavar="PATH", help="only what limits this cgroup, or a process in it")
+    parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
+
+
+def _why(add: _Adding) -> None:
+    parser = add(
+        "why",
+        "say what the limiter does to a process",
+        "Which rules hold for it, which one holds it back now, for how long that was seen, and what it would get "
+        "without. It looks for a second.",
+        changes=False,
+    )
+    parser.add_argument("pid", type=int, metavar="PID", help="the process")
     parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import typing as t
 
 from ...core.leaves import PREFIX
@@ -13,7 +14,7 @@ from ...core.pacing import NO_PROGRAM
 from ...core.rates import short_rate, short_size
 from ...core.units import full_name
 from ..call import Result
-from .tables import Column, table
+from .tables import Column, printable, table
 
 Facts = t.Mapping[str, t.Any]
 
@@ -83,6 +84,14 @@ def _rule(rule: Facts) -> list[str]:
 def _below_mount(rule: Facts, path: str) -> str:
     mount = rule["cgroup_path"][: -len(f"/speed_limiter/{rule['name']}")]
     return path[len(mount) :] or "/"
+
+
+def why(result: Result, width: int | None) -> list[str]:
+    """The paragraph."""
+    if result["why"] is None:
+        return ["It is not known, since the limiter could not be looked at."]
+    text = printable(result["why"]["text"])
+    return [text] if width is None else textwrap.wrap(text, width)
 
 
 def idle(result: Result) -> list[str]:

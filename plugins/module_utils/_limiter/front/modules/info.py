@@ -13,6 +13,8 @@ from ...work.info import Info
 from ..call import Call, Result
 
 PARTS = ("host", "program", "rules", "processes", "hook", "boot")
+# Takes a second: only who asks for it, or for a process, gets it.
+USE = "use"
 
 
 def work(
@@ -23,7 +25,9 @@ def work(
     """What was asked for. ``interpreter_with``: another interpreter that has what this one lacks. ``files``: as `Info`,
     where ``boot`` is not gathered.
     """
-    gather = [part for part in PARTS if part in call.params["gather"]]
+    gather = [part for part in (*PARTS, USE) if part in call.params["gather"]]
+    if call.params["pid"] is not None and gather == list(PARTS):
+        gather.append(USE)
     if gather != ["host"]:
         check_root()
     name, pid, cgroup_path = (call.params[option] for option in ("name", "pid", "cgroup_path"))
@@ -36,7 +40,9 @@ def work(
             "hook": info.hook,
             "boot": info.boot,
         }
-        found: Result = {part: look[part]() for part in gather}
+        found: Result = {part: look[part]() for part in gather if part in look}
+        if USE in gather:
+            found.update(info.use(call.params["connections"]))
     unseen = info.unseen if gather != ["host"] else []
     missing = found["host"]["missing"] if "host" in found else ()
     told = [text for text in unseen if text not in missing]
@@ -50,7 +56,8 @@ def main() -> None:
     run(
         functools.partial(work, interpreter_with=elsewhere),
         {
-            "gather": {"type": "list", "elements": "str", "choices": list(PARTS), "default": list(PARTS)},
+            "gather": {"type": "list", "elements": "str", "choices": [*PARTS, USE], "default": list(PARTS)},
+            "connections": {"type": "int", "default": 10},
             "name": {"type": "str"},
             "pid": {"type": "int"},
             "cgroup_path": {"type": "str"},

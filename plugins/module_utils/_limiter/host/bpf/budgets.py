@@ -16,6 +16,9 @@ from .maps import Maps
 # the last reading may count a few budgets twice, or not at all.
 _ROUNDS = 4
 
+# What a budget's controller knew is forgotten after this time without a packet (bpf/budget.h).
+_RESTED_NS = 20_000_000_000
+
 
 class Counted(t.NamedTuple):
     """What a rule has counted, with all its budgets."""
@@ -52,6 +55,20 @@ def counted(maps: Maps) -> dict[int, Counted]:
         for rule, budgets in found.items()
         for own in [of_rule(owners[rule])]
     }
+
+
+def busy(maps: Maps, now: int) -> dict[int, dict[int, State]]:
+    """Those that have a say in what their rule does now, with their cgroups, by the rules' ids. ``now`` is
+    CLOCK_MONOTONIC in nanoseconds. May raise KernelError.
+    """
+    found: dict[int, dict[int, State]] = {}
+    if not _any(maps):
+        return found
+    for key, value in maps.entries(catalog.STATE):
+        charged, rule = layout.STATE_CHARGED.unpack(value)
+        if rule not in (0, layout.NO_RULE) and now - charged < _RESTED_NS:
+            found.setdefault(rule, {})[layout.ID.unpack(key)[0]] = layout.unpack_state(value)
+    return found
 
 
 def remove(maps: Maps, rules: t.Container[int]) -> None:

@@ -9,9 +9,12 @@ The kernel may load its modules tcp_diag and udp_diag for it, as for ss(8).
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import typing as t
+
+from ...core.connections import Ends
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -21,6 +24,8 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 before its struct inet_diag_sockid
 _ANSWER_SIZE = 72  # struct inet_diag_msg
 _INODE = struct.Struct("=I")  # its last field
+_ENDS = struct.Struct("!HH16s16s")  # the ports and addresses of its struct inet_diag_sockid
+_ENDS_AT = 4
 _ATTRIBUTE = struct.Struct("=HH")
 _ANY_COOKIE = b"\xff" * 8
 _NESTED = 0x8000
@@ -33,14 +38,30 @@ _INET_DIAG_CGROUP_ID = 21
 _ID = struct.Struct("=Q")
 
 ESTABLISHED, CLOSE_WAIT = 1, 8
+_SENDING = (ESTABLISHED, 2, 3, 4, CLOSE_WAIT, 9, 11)  # SYN_SENT, SYN_RECV, FIN_WAIT1; LAST_ACK, CLOSING
 _TIMEOUT = 1.0  # seconds; the kernel answers at once
 
 
 class Answer(t.NamedTuple):
     """A socket, with what the kernel says of it."""
 
-    inode: int  # 0: no descriptor leads to it, as while a connection waits to be accepted
+    head: bytes  # struct inet_diag_msg
     attributes: dict[int, bytes]
+
+    @property
+    def inode(self) -> int:
+        """0: no descriptor leads to it, as while a connection waits to be accepted."""
+        return int(_INODE.unpack_from(self.head, _ANSWER_SIZE - _INODE.size)[0])
+
+    @property
+    def ends(self) -> Ends:
+        local_port, port, local, remote = _ENDS.unpack_from(self.head, _ENDS_AT)
+        return Ends(self._address(local), local_port, self._address(remote), port)
+
+    def _address(self, data: bytes) -> str:
+        if self.head[0] == socket.AF_INET:
+            return socket.inet_ntop(socket.AF_INET, data[:4])
+        return socket.inet_ntop(socket.AF_INET6, data)
 
     @property
     def cgroup_id(self) -> int | None:
@@ -70,10 +91,24 @@ def tcp_at(family: int, port: int, states: t.Iterable[int], storage: int) -> lis
     """All TCP sockets with this port of ours, in these states, with what they have in the socket storage map that is
     open as ``storage``. OSError where the kernel does not tell.
     """
+    return list(_with_storage(family, port, states, storage))
+
+
+def connections(storage: int) -> t.Iterator[Answer]:
+    """All TCP sockets that may have something to send, as `tcp_at`."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            yield from _with_storage(family, 0, _SENDING, storage)
+        except OSError as error:
+            if family != socket.AF_INET6 or error.errno != errno.ENOENT:  # ENOENT: a kernel without IPv6
+                raise
+
+
+def _with_storage(family: int, port: int, states: t.Iterable[int], storage: int) -> t.Iterator[Answer]:
     body = _all_of(family, socket.IPPROTO_TCP, port, sum(1 << state for state in states))
     wanted = _ATTRIBUTE.pack(8, _SK_DIAG_BPF_STORAGE_REQ_MAP_FD) + struct.pack("=I", storage)
     body += _ATTRIBUTE.pack(4 + len(wanted), _INET_DIAG_REQ_SK_BPF_STORAGES | _NESTED) + wanted
-    return list(_ask(body, _NLM_F_DUMP))
+    return _ask(body, _NLM_F_DUMP)
 
 
 def everything() -> list[Answer]:
@@ -112,7 +147,7 @@ def _ask(body: bytes, flags: int) -> t.Iterator[Answer]:
 
 
 def _answer(body: bytes) -> Answer:
-    return Answer(_INODE.unpack_from(body, _ANSWER_SIZE - _INODE.size)[0], dict(_attributes(body[_ANSWER_SIZE:])))
+    return Answer(body[:_ANSWER_SIZE], dict(_attributes(body[_ANSWER_SIZE:])))
 
 
 def _attributes(data: bytes) -> t.Iterator[tuple[int, bytes]]:

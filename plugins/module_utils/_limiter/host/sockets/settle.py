@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import os
 import socket
 import struct
@@ -24,13 +23,9 @@ from ..bpf import pins
 from ..bpf.libbpf import closing_fd, enter_network_namespace
 from ..bpf.maps import Maps
 from ..groups import processes
-from . import holders
+from . import holders, namespaces
 from .borrow import Borrower, SlowError, is_internet
 from .tagging import SIOCGSKNS
-
-_OWN = "/proc/self/ns/net"
-# Of namespaces without a process: `ip netns` and Docker keep them here.
-_NAMED = ("/run/netns/*", "/run/docker/netns/*")
 
 _SECONDS = 1.5  # for a look at all descriptors
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
@@ -59,22 +54,17 @@ def settle(pids: t.Iterable[int] | None = None) -> list[str]:
     """
     if not can_settle():
         return []
-    if pids is None:
-        paths = [path for pattern in _NAMED for path in glob.glob(pattern)]
-        paths += [f"/proc/{pid}/ns/net" for pid in processes.all_pids()]
-    else:
-        paths = [f"/proc/{pid}/ns/net" for pid in pids]
-    return _settle_in(paths)
+    return _settle_in(None if pids is None else list(pids))
 
 
-def _settle_in(paths: t.Sequence[str]) -> list[str]:
+def _settle_in(pids: t.Sequence[int] | None) -> list[str]:
     """The kernel waits for each socket that its owner keeps locked, and cannot be interrupted. So a child does it; it
     enters the namespaces, too.
     """
 
     def work(tell: apart.Tell) -> None:
         apart.sign(one)
-        _settle_each(paths, tell)
+        _settle_each(pids, tell)
 
     try:
         with apart.only_one(memory.SETTLING) as one:
@@ -105,32 +95,14 @@ def _locked_by() -> str:
     return f"{holders.who() or 'a process that the kernel does not name'} keeps a socket locked"
 
 
-def _settle_each(paths: t.Iterable[str], tell: apart.Tell) -> None:
-    try:
-        own = os.stat(_OWN)
-        _run(tell)
-    except OSError as error:
-        tell(f"{pins.path(catalog.SETTLE.link)}: {error.strerror}")
-        return
-    seen = {own.st_ino}
-    for path in paths:
-        try:
-            found = os.stat(path)
-            # Another device: a file that is left of a namespace that was unmounted.
-            if found.st_dev != own.st_dev or found.st_ino in seen:
-                continue
-            with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-                enter_network_namespace(fd)
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or not ours to look at
-            continue
-        except (OSError, LimiterError) as error:
-            tell(f"{path}: {error}")
-            continue
-        seen.add(found.st_ino)
+def _settle_each(pids: t.Sequence[int] | None, tell: apart.Tell) -> None:
+    for namespace in namespaces.entered(pids, tell):
         try:
             _run(tell)
         except OSError as error:
-            tell(f"{path}: {error.strerror}")
+            tell(f"{namespace.path or pins.path(catalog.SETTLE.link)}: {error.strerror}")
+            if not namespace.path:
+                return
 
 
 def _run(tell: apart.Tell) -> None:

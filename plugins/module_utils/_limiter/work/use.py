@@ -1,0 +1,221 @@
+# Copyright (c) 2026, the speed_limiter.ebpf contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How rules are used, by two looks that are a second apart. Touches nothing, and remembers nothing."""
+
+from __future__ import annotations
+
+import functools
+import time
+import typing as t
+
+from ..core import catalog, layout, measured, why
+from ..core import places as core_places
+from ..core.connections import Sent, Summary
+from ..core.measured import Connections, Facts, Look, Measured
+from ..core.model import Process, Rule
+from ..core.pacing import Ability
+from ..core.patterns import rules_on
+from ..host.bpf import budgets
+from ..host.groups import processes
+from ..host.sockets import connections
+from . import places
+from .enforce import counter
+from .host import Host
+
+SECONDS = 1.0
+
+# Connections that are measured of each rule, for one that is asked for: which are the fastest is known only then.
+_SPARE = 3
+_MOST_OF_ONE = 1000  # of a process
+
+EARLIER = "connections are not looked at, since an earlier version of this collection limits here"
+
+
+class Use(t.NamedTuple):
+    rules: list[Facts]
+    problems: list[str]  # why some of their connections are not known
+    why: Facts | None = None  # of a process
+
+
+def look(host: Host, rules: t.Iterable[Rule], cgroups: t.Container[int] | None = None) -> Look:
+    """``cgroups``: only their budgets count. May raise KernelError."""
+    maps = host.opened_maps
+    ids = [rule.cgroup_id for rule in rules if rule.cgroup_id]
+    read = maps.states(len(ids))
+    states = {number: state for number in ids for state in [read(number)] if state}
+    busy = {
+        rule: {cgroup: state for cgroup, state in several.items() if cgroups is None or cgroup in cgroups}
+        for rule, several in budgets.busy(maps, time.monotonic_ns()).items()
+    }
+    count = counter(host, len(states), states.get)
+    counters = {number: count(number).counters for number in states}
+    return Look(time.monotonic_ns(), states, busy, counters)
+
+
+class Watched:
+    """The connections of some rules, looked at again and again: what each sends is known from the second look on."""
+
+    def __init__(self, host: Host, most: int, process: int | None = None) -> None:
+        """``process``: only its connections are told."""
+        self._host, self._most, self._process = host, most, process
+        self._holders: t.Mapping[int, connections.Holder] = {}
+        self._sent: dict[int, Sent] = {}
+        self._rates: dict[int, int] = {}
+        self.found = connections.Look()
+        self.held_up: set[int] = set()
+
+    def look(self, wanted: t.Container[int] | None) -> None:
+        """``wanted``: states; None: all."""
+        host = self._host
+        pacing_map = host.opened_maps.of(catalog.PACING).fd
+        most = self._most * _SPARE
+        self.found = connections.look(
+            pacing_map, _states_of(host), wanted, most, _pids_of(host), self._holders, self._process
+        )
+        self._holders = self.found.holders
+        said, self.held_up = connections.measure(self._holders.values())
+        rates = {inode: sent.rate_since(self._sent[inode]) for inode, sent in said.items() if inode in self._sent}
+        self._rates = {inode: rate for inode, rate in rates.items() if rate is not None}
+        self._sent = said
+
+    def of(self, states: t.Iterable[int]) -> Connections:
+        """Those that are charged to any of these states, the fastest first."""
+        numbers = [state for state in states if state in self.found.summaries]
+        summary = sum((self.found.summaries[state] for state in numbers), Summary())
+        several = {
+            (one.namespace, one.local_address, one.local_port, one.address, one.port): one
+            for state in numbers
+            for one in self.found.kept.get(state, ())
+        }
+        rates = self._rates
+        first = sorted(several.values(), key=lambda one: (rates.get(one.inode, -1), one.share), reverse=True)
+        chosen = first[: self._most]
+        pids = {one.inode: self._holders[one.inode].process for one in chosen if one.inode in self._holders}
+        commands = processes.commands(set(pids.values())) if pids else {}
+        return Connections(
+            summary,
+            [
+                Measured(one, rates.get(one.inode), self._sent.get(one.inode), pid, commands.get(pid or 0))
+                for one in chosen
+                for pid in [pids.get(one.inode)]
+            ],
+            self.found.at_ns,
+        )
+
+
+def _states_of(host: Host) -> connections.StatesOf:
+    """What is charged that has not been charged yet, by the cgroup that its socket was made in."""
+    ids = {name: number for number, name in host.cgroups.rules_by_id().items()}
+    in_place, leaves = places.of_host(host), host.leaves
+
+    @functools.cache
+    def graph() -> list[t.Any]:
+        return core_places.graph_of(in_place)  # takes long where there are many, and few need it
+
+    @functools.cache
+    def states_of(cgroup: int) -> tuple[int, ...]:
+        path = host.path_of(cgroup) if cgroup else None
+        if path is None:
+            return ()
+        names = [leaves.rule_of(path), *(rules_on(graph(), path) if in_place else ())]
+        return tuple({ids[name] for name in names if name in ids})
+
+    return states_of
+
+
+def _pids_of(host: Host) -> t.Callable[[t.Iterable[int]], t.Iterable[int]]:
+    def pids_of(cgroups: t.Iterable[int]) -> t.Iterable[int]:
+        paths = [host.path_of(cgroup) if cgroup else None for cgroup in cgroups]
+        if None in paths:  # it is gone, or the kernel does not tell
+            return processes.all_pids()
+        return dict.fromkeys(pid for path in paths if path for pid in host.cgroups.pids(path))
+
+    return pids_of
+
+
+def gather(host: Host, rules: t.Sequence[Rule], can: Ability, most: int, process: Process | None = None) -> Use:
+    """What these rules do in the second that follows, with ``most`` connections of each, and as many budgets. Those of
+    a ``process``, if one is given: then the rules are all that hold for it, the outermost first.
+    """
+    maps = host.maps
+    if maps is None or not rules:
+        return Use([], [], why.about(_named(process), [], can, Connections(), {}, why.Held()) if process else None)
+    pid = process.pid if process else None
+    watched = Watched(host, most if process is None else _MOST_OF_ONE, pid) if maps.schema == layout.SCHEMA else None
+    way = None if process is None else _way_up(host, process.cgroup)
+    states = {rule.cgroup_id for rule in rules if rule.cgroup_id}
+    before = look(host, rules, way)
+    states |= {cgroup for rule in list(states) for cgroup in before.budgets.get(rule, ())}
+    if watched:
+        watched.look(states)
+    time.sleep(max(0.0, SECONDS - (time.monotonic_ns() - before.at_ns) / 1e9))
+    after = look(host, rules, way)
+    if watched:
+        watched.look(states)
+    told, problems = _told(host, rules, can, most, before, after, watched)
+    if process is None:
+        return Use(told, problems)
+    found = watched.of(states) if watched else Connections()
+    return Use(told, problems, _why(host, process, told, rules, can, found, before, after))
+
+
+def _way_up(host: Host, cgroup: str) -> set[int]:
+    """The ids of a cgroup and of all above it."""
+    names = cgroup.strip("/").split("/")
+    above = ["/", *(f"/{'/'.join(names[:count])}" for count in range(1, len(names) + 1))]
+    return {number for path in above for number in [host.cgroups.identifier(path)] if number}
+
+
+def _named(process: Process) -> Facts:
+    return {"pid": process.pid, "command": processes.command(process.pid), "cgroup": process.cgroup}
+
+
+def _why(
+    host: Host,
+    process: Process,
+    told: t.Sequence[Facts],
+    rules: t.Sequence[Rule],
+    can: Ability,
+    found: Connections,
+    before: Look,
+    after: Look,
+) -> Facts:
+    held = why.Held(*(measured.binding(rules, can, seen) for seen in (before, after)))
+    names = names_of_states(host.cgroups.rules_by_id(), after)
+    return why.about(_named(process), told, can, found, names, held)
+
+
+def _told(
+    host: Host,
+    rules: t.Sequence[Rule],
+    can: Ability,
+    most: int,
+    before: Look,
+    after: Look,
+    watched: Watched | None,
+) -> tuple[list[Facts], list[str]]:
+    names = host.cgroups.rules_by_id()
+    of_states = names_of_states(names, after)
+    facts = []
+    for rule in rules:
+        own = after.budgets.get(rule.cgroup_id or 0, {})
+        found = watched.of([rule.cgroup_id or 0, *own]) if watched else Connections()
+        paths = {cgroup: path for cgroup in own for path in [host.path_of(cgroup)] if path}
+        told = measured.of_rule(rule, can, before, after, found, of_states, paths, most)
+        if told:
+            facts.append(told)
+    if watched is None:
+        return facts, [EARLIER]
+    problems = list(watched.found.problems)
+    if watched.held_up:
+        problems.append(
+            f"what {len(watched.held_up)} connections send is not known: somebody keeps their sockets locked"
+        )
+    return facts, problems
+
+
+def names_of_states(names: t.Mapping[int, str], seen: Look) -> dict[int, str]:
+    """Of the rule of each state."""
+    owned = {cgroup: names[rule] for rule, several in seen.budgets.items() if rule in names for cgroup in several}
+    return {**owned, **names}
