@@ -26,6 +26,7 @@ from . import memory
 IN_ALL = 8.0
 SILENCE = 2.5
 _LAST_WAIT = 0.2  # for a child that was told to end
+_STARVED = 5  # times that, while it is ready to run and gets no processor
 _AWAKE = 0.05  # who says something as often as that keeps nobody waiting
 _TURN = 0.25  # of one owner's items, before those of the others
 _OTHER_TASK = 0.5  # for one that asks the same now
@@ -65,8 +66,8 @@ def run(
 ) -> Outcome:
     """Runs ``work`` in a child that has no open descriptors but ``keep``; what it tells must be fit for JSON.
 
-    It is ended after ``most`` seconds, or when nothing was heard of it for ``silence`` seconds. An error in it is no
-    error here: the outcome says why it is not complete.
+    It is ended after ``most`` seconds, or when nothing was heard of it for ``silence`` seconds, or some times that where
+    it waits for nothing but a processor. An error in it is no error here: the outcome says why it is not complete.
     """
     began = time.monotonic()
     reading, writing = os.pipe()
@@ -82,7 +83,7 @@ def run(
     said: list[t.Any] = []
     heard = False
     try:
-        heard = _listen(reading, said, began + patience(most), silence)
+        heard = _listen(child, reading, said, began + patience(most), silence)
     finally:
         os.close(reading)
         ending = time.monotonic()
@@ -95,23 +96,35 @@ def run(
     return Outcome(said, False, str(why), not heard, left)
 
 
-def _listen(reading: int, said: list[t.Any], deadline: float, silence: float) -> bool:
+def _listen(child: int, reading: int, said: list[t.Any], deadline: float, silence: float) -> bool:
     """Whether the child closed its end, by ending or on purpose."""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
-    rest = b""
+    rest, starved = b"", 0
     while True:
         left = min(silence, deadline - time.monotonic())
         began = time.monotonic()
         spoke = left > 0 and bool(poll.poll(left * 1000))
         _spend(time.monotonic() - began)
         if not spoke:
+            starved += 1
+            if left > 0 and starved < _STARVED and _is_runnable(child):
+                continue
             return False
+        starved = 0
         chunk = os.read(reading, 65536)
         if not chunk:
             return True
         *lines, rest = (rest + chunk).split(b"\n")
         said += map(json.loads, lines)
+
+
+def _is_runnable(child: int) -> bool:
+    try:
+        with open(f"/proc/{child}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"R"
+    except OSError:
+        return False
 
 
 def _spend(waited: float) -> None:
