@@ -55,7 +55,7 @@ def cgroups() -> Iterator[Cgroups]:
 
 
 def said() -> dict[str, list[str]]:
-    """What each module says against the limits of this host."""
+    """What each module says against the limits of this host, whose lockdown, another test's, is none of our business."""
     mirror: dict[str, Any] = {"name": "mirror", "rate": "1m", "cgroup_path": "/mirror"}
     tasks = {
         "rule": rule(**mirror),
@@ -63,12 +63,13 @@ def said() -> dict[str, list[str]]:
         "rules": rules(mirror),
         "rules, check mode": rules(mirror, check=True),
     }
-    for task in tasks.values():
+    told = {name: [text for text in task["unenforced"] if "lockdown" not in text] for name, task in tasks.items()}
+    for name, task in tasks.items():
         assert not task["changed"]
-        assert [warning for warning in task["warnings"] if "net_cls" in warning] == task["unenforced"]
+        assert [warning for warning in task["warnings"] if "net_cls" in warning] == told[name]
     found = info()
     assert found["warnings"] == [text for text in found["host"]["missing"] if "net_cls" in text]
-    return {**{name: task["unenforced"] for name, task in tasks.items()}, "info": found["warnings"]}
+    return {**told, "info": found["warnings"]}
 
 
 def mode_and_reason() -> tuple[str, str | None]:

@@ -186,7 +186,7 @@ def test_datagrams_through_a_tunnels_device_are_charged_once(scene: Scene, kind:
     wanted = min(offered * MBIT, RATE)
     assert (after.bytes - begun.bytes) / seconds >= 0.9 * wanted
     assert_bound(begun, after, int(RATE * OVERHEAD), BUCKET)
-    assert is_now["packets"] - was["packets"] <= 1.1 * (after.packets - begun.packets) + 20
+    assert is_now["packets"] - was["packets"] <= 1.3 * (after.packets - begun.packets) + 20
     if offered * MBIT < RATE:
         # None, but for what a busy machine sends late, and at once.
         assert is_now["dropped_packets"] - was["dropped_packets"] <= 0.05 * (is_now["packets"] - was["packets"])
