@@ -184,6 +184,7 @@ def _extra_goals(results: Stored) -> list[Goal | None]:
         else None,
         _cpu(results),
         _packets(results),
+        *_unruled(results),
         _requests(results),
     ]
 
@@ -216,6 +217,26 @@ def _packets(results: Stored) -> Goal | None:
     measured = "; ".join(f"{what}: {more:.0f} ns" for what, more, _row in costs)
     goal = "egress on a limited flow: at most 300 ns more than a program that returns 1, hot"
     return Goal("packets", goal, measured, misses, not misses)
+
+
+def _unruled(results: Stored) -> Iterator[Goal]:
+    """What rules cost cgroups that have none."""
+    for found in results.get("unruled", []):
+        _least, before, *rows = found["rows"]
+        ours = {row["scene"]: row for row in rows}
+        more = {what: row["hot"] - before["hot"] for what, row in ours.items()}
+        misses = [Miss(what, f"{figure:+} ns") for what, figure in more.items() if figure > 5]
+        measured = "; ".join(f"{what}: {figure:+} ns" for what, figure in more.items())
+        goal = "a packet without a rule: at most 5 ns more than before there were patterns"
+        yield Goal("unruled", goal, measured, misses, not misses)
+        misses = [Miss(what, f"{row['first']} ns") for what, row in ours.items() if row["first"] > 1500]
+        measured = "; ".join(f"{what}: {row['first']} ns" for what, row in ours.items())
+        yield Goal("first", "the first packet of a new cgroup: at most 1.5 µs", measured, misses, not misses)
+        share = max(row["first_median"] for row in ours.values()) * 1000 / 1e7
+        measured = f"{share:.2f} %"
+        misses = [] if share < 1 else [Miss("all", measured)]
+        goal = "a host that makes 1,000 cgroups a second: less than 1 % of a CPU"
+        yield Goal("cgroups", goal, measured, misses, not misses)
 
 
 def _requests(results: Stored) -> Goal | None:

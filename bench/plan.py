@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from . import cost, experiments, measure, plan_world, traffic
+from . import cost, experiments, measure, plan_world, traffic, unruled
 from .measure import Cell, megabits
 from .shapers import DROP, HTB, NONE, OURS, PEERS, TBF
 
@@ -240,6 +240,13 @@ def _costs(extent: Extent) -> Iterator[Step]:
             f"{row['kind']} {'cold' if row['cold'] else 'hot'} {row['limited'] - row['least']:+.0f} ns"
             for row in stored["rows"]
         ),
+    )
+    yield Step(
+        "packets without a rule",
+        10.0 if extent.quick else 60.0,
+        "unruled",
+        lambda links: unruled.measure(extent.quick),
+        lambda stored: ", ".join(f"{row['scene']} {row['hot']} ns, first {row['first']}" for row in stored["rows"]),
     )
     yield Step(
         "cost of new sockets",

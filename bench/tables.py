@@ -193,6 +193,16 @@ def _programs(results: Stored) -> Iterator[str]:
             caches = "cold" if row["cold"] else "hot"
             yield _row(row["kind"], str(row["rules"]), caches, f"{least:.0f}", *more, str(row["rounds"]))
         yield ""
+    for found in results.get("unruled", []):
+        yield (
+            "One packet of a cgroup without a rule, nanoseconds: one more; the first one after a change of rules; and "
+            f"the first one of each of {found['cgroups']} new cgroups. Patterns are next to the cgroup:\n"
+        )
+        columns = ("hot", "anew", "first", "first_median")
+        yield _head("", "one more (least)", "after a change (least)", "first (least)", "first (median)")
+        for row in found["rows"]:
+            yield _row(row["scene"], *(str(row[column]) for column in columns))
+        yield ""
     for found in results.get("sockets", []):
         yield "What a process without a rule makes in a second:\n"
         yield _head("", "no program", "returns 1", "ours", "")

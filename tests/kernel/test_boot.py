@@ -140,7 +140,7 @@ def test_what_the_boot_needs_and_lacks_is_told(prepared: Host, lost: str, words:
     Path(lost).rename(away)
     try:
         prepared.reboot()
-        assert words in prepared.run("journalctl", "-b", "-u", UNIT)
+        until(lambda: words in prepared.run("journalctl", "-b", "-u", UNIT))
         failed = prepared.run("systemctl", "show", "--value", "--property=ActiveState", UNIT) == "failed"
         assert failed == any("has failed" in problem for problem in boot(prepared)["problems"])  # type: ignore[attr-defined]
     finally:
