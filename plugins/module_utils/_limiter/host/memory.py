@@ -25,6 +25,7 @@ EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 _FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
 # What a child that was left behind was doing: it keeps a byte of this file locked, and so the next task knows of it.
 SETTLING, READING = "settling", "reading"
+TRACING = "tracing"  # the same for who traces
 
 _LOCKED = struct.Struct("hhqqi0q")  # struct flock
 
@@ -160,7 +161,7 @@ def remove(directory: str = DIRECTORY) -> None:
     if fd is None:
         return
     try:
-        free = [name for name in (SETTLING, READING) if not _is_locked(fd, name)]
+        free = [name for name in (SETTLING, READING, TRACING) if not _is_locked(fd, name)]
         for name in (_FILE, _BROKEN, _NEW, _LOCK, *free):
             try:
                 os.unlink(name, dir_fd=fd)

@@ -129,6 +129,19 @@ def _list(arguments: argparse.Namespace) -> Result:
     return work(Command({"gather": gather, **asked_for}, True))
 
 
+def _trace(arguments: argparse.Namespace) -> Result:
+    """Sessions are shown as they come, unless all are to be JSON."""
+    from ...core import tracing
+    from ..modules.trace import spec, work
+
+    def show(session: tracing.Session) -> None:
+        if not arguments.json:
+            arguments.tell(tracing.lines(session))
+
+    options = {name: getattr(arguments, name, None) for name in spec()}
+    return work(Command({**options, "rule": arguments.name}, False), show)
+
+
 def _metrics(arguments: argparse.Namespace) -> Result:
     from ...core import metrics
     from ..modules.info import work
@@ -173,6 +186,7 @@ _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "apply": _apply,
     "restore": _restore,
     "list": _list,
+    "trace": _trace,
     "metrics": _metrics,
     "reload": _reload,
     "unload": _unload,
