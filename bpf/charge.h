@@ -6,6 +6,7 @@
 #ifndef LIMITER_CHARGE_H
 #define LIMITER_CHARGE_H
 
+#include "attribution.h"
 #include "graph.h"
 #include "pacing.h"
 #include "verdict.h"
@@ -90,15 +91,24 @@ __noinline int charge_refund(struct __sk_buff *skb, __u64 rule, __u64 measured, 
 	return 0;
 }
 
-static __always_inline int charge_rules(struct __sk_buff *skb, __u64 rules[LIMITER_MAX_NESTED], __u32 generation,
-					bool paces)
+/* What a verdict comes from. */
+struct decision {
+	struct attribution found;
+	__u64 measured;                    /* packet_pack(); 0: nothing was charged */
+	__u16 answers[LIMITER_MAX_NESTED]; /* of the rules, as charge_rule() returns them; 0: it was not asked */
+};
+
+/* Charges the rules that were found. */
+static __always_inline int charge_rules(struct __sk_buff *skb, struct decision *decision, __u32 generation, bool paces)
 {
 	__u64 measured = wire_measure(skb), generation_paces = (__u64)generation << 1 | paces;
-	__u16 answers[LIMITER_MAX_NESTED] = {};
+	__u64 *rules = decision->found.rules;
+	__u16 *answers = decision->answers;
 	bool notice = false, dropped = false;
 
 	if (paces && measured >> PACKET_TCP & 1)
 		measured = pacing_look(skb, measured);
+	decision->measured = measured;
 /* Unrolled: the 5.10 verifier takes only constant offsets into the stack. */
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {

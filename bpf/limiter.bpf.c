@@ -7,8 +7,9 @@
  * (charge.h, verdict.h, token_bucket.h) and learns what its connections want (demand.h, fair_share.h). pace_sockets
  * tells each TCP socket its share once a round trip. settle_sockets brings all sockets of a network namespace in line
  * with the rules at once (pacing.h, settle.h). carry_over takes counters over from an earlier layout (carry.h).
+ * limit_and_trace has the place of limit_egress while somebody looks at what it decides (trace.h).
  *
- * One object fits every kernel from 5.10 on. Where the kernel refuses one of the last two programs, the first still
+ * One object fits every kernel from 5.10 on. Where the kernel refuses one of the other programs, limit_egress still
  * limits.
  */
 #include "vmlinux.h"
@@ -22,6 +23,7 @@
 #include "ipsec.h"
 #include "pacing.h"
 #include "settle.h"
+#include "trace.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -31,11 +33,10 @@ static __always_inline __u32 generation_of(const struct rate_limit_control *cont
 	return *(volatile const __u32 *)&control->generation;
 }
 
-SEC("cgroup_skb/egress")
-int limit_egress(struct __sk_buff *skb)
+/* A packet's verdict. What it comes from is for who traces. */
+static __always_inline int limit(struct __sk_buff *skb, struct decision *decision)
 {
 	struct rate_limit_control *ctl = control();
-	struct attribution found = {};
 	__u32 generation;
 	int verdict;
 
@@ -45,14 +46,60 @@ int limit_egress(struct __sk_buff *skb)
 	/* No rule was ever made. */
 	if (!generation)
 		return VERDICT_PASS;
-	if (!attribution_find(skb, ctl->tagged_sockets, generation, &found))
+	if (!attribution_find(skb, ctl->tagged_sockets, generation, &decision->found))
 		return VERDICT_PASS;
 	if (ipsec_suspected(skb) && ipsec_charged(skb))
 		return VERDICT_PASS;
-	verdict = charge_rules(skb, found.rules, generation, ctl->pacing == LIMITER_PACING_ON);
+	verdict = charge_rules(skb, decision, generation, ctl->pacing == LIMITER_PACING_ON);
 	if (ipsec_seen && verdict != VERDICT_DROP)
 		ipsec_give(skb);
 	return verdict;
+}
+
+SEC("cgroup_skb/egress")
+int limit_egress(struct __sk_buff *skb)
+{
+	struct decision decision = {};
+
+	return limit(skb, &decision);
+}
+
+/* In the place of limit_egress while somebody looks, see trace.h. */
+SEC("cgroup_skb/egress")
+int limit_and_trace(struct __sk_buff *skb)
+{
+	struct decision decision = {};
+	int verdict = limit(skb, &decision);
+
+	trace_packet(skb, &decision, TRACED_OUT, verdict);
+	return verdict;
+}
+
+/* While somebody looks: what arrives, which no rule limits. */
+SEC("cgroup_skb/ingress")
+int trace_arrival(struct __sk_buff *skb)
+{
+	struct decision none = {};
+
+	trace_packet(skb, &none, TRACED_IN, VERDICT_PASS);
+	return 1;
+}
+
+/* While somebody looks: sockets that the process makes whose packets he wants to see. */
+SEC("cgroup/sock_create")
+int trace_creation(struct bpf_sock *sk)
+{
+	if (trace_filter.process && bpf_get_current_pid_tgid() >> 32 == trace_filter.process)
+		bpf_sk_storage_get(&trace_socket_map, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	return 1;
+}
+
+/* While somebody looks: what another program of the egress hook refuses, ours knows nothing of. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(trace_refusal, struct sk_buff *skb, void *location)
+{
+	trace_refused(skb, (__u64)location);
+	return 0;
 }
 
 /* Run by user space, never attached, while an earlier layout is left. */

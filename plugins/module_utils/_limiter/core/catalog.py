@@ -15,7 +15,7 @@ import typing as t
 from . import layout
 
 HASH, ARRAY, SOCKET_STORAGE = 1, 2, 24  # BPF_MAP_TYPE_*
-CGROUP_LINK, ITERATOR_LINK = 3, 4  # BPF_LINK_TYPE_*
+TRACING_LINK, CGROUP_LINK, ITERATOR_LINK = 2, 3, 4  # BPF_LINK_TYPE_*
 
 
 class Map(t.NamedTuple):
@@ -66,11 +66,13 @@ class Part(t.NamedTuple):
 
 
 class Object(t.NamedTuple):
-    """An object file: its source in bpf/, and what it must contain."""
+    """An object file: its source in bpf/, what it must contain, and what it has for a trace."""
 
     source: str
     programs: tuple[Program, ...]  # each is loaded only together with all before it
     maps: tuple[Map, ...]
+    tracers: tuple[Program, ...]  # of which the first is needed
+    tracer_maps: tuple[str, ...]  # of those, not pinned
 
 
 CONFIG = Map(
@@ -133,6 +135,23 @@ SETTLE = Program(
     refused="connections that are already open are paced and released later",
     paces=True,
 )
+# While a trace lasts: it has the place of LIMIT on its link, and is beside it in the object.
+TRACE = Program("limit_and_trace", EGRESS)
+TRACE_ARRIVAL = Program(
+    "trace_arrival", Hook("cgroup_skb/ingress", 8, 0, CGROUP_LINK), refused="packets that arrive are not told"
+)
+TRACE_CREATION = Program(
+    "trace_creation",
+    Hook("cgroup/sock_create", 9, 2, CGROUP_LINK),
+    refused="sockets that the process makes during the trace are not told",
+)
+TRACE_REFUSAL = Program(
+    "trace_refusal",
+    Hook("tp_btf/kfree_skb", 26, 23, TRACING_LINK),
+    refused="packets that another program drops look as if they had passed",
+)
+UNTRACED = LIMIT.name  # the pin of LIMIT meanwhile
+TRACER_SECTION = ".rodata.trace"  # what a trace is asked for
 # In LIMIT: looking into the kernel's memory, which lockdown may forbid.
 LOOK = Part(
     "kernel_memory",
@@ -143,7 +162,15 @@ LOOK = Part(
 # Control is pinned last: where it is, all the others are.
 MAPS = (CONFIG, STATE, SLOT, MEMBER, EDGE, NODE, GRAPH, PLACE, SOCKET, PACING, CONTROL)
 PROGRAMS = (LIMIT, CARRY, PACE, SETTLE)
-LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED))
+TRACERS = (TRACE, TRACE_ARRIVAL, TRACE_CREATION, TRACE_REFUSAL)
+TRACE_RING, TRACE_STATE, TRACE_CGROUPS, TRACE_SOCKETS = (
+    "trace_ring",
+    "trace_state_map",
+    "trace_cgroup_map",
+    "trace_socket_map",
+)
+TRACER_MAPS = (TRACE_RING, TRACE_STATE, TRACE_CGROUPS, TRACE_SOCKETS, "trace_passed_map")
+LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED), TRACERS, TRACER_MAPS)
 
 
 def links(programs: t.Iterable[Program]) -> dict[str, Hook]:
@@ -160,4 +187,4 @@ PACING_LINKS = links(program for program in PROGRAMS if program.paces)
 NEXT = {row.next: row for row in MAPS if row.next}
 CARRYING = tuple(program.name for program in PROGRAMS if program.carries)
 PASSING = (*CARRYING, CARRIED.name, *NEXT)
-PINS = (*(row.name for row in MAPS), *LINKS, *PASSING)
+PINS = (*(row.name for row in MAPS), *LINKS, *PASSING, UNTRACED)

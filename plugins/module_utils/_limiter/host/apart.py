@@ -66,8 +66,8 @@ def run(
 ) -> Outcome:
     """Runs ``work`` in a child that has no open descriptors but ``keep``; what it tells must be fit for JSON.
 
-    It is ended after ``most`` seconds, or when nothing was heard of it for ``silence`` seconds; some times that where it
-    waits for nothing but a processor. An error in it is no error here: the outcome says why it is not complete.
+    It is ended after ``most`` seconds, or when nothing was heard of it for ``silence`` seconds; some times that while
+    it waits for nothing but a processor. An error in it is no error here: the outcome says why it is not complete.
     """
     began = time.monotonic()
     reading, writing = os.pipe()

@@ -24,7 +24,7 @@ EMPTY: t.Final = Memory(origins={}, automatic={}, homes={}, last=None)
 
 _FILE, _BROKEN, _NEW, _LOCK = "state.json", "state.json.broken", "state.json.new", "lock"
 # What a child that was left behind was doing: it keeps a byte of this file locked, and so the next task knows of it.
-SETTLING, READING, MEASURING = CLAIMS = "settling", "reading", "measuring"
+SETTLING, READING, MEASURING, TRACING = CLAIMS = "settling", "reading", "measuring", "tracing"
 
 _LOCKED = struct.Struct("hhqqi0q")  # struct flock
 

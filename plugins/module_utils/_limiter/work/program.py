@@ -212,6 +212,8 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
         and not reload
         and not host.attachments.unfinished()
     ):
+        if not check:
+            host.complete()  # a trace that was killed
         if remembered.settling and not check:
             problems = pacing.follow(None)
             warnings += problems

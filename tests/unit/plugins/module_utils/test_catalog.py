@@ -47,10 +47,27 @@ def test_the_maps_are_those_of_maps_h_and_carry_h() -> None:
 
 
 def test_the_programs_are_those_of_the_source() -> None:
-    for row in (catalog.LIMITER,):
-        text = (ROOT / "bpf" / row.source).read_text(encoding="utf-8")
-        found = re.findall(r'^SEC\("([^"]+)"\)\nint (\w+)\(', text, re.MULTILINE)
-        assert found == [(program.hook.name, program.name) for program in row.programs]
+    row = catalog.LIMITER
+    text = (ROOT / "bpf" / row.source).read_text(encoding="utf-8")
+    found = re.findall(r'^SEC\("([^"]+)"\)\nint (?:BPF_PROG\()?(\w+)', text, re.MULTILINE)
+    for programs in (row.programs, row.tracers):
+        expected = [(program.hook.name, program.name) for program in programs]
+        assert [one for one in found if one in expected] == expected
+    assert len(found) == len(row.programs) + len(row.tracers)
+
+
+def test_what_is_there_for_a_trace_is_that_of_trace_h() -> None:
+    text = (ROOT / "bpf" / "trace.h").read_text(encoding="utf-8")
+    assert re.findall(r'\} (\w+) SEC\("\.maps"\)', text) == list(catalog.LIMITER.tracer_maps)
+    assert f'trace_filter SEC("{catalog.TRACER_SECTION}")' in text
+
+
+def test_the_documented_programs_of_a_trace_say_what_follows_without_them() -> None:
+    expected = [
+        [f"`{row.name}`", f"`{row.hook.name}`", row.refused or "there is no trace, and the task fails"]
+        for row in catalog.TRACERS
+    ]
+    assert table("program of a trace") == expected
 
 
 def test_only_what_limits_is_required_and_it_comes_first() -> None:

@@ -19,6 +19,7 @@ MODULES = (
     "speed_limit_program",
     "speed_limit_purge",
     "speed_limit_info",
+    "speed_limit_trace",
     "speed_limit_command",
     "speed_limit_report",
 )

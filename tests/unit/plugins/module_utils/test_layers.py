@@ -19,7 +19,7 @@ PACKAGE = Path(plan.__file__).parent.parent
 LAYERS = ("core", "generated", "host", "work", "front")  # each may import those before it
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 WITH_ANSIBLE = {"front.respawn", "front.task"}  # what only the modules need
-PURE = {"__future__", "functools", "json", "re", "typing", "fractions", "struct", "zlib"}
+PURE = {"__future__", "functools", "ipaddress", "json", "re", "typing", "fractions", "struct", "zlib"}
 
 
 def name(path: Path) -> str:

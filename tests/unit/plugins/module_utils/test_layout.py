@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""core/layout.py and bpf/layout.h say the same."""
+"""core/layout.py and bpf/layout.h say the same, and so do core/tracing.py and bpf/traced.h."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 import subprocess
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, reasons, schemas
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout, reasons, schemas, tracing
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 
@@ -28,6 +28,9 @@ STRUCTS = {
     "rate_limit_slot": (layout.SLOT, layout.SLOT_FIELDS),
     "rate_limit_place": (layout.PLACE, layout.PLACE_FIELDS),
     "rate_limit_carried": (layout.CARRIED, layout.CARRIED_FIELDS),
+    "traced_filter": (tracing.FILTER, tracing.FILTER_FIELDS),
+    "traced_packet": (tracing.PACKET, tracing.PACKET_FIELDS),
+    "traced_state": (tracing.STATE, tracing.STATE_FIELDS),
 }
 CONSTANTS: tuple[str, ...] = (
     "SCHEMA",
@@ -69,7 +72,7 @@ def what_the_c_compiler_says(directory: pathlib.Path) -> dict[str, int]:
     source = directory / "offsets.c"
     source.write_text(
         "#include <stddef.h>\n#include <stdio.h>\n#include <linux/types.h>\n#include <linux/bpf.h>\n"
-        f'#include "{BPF}/layout.h"\nint main(void) {{ {" ".join(lines)} return 0; }}\n'
+        f'#include "{BPF}/traced.h"\nint main(void) {{ {" ".join(lines)} return 0; }}\n'
     )
     subprocess.run([compiler, "-o", str(directory / "offsets"), str(source)], check=True)
     output = subprocess.run([str(directory / "offsets")], check=True, capture_output=True, text=True).stdout

@@ -136,6 +136,19 @@ def _why(arguments: argparse.Namespace) -> Result:
     return work(Command({"gather": ["use"], "connections": 10, **asked_for}, True))
 
 
+def _trace(arguments: argparse.Namespace) -> Result:
+    """Sessions are shown as they come, unless all are to be JSON."""
+    from ...core import tracing
+    from ..modules.trace import spec, work
+
+    def show(session: tracing.Session) -> None:
+        if not arguments.json:
+            arguments.tell(tracing.lines(session))
+
+    options = {name: getattr(arguments, name, None) for name in spec()}
+    return work(Command({**options, "rule": arguments.name}, False), show)
+
+
 def _metrics(arguments: argparse.Namespace) -> Result:
     from ...core import metrics
     from ..modules.info import work
@@ -181,6 +194,7 @@ _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "restore": _restore,
     "list": _list,
     "why": _why,
+    "trace": _trace,
     "metrics": _metrics,
     "reload": _reload,
     "unload": _unload,

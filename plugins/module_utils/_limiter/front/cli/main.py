@@ -70,6 +70,7 @@ def _guarded(words: t.Sequence[str]) -> int:
             return DONE
         if arguments.command is None:
             parser.usage(built)
+        arguments.tell = _print
         result = commands.run(arguments)
         for warning in _warnings(arguments, result):
             _say(f"warning: {warning}")
@@ -120,6 +121,8 @@ def _lines(arguments: t.Any, result: Result) -> list[str]:
         return t.cast("list[str]", result["lines"])
     from . import shown
 
+    if arguments.command == "trace":
+        return [shown.traced(result)]
     if arguments.command == "list":
         return shown.listing(result, _width(), _more())
     if arguments.command == "why":

@@ -10,6 +10,7 @@ import sys
 import typing as t
 
 from ...core.rates import BUCKET_FORMS, RATE_FORMS
+from ...core.tracing import DIRECTIONS, OUTCOMES
 
 DESCRIPTION = "Limits how much network bandwidth groups of processes use. Ansible's modules see the same rules."
 
@@ -26,6 +27,10 @@ EXAMPLES = (
     ("limiter set --name web -r 160mbit --unit nginx", "A service is limited where it is, over its restarts."),
     ("limiter move -p 9999 --last", "Another process joins the rule that was set last."),
     ("limiter unset -p 1234", "The process goes back to the cgroup that it came from."),
+    (
+        "limiter trace --unit nginx --reason empty",
+        "Show packets of a service that found no tokens, and who else saw them.",
+    ),
     ("limiter apply --purge --check --diff rules.json", "Show what would change if these were the only rules."),
 )
 
@@ -47,7 +52,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="show the version of the collection, and end")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog="limiter")
     common = _common()
-    for add in (_set, _move, _unset, _apply, _restore, _list, _why, _metrics, _reload, _unload, _purge):
+    for add in (_set, _move, _unset, _apply, _restore, _list, _why, _trace, _metrics, _reload, _unload, _purge):
         add(_Adding(commands, common))
     return parser
 
@@ -223,6 +228,46 @@ def _why(add: _Adding) -> None:
     )
     parser.add_argument("pid", type=int, metavar="PID", help="the process")
     parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
+
+
+def _trace(add: _Adding) -> None:
+    parser = add(
+        "trace",
+        "show what becomes of packets, and why",
+        "A session is a packet: the BPF programs that saw it, in order, and what the rules decided. All options that "
+        "choose packets must fit. Rules limit meanwhile as always; a task that loads or unloads the program ends it.",
+        changes=False,
+    )
+    parser.add_argument(
+        "--duration", type=float, metavar="SECONDS", help="end after so many seconds; by default 5, at most 3600"
+    )
+    parser.add_argument(
+        "--max-events", type=int, metavar="NUMBER", help="end after so many packets; by default 100, at most 10000"
+    )
+    _name(parser, "only packets that this rule holds for")
+    _cgroup_paths(parser, "only packets of this cgroup and those below it; stars and several are allowed")
+    _named(parser, "the same for a unit of systemd", "the same for a user", "the same for a container")
+    parser.add_argument(
+        "-p", "--pid", type=int, metavar="PID", help="only packets of the sockets of this process, without its children"
+    )
+    parser.add_argument("--direction", choices=DIRECTIONS, help="packets that leave, by default; that arrive; or both")
+    parser.add_argument(
+        "--reason",
+        action="append",
+        choices=OUTCOMES,
+        dest="reasons",
+        help="only packets of which this was decided; can be given several times",
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="only packets from or to this address or network")
+    parser.add_argument("--port", type=int, metavar="PORT", help="only packets from or to this port of TCP or UDP")
+    parser.add_argument(
+        "-o",
+        "--bpf-obj",
+        metavar="OBJECT",
+        dest="object",
+        help="the object that was loaded, where it is an unusual one",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result of speed_limit_trace at the end, as JSON")
 
 
 def _metrics(add: _Adding) -> None:

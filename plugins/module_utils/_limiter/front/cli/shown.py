@@ -153,6 +153,13 @@ def _absent(result: Result) -> t.Callable[[str], str]:
     return lambda line: limits.sub(r"\1 (absent: limited as soon as it is there)", line)
 
 
+def traced(result: Result) -> str:
+    """After the sessions, which were shown as they came."""
+    count = len(result["sessions"])
+    lost = f", {result['lost']} lost" if result["lost"] else ""
+    return f"{count} packet{'' if count == 1 else 's'}{lost}"
+
+
 def nothing_to_unset(result: Result, asked_for: t.Any) -> str:
     """Why nothing was to be done: what was asked for may be misspelt."""
     name, pids = asked_for.name, asked_for.pids or ()

@@ -16,7 +16,7 @@ import typing as t
 from ...core import catalog, layout, schemas
 from ...core.errors import LimiterError
 from ...core.model import Program
-from . import objects, pins
+from . import objects, pins, tracing
 from .hooks import Hooks
 from .libbpf import KernelError, Libbpf, reason
 from .links import Links, Undo
@@ -55,7 +55,8 @@ class Attachments:
             if cgroup is None:  # the kernel detaches a link when its cgroup goes
                 return None
             control = maps.control()
-            known = control.program_id == info.prog_id and control.identity
+            # While a trace lasts, the one that was loaded is pinned.
+            known = control.program_id in (info.prog_id, tracing.untraced_id(self._libbpf)) and control.identity
             pacing = _PACING.get(control.pacing, "off")
             if pacing == "on" and self._links.cgroup_id(catalog.PACE.link) != info.cgroup_id:
                 pacing = "off"  # its link is lost, or is still somewhere else
@@ -90,6 +91,7 @@ class Attachments:
         pins.ensure()
         with self._maps():
             pass  # another version's maps are refused before anything is touched
+        self.end_trace()
         self.complete()
         with Undo() as undo:
             try:
@@ -170,6 +172,7 @@ class Attachments:
         before (`pacing.stop`): they keep what they were told.
         """
         pins.check(self._libbpf, schema=None)
+        self.end_trace()
         names = [name for name in catalog.LINKS if pins.exists(name)]
         for name in names:
             self._links.remove(name)
@@ -195,9 +198,13 @@ class Attachments:
         pins.check(self._libbpf, schema=None)
         return pins.remove()
 
-    def on_hook(self, cgroup: str) -> list[dict[str, t.Any]]:
-        """Every program that runs for a packet that a socket of ``cgroup`` sends: see `Hooks.on_egress`."""
-        return self._hooks.on_egress(cgroup, self._limiting())
+    def on_hook(
+        self, cgroup: str, hook: catalog.Hook = catalog.EGRESS, also: t.Iterable[int] = ()
+    ) -> list[dict[str, t.Any]]:
+        """Every program that runs for a packet that a socket of ``cgroup`` sends: see `Hooks.running`. ``also``: ids of
+        programs of ours without a pin.
+        """
+        return self._hooks.running(cgroup, self._limiting().union(also), hook)
 
     def runs_for(self, cgroup: str) -> bool:
         """Whether ours is among them."""
@@ -208,10 +215,41 @@ class Attachments:
 
     def complete(self) -> bool:
         """A run was killed that moved the attach point or changed the layout: what it attached takes the old link's
-        place, and its maps those of the earlier layout. Whether maps have changed.
+        place, and its maps those of the earlier layout. One that traced: the untraced program comes back. Whether maps
+        have changed.
         """
+        if not tracing.is_claimed():
+            self.end_trace()
         self._complete_move()
         return self._migration.finish()
+
+    def begin_trace(self, stack: contextlib.ExitStack, loaded: tracing.Loaded, leaves: bool) -> objects.Refusals:
+        """What was loaded looks from now on, until ``stack`` ends or `end_trace`; with ``leaves`` also in the place of
+        what limits. Returns what the kernel refused.
+        """
+        refused = dict(loaded.refused)
+        with self._hooks.open_cgroup("/") as cgroup_fd:
+            for row in loaded.tracer.beside:
+                try:
+                    loaded.tracer.attach(stack, row, cgroup_fd)
+                except KernelError as error:
+                    refused[row] = error.why
+        if leaves:
+            loaded.tracer.take_place(self._links, loaded.opened)
+        return refused
+
+    def limits_now(self, program_id: int) -> bool | None:
+        """Whether this program is the one that limits; None where none is loaded."""
+        try:
+            return bool(self._links.info(catalog.LIMIT.link).prog_id == program_id)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
+    def end_trace(self) -> None:
+        """The untraced program has its place again. Who traces sees that, and ends."""
+        tracing.put_back(self._libbpf, self._links)
 
     def _complete_move(self) -> None:
         links = self._links

@@ -152,7 +152,9 @@ def _maps(libbpf: Libbpf, program_id: int, program: catalog.Program) -> dict[str
     rows = {row.name[:_NAME_BYTES]: row for row in catalog.MAPS}
     found: dict[str, _Map] = {}
     with libbpf.opened_by_id("prog", program_id) as fd:
-        if fd is None or _name(libbpf, libbpf.info(fd, "bpf_prog_info").name) != program.name[:_NAME_BYTES]:
+        # What traces is one, too.
+        names = [one.name[:_NAME_BYTES] for one in (program, catalog.TRACE) if one.hook == program.hook]
+        if fd is None or _name(libbpf, libbpf.info(fd, "bpf_prog_info").name) not in names:
             return found
         for identifier in libbpf.maps_of(fd):
             with libbpf.opened_by_id("map", identifier) as map_fd:

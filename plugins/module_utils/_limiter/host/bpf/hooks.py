@@ -57,8 +57,11 @@ class Hooks:
                 return Exclusive(ids[0], place, text)
         return None
 
-    def on_egress(self, cgroup: str, ours: t.Container[int]) -> list[dict[str, t.Any]]:
-        """Every program that runs for a packet that a socket of ``cgroup`` sends, in the kernel's order.
+    def running(
+        self, cgroup: str, ours: t.Container[int], hook: catalog.Hook = catalog.EGRESS
+    ) -> list[dict[str, t.Any]]:
+        """Every program that runs for a packet that a socket of ``cgroup`` sends, or on another hook, in the kernel's
+        order.
 
         Each is ``id``, ``name``, ``attach_flags`` (``multi``, ``override``, ``none``), ``cgroup`` (where it is
         attached; None where that lies above what is mounted) and ``ours``.
@@ -67,10 +70,10 @@ class Hooks:
         attached = []
         for place in _way_up(cgroup):
             with self.open_cgroup(place) as fd:
-                ids, flags = self._query(fd, catalog.EGRESS, 0)
+                ids, flags = self._query(fd, hook, 0)
             attached.append((place, ids, flags))
         found = []
-        for program_id in self.effective(cgroup):
+        for program_id in self.effective(cgroup, hook):
             name = self._program_name(program_id)
             if name is None:  # it went in between
                 continue
@@ -84,13 +87,13 @@ class Hooks:
             found.append({**entry, "cgroup": where, "ours": program_id in ours})
         return found
 
-    def effective(self, cgroup: str) -> list[int]:
-        """Their ids. Raises LimiterError as `on_egress`."""
+    def effective(self, cgroup: str, hook: catalog.Hook = catalog.EGRESS) -> list[int]:
+        """Their ids. Raises LimiterError as `running`."""
         with self.open_cgroup(cgroup) as fd:
-            return self._query(fd, catalog.EGRESS, _QUERY_EFFECTIVE)[0]
+            return self._query(fd, hook, _QUERY_EFFECTIVE)[0]
 
     def attached(self, cgroup: str) -> list[int]:
-        """The ids of the programs that are attached there to egress. Raises LimiterError as `on_egress`."""
+        """The ids of the programs that are attached there to egress. Raises LimiterError as `running`."""
         with self.open_cgroup(cgroup) as fd:
             return self._query(fd, catalog.EGRESS, 0)[0]
 

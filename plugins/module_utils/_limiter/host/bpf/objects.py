@@ -29,6 +29,15 @@ _MOST_INTERRUPTIONS = 5
 _NOISE = re.compile(r"libbpf: (prog '\w+': (failed to load|-- )|failed to load object)|-- END|processed \d+ insns")
 
 
+class Opened(t.NamedTuple):
+    """An object that the kernel does not know yet, with libbpf's pointers to what is in it."""
+
+    object: t.Any
+    programs: t.Mapping[catalog.Program, t.Any]
+    maps: t.Mapping[catalog.Map, t.Any]
+    tracers: t.Mapping[catalog.Program, t.Any]  # an object of an earlier version has none
+
+
 class LoadedObject(t.NamedTuple):
     """Descriptors of the programs that the kernel took."""
 
@@ -39,7 +48,7 @@ class LoadedObject(t.NamedTuple):
 def check(bpf: Libbpf, path: str) -> None:
     """What can be known of an object without loading it. Raises LimiterError ``bad_object``."""
     with contextlib.ExitStack() as stack:
-        _open(bpf, stack, path)
+        open_object(bpf, stack, path)
 
 
 def load(
@@ -59,42 +68,33 @@ def load(
     looks, interruptions = True, _MOST_INTERRUPTIONS
     while pending:
         attempt = pending.pop(0)
-        opened, programs, maps = _open(bpf, stack, path)
+        opened = open_object(bpf, stack, path)
         if not looks:
-            _forbid_looking(bpf, opened)
-        for row in programs.keys() - set(attempt):
-            bpf.call("bpf_program__set_autoload", programs[row], False)
-        _forget_pin_paths(bpf, opened)
-        for pinned, bpf_map in maps.items():
-            if pinned not in places:
-                bpf.call("bpf_map__set_autocreate", bpf_map, False)
-            elif pins.exists(places[pinned]):
-                with closing_fd(bpf.get(pins.path(places[pinned]))) as fd:
-                    bpf.call("bpf_map__reuse_fd", bpf_map, fd)  # libbpf keeps a copy
+            forbid_looking(bpf, opened)
+        prepare(bpf, opened, attempt, places)
         bpf.forget_log()
         try:
-            bpf.call("bpf_object__load", opened)
+            bpf.call("bpf_object__load", opened.object)
         except KernelError as error:
             # A signal that is pending ends the verifier's work, which libbpf tries a few times: that is no refusal.
             if error.errno == errno.EAGAIN and interruptions:
                 interruptions -= 1
                 pending.insert(0, attempt)
                 continue
-            why = kernel.refused(_in_short(bpf, error.why))
+            why = kernel.refused(in_short(bpf, error.why))
             if looks and shortcomings.forbids_looking(why):
                 looks, pending, refused = False, list(attempts), {catalog.LOOK: why}
                 continue
             if not pending:
-                raise _not_loaded(bpf, path, error) from error
+                raise not_loaded(bpf, path, error) from error
             # The last one left out is the one to blame: without it the kernel takes the rest.
             for row in wanted[len(attempt) :]:
                 refused.pop(row, None)
             refused[attempt[-1]] = why
             continue
-        loaded = {row: bpf.call("bpf_program__fd", programs[row]) for row in attempt}
-        for pinned in places:  # also what it does not read lasts as long, and is found with it where pins are lost
-            bpf.call("bpf_prog_bind_map", loaded[catalog.LIMIT], bpf.call("bpf_map__fd", maps[pinned]), bpf.ffi.NULL)
-        _pin(bpf, maps, places)
+        loaded = {row: bpf.call("bpf_program__fd", opened.programs[row]) for row in attempt}
+        bind(bpf, opened, loaded[catalog.LIMIT], places)
+        _pin(bpf, opened.maps, places)
         return LoadedObject(loaded, refused)
     raise AssertionError("the last attempt returns or raises")
 
@@ -107,15 +107,13 @@ def _may_be_taken(wanted: t.Sequence[catalog.Program], count: int) -> bool:
     return kernel.version() >= last.since and all(row.refused for row in left_out)
 
 
-def _open(
-    bpf: Libbpf, stack: contextlib.ExitStack, path: str
-) -> tuple[t.Any, dict[catalog.Program, t.Any], dict[catalog.Map, t.Any]]:
-    """The object, its programs and its maps, valid as long as ``stack``; not known to the kernel yet."""
+def open_object(bpf: Libbpf, stack: contextlib.ExitStack, path: str) -> Opened:
+    """The object, valid as long as ``stack``. Raises LimiterError ``bad_object``."""
     bpf.forget_log()
     try:
         opened = bpf.pointer("bpf_object__open_file", path.encode(), bpf.ffi.NULL)
     except KernelError as error:
-        raise _bad_object(path, _in_short(bpf, error.why)) from error
+        raise _bad_object(path, in_short(bpf, error.why)) from error
     stack.callback(bpf.run, "bpf_object__close", opened)
     programs = {row: _find(bpf, path, "program", row.name, opened) for row in catalog.LIMITER.programs}
     for row, program in programs.items():
@@ -127,19 +125,53 @@ def _open(
         sizes = [bpf.run(f"bpf_map__{what}", bpf_map) for what in ("type", "key_size", "value_size")]
         if sizes != [entry.type, entry.key.size, entry.value.size]:
             raise _bad_object(path, f"its map {entry.name} has another type, key or value than this version's")
-    return opened, programs, maps
+    tracers = {row: find(bpf, opened, "program", row.name) for row in catalog.LIMITER.tracers}
+    return Opened(opened, programs, maps, {row: program for row, program in tracers.items() if program is not None})
+
+
+def prepare(
+    bpf: Libbpf, opened: Opened, wanted: t.Collection[catalog.Program], places: t.Mapping[catalog.Map, str]
+) -> None:
+    """Only these programs will be loaded, with the maps that are pinned already, as far as they are."""
+    for row, program in (*opened.programs.items(), *opened.tracers.items()):
+        if row not in wanted:
+            bpf.call("bpf_program__set_autoload", program, False)
+    _forget_pin_paths(bpf, opened.object)
+    for pinned, bpf_map in opened.maps.items():
+        if pinned not in places:
+            bpf.call("bpf_map__set_autocreate", bpf_map, False)
+        elif pins.exists(places[pinned]):
+            with closing_fd(bpf.get(pins.path(places[pinned]))) as fd:
+                bpf.call("bpf_map__reuse_fd", bpf_map, fd)  # libbpf keeps a copy
+    for name in () if catalog.TRACE in wanted else (*catalog.LIMITER.tracer_maps, catalog.TRACER_SECTION):
+        bpf_map = find(bpf, opened.object, "map", name)
+        if bpf_map is not None:
+            bpf.call("bpf_map__set_autocreate", bpf_map, False)
+
+
+def bind(bpf: Libbpf, opened: Opened, program_fd: int, places: t.Iterable[catalog.Map]) -> None:
+    """What the program does not read lasts as long as it, too, and is found with it where pins are lost."""
+    for pinned in places:
+        bpf.call("bpf_prog_bind_map", program_fd, bpf.call("bpf_map__fd", opened.maps[pinned]), bpf.ffi.NULL)
+
+
+def find(bpf: Libbpf, opened: t.Any, what: str, name: str) -> t.Any | None:
+    """A ``program`` or ``map`` of an object that is open."""
+    found = bpf.run(f"bpf_object__find_{what}_by_name", opened, name.encode())
+    return None if found == bpf.ffi.NULL else found
 
 
 def _find(bpf: Libbpf, path: str, what: str, name: str, opened: t.Any) -> t.Any:
-    found = bpf.run(f"bpf_object__find_{what}_by_name", opened, name.encode())
-    if found == bpf.ffi.NULL:
+    found = find(bpf, opened, what, name)
+    if found is None:
         raise _bad_object(path, f"it has no {what} {name}")
     return found
 
 
-def _forbid_looking(bpf: Libbpf, opened: t.Any) -> None:
-    section = bpf.run("bpf_object__find_map_by_name", opened, catalog.LOOK.section.encode())
-    if section != bpf.ffi.NULL:  # an older object never looks
+def forbid_looking(bpf: Libbpf, opened: Opened) -> None:
+    """Its programs will not look into the kernel's memory."""
+    section = find(bpf, opened.object, "map", catalog.LOOK.section)
+    if section is not None:  # an older object never looks
         bpf.call("bpf_map__set_initial_value", section, b"\0", 1)
 
 
@@ -167,7 +199,7 @@ def _bad_object(path: str, why: str) -> LimiterError:
     return LimiterError("bad_object", f"{path} is not a speed limiter's BPF object", why, remedy)
 
 
-def _not_loaded(bpf: Libbpf, path: str, error: KernelError) -> LimiterError:
+def not_loaded(bpf: Libbpf, path: str, error: KernelError) -> LimiterError:
     if error.errno == errno.EPERM:
         return error
     remedy = "Build it on this kernel (speed_limit_program without object), and report this if it was"
@@ -179,7 +211,7 @@ def _with_log(bpf: Libbpf, why: str) -> str:
     return f"{why}\n{log}" if log else why
 
 
-def _in_short(bpf: Libbpf, why: str) -> str:
-    """The errno, and the last line that says more than that it failed."""
+def in_short(bpf: Libbpf, why: str) -> str:
+    """Why a load failed: the errno, and the last line that says more than that it failed."""
     said = [line for line in bpf.log(20).splitlines() if not _NOISE.match(line)]
     return f"{why}: {said[-1]}" if said else why

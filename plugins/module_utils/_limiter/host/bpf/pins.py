@@ -105,7 +105,7 @@ def check(libbpf: Libbpf | None = None, schema: int | None = layout.SCHEMA) -> N
         for name, row in catalog.NEXT.items():
             if exists(name):
                 _check_map(libbpf, row, name, None)
-        for name in catalog.CARRYING:
+        for name in (*catalog.CARRYING, catalog.UNTRACED):
             if exists(name):
                 with _opened(libbpf, name, "prog"):
                     pass
@@ -175,7 +175,7 @@ def remove() -> list[str]:
     removed = []
     check(schema=None)
     # Control first, without which the others are nobody's: see `drop_leftovers`.
-    for name in (*catalog.LINKS, *catalog.PASSING, *(row.name for row in reversed(catalog.MAPS))):
+    for name in (*catalog.LINKS, catalog.UNTRACED, *catalog.PASSING, *(row.name for row in reversed(catalog.MAPS))):
         try:
             os.unlink(path(name))
         except (FileNotFoundError, NotADirectoryError):

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The life of a trace: how it takes its place and gives it back, and whoever comes in between. What it tells of packets
+is in traffic/test_traced_packets.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, tracing
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli import main
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import tracing as port
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import refused, until
+from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import SOURCE, compile_object, load_program
+from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, snapshot
+
+BUDGET = 500_000  # instructions that the verifier may walk, as in test_budget.py
+UNTRACED = pins.path(catalog.UNTRACED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in() -> Iterator[None]:
+    with limiter.stand_in():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cgroups() -> Iterator[Cgroups]:
+    with limiter.clean_host() as found:
+        yield found
+
+
+def trace(**options: Any) -> dict[str, Any]:
+    return limiter.task("speed_limit_trace", **options)
+
+
+def attached() -> dict[str, Any]:
+    """What of ours is on the hook."""
+    (found,) = [one for one in info(gather=["hook"])["hook"] if one["ours"]]
+    return {"id": found["id"], "name": found["name"]}
+
+
+def tag(fd: int) -> str:
+    return dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())["prog_tag"]
+
+
+class Running:
+    """A trace in a process of its own, which is in place when this begins."""
+
+    def __init__(self, **options: Any) -> None:
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(reading)
+                os.write(writing, json.dumps(trace(**{"duration": 60.0, **options})).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        self._reading = reading
+        until(lambda: os.path.exists(UNTRACED) and attached()["name"] == catalog.TRACE.name)
+
+    def result(self) -> dict[str, Any]:
+        with open(self._reading, encoding="utf-8") as pipe:
+            found: dict[str, Any] = json.load(pipe)
+        os.waitpid(self.pid, 0)
+        return found
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._reading)
+
+
+# ---- off, it costs nothing
+
+
+@pytest.mark.every_kernel
+def test_off_what_limits_is_to_the_byte_what_is_compiled_without_a_trace(tmp_path: Path) -> None:
+    source = (SOURCE / "limiter.bpf.c").read_text()
+    plain = source.replace('#include "trace.h"\n', "")
+    plain = re.sub(r'SEC\("[^"]+"\)\nint [^\n]*trace[^\n]*\n{\n.*?\n}\n', "", plain, flags=re.DOTALL)
+    assert "trace" in source
+    assert "trace_" not in plain
+    (tmp_path / "plain.bpf.c").write_text(plain)
+    tags = []
+    for place in (tmp_path / "plain.bpf.c", SOURCE / "limiter.bpf.c"):
+        fd = load_program(compile_object(place, tmp_path / "it.o"), "limit_egress")
+        tags.append(tag(fd))
+        os.close(fd)
+    assert tags[0] == tags[1]
+
+
+def test_before_and_after_a_trace_the_same_program_limits() -> None:
+    program()
+    before, pinned = attached(), sorted(os.listdir(pins.PIN_DIR))
+    running = Running(max_events=1, duration=60.0, reason="empty")
+    during = attached()
+    assert during["name"] == catalog.TRACE.name
+    assert during["id"] != before["id"]
+    os.kill(running.pid, signal.SIGINT)
+    os.waitpid(running.pid, 0)
+    assert attached() == before
+    assert sorted(os.listdir(pins.PIN_DIR)) == pinned
+    assert trace(duration=0.1)["ended"] == "duration"
+    assert attached() == before
+
+
+@pytest.mark.every_kernel
+def test_the_verifier_takes_what_traces_within_its_budget(limiter_object: str) -> None:
+    """Of instructions; and of stack, of which 5.10 counts each function's in steps of 32 bytes, 512 in all: what
+    limit_egress calls takes 352 of them.
+    """
+    found = bpf.verified(limiter_object)
+    rows = {row.name: found[row.name] for row in catalog.TRACERS}
+    print(rows)
+    traces = rows[catalog.TRACE.name]
+    assert traces is not None
+    assert traces.instructions <= BUDGET
+    with bpf.Object(limiter_object) as opened:
+        opened.load(catalog.TRACE.name, log_level=4)
+        (stack,) = re.findall(r"stack depth (\d+)", opened.log)
+    assert int(stack) <= 512 - 352
+
+
+# ---- who comes in between
+
+
+def test_rule_tasks_go_on_during_a_trace() -> None:
+    program()
+    running = Running(max_events=1, reason="empty")
+    assert rule(name="web", rate="1m")["changed"]
+    assert not program()["changed"]  # it is the same program for who asks for one
+    assert limiter.program(check=True)["changed"] is False
+    assert info(gather=["program"])["program"]["identity"].startswith("source:")
+    assert attached()["name"] == catalog.TRACE.name
+    running.kill()
+
+
+def test_a_second_trace_is_refused() -> None:
+    program()
+    running = Running(max_events=1, reason="empty")
+    with refused("trace_running", f"the process {running.pid} traces"):
+        trace(duration=0.1)
+    assert attached()["name"] == catalog.TRACE.name
+    running.kill()
+
+
+@pytest.mark.parametrize(
+    ("work", "ended", "words"),
+    [
+        (lambda: program(state="reloaded"), "replaced", "another task has loaded a program"),
+        (lambda: program(state="absent"), "unloaded", "another task has unloaded the program"),
+        (lambda: purge("all"), "unloaded", "another task has unloaded the program"),
+    ],
+)
+def test_a_task_that_loads_or_unloads_the_program_ends_a_trace(work: Any, ended: str, words: str) -> None:
+    program()
+    running = Running(max_events=1, reason="empty")
+    work()
+    found = running.result()
+    assert found["ended"] == ended
+    assert words in found["warnings"][0]
+    assert not os.path.exists(UNTRACED)
+    assert all(one["name"] != catalog.TRACE.name for one in info(gather=["hook"])["hook"])
+
+
+def test_a_rule_that_is_removed_ends_its_trace() -> None:
+    rule(name="web", rate="1m")
+    before = attached()
+    running = Running(rule="web", max_events=1)
+    rule(name="web", state="absent")
+    found = running.result()
+    assert found["ended"] == "rule_removed"
+    assert "the rule was removed" in found["warnings"][0]
+    assert attached() == before
+
+
+def test_the_pins_may_go_meanwhile() -> None:
+    """What traces is known as a limiter, and pinned again."""
+    program()
+    running = Running(max_events=1, reason="empty")
+    for name in os.listdir(pins.PIN_DIR):
+        if name != catalog.LIMIT.link:
+            os.unlink(pins.path(name))
+    assert "pinned the limiter again" in rule(name="web", rate="1m")["program_actions"][0]
+    running.kill()
+
+
+# ---- who is killed
+
+
+@pytest.mark.parametrize("then", ["rule", "program", "purge"])
+def test_what_a_killed_trace_leaves_limits_and_the_next_task_undoes_it(then: str) -> None:
+    rule(name="web", rate="1m")
+    before, pinned = attached(), sorted(os.listdir(pins.PIN_DIR))
+    running = Running(max_events=1, reason="empty")
+    running.kill()
+    assert attached()["name"] == catalog.TRACE.name
+    if then == "rule":
+        assert not rule(name="web", rate="1m")["changed"]
+    elif then == "program":
+        assert not program()["changed"]
+    else:
+        purge("rules")
+    assert attached() == before
+    assert sorted(os.listdir(pins.PIN_DIR)) == pinned
+
+
+def test_what_a_killed_trace_leaves_does_not_hinder_the_next_one() -> None:
+    program()
+    before = attached()
+    Running(max_events=1, reason="empty").kill()
+    assert trace(duration=0.1)["ended"] == "duration"
+    assert attached() == before
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_it_is_killed_interrupted_or_refused_before_each_step(fault: Fault) -> None:
+    rule(name="web", rate="1m")
+    before, pinned = attached(), sorted(os.listdir(pins.PIN_DIR))
+    step = 0
+    while True:
+        end, text = run_with(fault, step, lambda: trace(duration=0.1))
+        if end is End.DONE and text == UNTOUCHED:
+            break
+        assert len([one for one in info(gather=["hook"])["hook"] if one["ours"]]) == 1, step  # it limits at any time
+        if fault is not Fault.REFUSED:
+            rule(name="web", rate="1m")
+            assert attached() == before, step
+            assert sorted(os.listdir(pins.PIN_DIR)) == pinned, step
+        else:
+            rule(name="web", rate="1m")
+            assert attached() == before, (step, text)
+        step += 1
+        assert step < 100
+    assert step > 3
+
+
+def test_a_killed_trace_is_silent_after_its_time(cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    program()
+    with limiter.senders("/home") as [sender]:
+        rule(name="web", rate="1m", cgroup_path="/home")
+        running = Running(max_events=10_000, duration=3.0)
+        ids = json.loads(subprocess.check_output(["bpftool", "-j", "prog", "show", "id", str(attached()["id"])]))[
+            "map_ids"
+        ]
+        maps = [json.loads(subprocess.check_output(["bpftool", "-j", "map", "show", "id", str(one)])) for one in ids]
+        (state,) = [one["id"] for one in maps if one["name"] == catalog.TRACE_STATE]
+        running.kill()
+
+        def told() -> int:
+            text = subprocess.check_output(["bpftool", "-j", "map", "dump", "id", str(state)])
+            data = bytes(int(byte, 16) for byte in json.loads(text)[0]["value"])
+            return int(tracing.STATE.unpack(data)[1])
+
+        sender.charged()
+        assert told() > 0
+
+        def is_silent() -> bool:
+            before = told()
+            sender.charged()
+            return told() == before
+
+        until(is_silent)
+        assert sender.charged() == {"web"}
+
+
+# ---- what is refused
+
+
+def test_without_a_program_there_is_nothing_to_trace() -> None:
+    for check in (False, True):
+        with refused("no_program", "no program is loaded", "speed_limit_program"):
+            limiter.task("speed_limit_trace", check=check)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"duration": 0.0}, "bad_options", "duration 0.0 is refused"),
+        ({"duration": float("nan")}, "bad_options", "duration nan is refused"),
+        ({"max_events": 10_001}, "bad_options", "Give 1 to 10000"),
+        ({"port": 65536}, "bad_options", "port 65536 is refused"),
+        ({"address": "nobody"}, "bad_options", "Give an address or a network"),
+        ({"rule": "web", "direction": "in"}, "bad_options", "exclude each other"),
+        ({"rule": "a/b"}, "bad_name", "a/b"),
+        ({"rule": "nosuch"}, "no_rule", "there is no rule 'nosuch'"),
+        ({"pid": 0}, "bad_pid", "pid 0"),
+        ({"pid": 2**22}, "dead_process", f"process {2**22} does not exist"),
+        ({"reason": "bored"}, "options", "bored"),
+        ({"cgroup_path": "/a/../b"}, "bad_cgroup_path", "/a/../b"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_nothing_is_changed(options: Any, kind: str, words: str) -> None:
+    program()
+    before = snapshot()
+    for check in (False, True):
+        with refused(kind, words):
+            limiter.task("speed_limit_trace", check=check, **{"duration": 0.1, **options})
+    assert snapshot() == before
+
+
+def test_check_mode_traces_nothing() -> None:
+    program()
+    before = snapshot()
+    found = limiter.task("speed_limit_trace", check=True)
+    assert (found["sessions"], found["changed"]) == ([], False)
+    assert snapshot() == before
+
+
+def test_without_the_object_that_was_loaded_there_is_no_trace(tmp_path: Path) -> None:
+    program()
+    os.rename(build.OBJECT, f"{build.OBJECT}.kept")
+    try:
+        with refused("untraceable", build.OBJECT, "name in object what was loaded"):
+            trace(duration=0.1)
+        assert trace(duration=0.1, object=f"{build.OBJECT}.kept", check=False)["ended"] == "duration"
+    except LimiterError as error:
+        assert error.kind == "untraceable"  # it was built here, and its identity is that of its source
+    finally:
+        os.rename(f"{build.OBJECT}.kept", build.OBJECT)
+    program(object=build.OBJECT)
+    assert trace(duration=0.1, object=build.OBJECT)["ended"] == "duration"
+
+
+def test_without_memory_for_the_ring_buffer_nothing_is_changed() -> None:
+    program()
+    before = snapshot()
+    real = Libbpf.call
+
+    def call(libbpf: Libbpf, name: str, *arguments: Any) -> int:
+        if name == "bpf_object__load":
+            raise KernelError("the kernel did not load the BPF program", errno.ENOMEM)
+        return real(libbpf, name, *arguments)
+
+    with mock.patch.object(Libbpf, "call", call), refused("no_memory", "ENOMEM", "1 MiB"):
+        trace(duration=0.1)
+    assert snapshot() == before
+
+
+def test_where_the_kernel_hides_its_symbols_what_others_drop_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    program()
+    monkeypatch.setattr(port, "_SYMBOLS", "/dev/null")
+    found = trace(duration=0.1)
+    assert (found["other_drops_seen"], found["warnings"]) == (False, [])
+    asked = trace(duration=0.1, reason="other_program")
+    assert "look as if they had passed" in asked["warnings"][0]
+    assert "/proc/kallsyms" in asked["warnings"][0]
+
+
+# ---- the command
+
+
+def test_the_command_shows_sessions_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with limiter.senders("/home") as [sender]:
+        rule(name="web", rate="1m", cgroup_path="/home")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                while True:
+                    sender.charged()
+            finally:
+                os._exit(0)
+        try:
+            with mock.patch("sys.argv", ["limiter"]):
+                assert main.main(["trace", "--name", "web", "--max-events", "2", "--duration", "20"]) == 0
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[0] for line in lines if line.startswith("SESSION:")] == ["SESSION:"] * 2
+    assert f"  PROG: id={lines[1].split('id=')[1].split()[0]} name=limit_and_trace" == lines[1]
+    assert lines[-1] == "2 packets"
