@@ -10,6 +10,7 @@ the two is meant: that is refused, and a purge of everything ends both.
 from __future__ import annotations
 
 import contextlib
+import time
 import typing as t
 
 from ..core import catalog, schemas
@@ -17,6 +18,8 @@ from ..core.errors import LimiterError
 from ..host.bpf import hidden, pins
 from ..host.bpf.hidden import Limiter
 from ..host.bpf.libbpf import Libbpf
+
+_ENDING = 1.0  # seconds that the kernel has for that
 
 PINNED_AGAIN = "pinned the limiter again, which runs on with all that it has"
 
@@ -55,7 +58,7 @@ def pinned_again(libbpf: Libbpf, mount: str, changes: bool, purges: bool = False
 
     Raises LimiterError ``hidden_limiter`` where that cannot be.
     """
-    own, others = _look(libbpf, mount)
+    own, others = _settled(libbpf, mount)
     limiter = own
     if own is None and others and hidden.pinned_control(libbpf) in (None, others[0].maps[catalog.CONTROL.name]):
         limiter, others = others[0], others[1:]
@@ -81,6 +84,16 @@ def alone(libbpf: Libbpf, limiter: Limiter) -> t.Iterator[None]:
     with pins.aside(libbpf, empty=True):
         hidden.pin(libbpf, limiter, _unpinned(limiter, is_own=False))
         yield
+
+
+def _settled(libbpf: Libbpf, mount: str) -> tuple[Limiter | None, list[Limiter]]:
+    """As `_look`, but for what has just lost its last pin: for a moment the kernel still runs it, without a link."""
+    deadline = time.monotonic() + _ENDING
+    while True:
+        own, others = _look(libbpf, mount)
+        if not any(one.lacks() for one in others) or time.monotonic() > deadline:
+            return own, others
+        time.sleep(0.02)
 
 
 def _look(libbpf: Libbpf, mount: str) -> tuple[Limiter | None, list[Limiter]]:
