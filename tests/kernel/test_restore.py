@@ -130,6 +130,9 @@ BAD: dict[str, Callable[[Path], object]] = {
     "of another rule's path": lambda path: path.write_text(
         json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/service"}]})
     ),
+    "of a pattern as specific as another rule's": lambda path: path.write_text(
+        json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/system.slice/we*1x.service"}]})
+    ),
     "for cgroups that users make": lambda path: path.write_text(
         json.dumps({"schema": 1, "rate": 8000, "each": True, "places": [{"path": "/user-1.slice/user@1.service/*"}]})
     ),
