@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import enforce
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.apply import apply
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child, refused
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, making, place
@@ -88,13 +89,11 @@ def test_a_process_whose_slice_goes_while_it_is_taken_stays_where_it_went(
 
 
 def _before_apply(monkeypatch: pytest.MonkeyPatch, happen: Any) -> None:
-    real = enforce.apply
-
-    def apply(*arguments: Any) -> Any:
+    def applied(*arguments: Any) -> Any:
         happen()
-        return real(*arguments)
+        return apply(*arguments)
 
-    monkeypatch.setattr(enforce, "apply", apply)
+    monkeypatch.setattr(enforce, "apply", applied)
 
 
 def test_a_task_in_a_container_says_what_it_cannot_see(cgroups: Cgroups, made: Make) -> None:
