@@ -84,12 +84,33 @@ __noinline bool attribution_has(__u64 rule, __u64 first, __u64 second, __u64 thi
 	       rule == (fourth & ~GRAPH_SHARES);
 }
 
+/* Whether one of four is a budget of a rule. Not inlined: charge.h. */
+__noinline bool attribution_has_budget(__u64 rule, __u64 first, __u64 second, __u64 third, __u64 fourth)
+{
+	__u64 all[] = { first, second, third, fourth };
+	struct rate_limit_state *state;
+
+#pragma unroll
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
+		if (!all[i])
+			return false;
+		state = bpf_map_lookup_elem(&rate_limit_state_map, &all[i]);
+		if (state && state->limit == rule)
+			return true;
+	}
+	return false;
+}
+
 static __always_inline void attribution_add(struct attribution *found, __u64 rule)
 {
 	_Static_assert(LIMITER_MAX_NESTED == 4, "attribution_has() compares four");
 
-	/* Two cgroups on the way up may be members of one rule: it is charged once. */
-	if (attribution_has(rule, found->rules[0], found->rules[1], found->rules[2], found->rules[3]))
+	/*
+	 * Two cgroups on the way up may be members of one rule: it is charged once. Where the cgroup above a leaf or of a
+	 * tagged socket has a budget of the same rule, that is charged.
+	 */
+	if (attribution_has(rule, found->rules[0], found->rules[1], found->rules[2], found->rules[3]) ||
+	    attribution_has_budget(rule, found->rules[0], found->rules[1], found->rules[2], found->rules[3]))
 		return;
 /* Shifted rather than appended: with constant offsets the verifier need not follow every combination. */
 #pragma unroll

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.leaves import Leaves
 from ansible_collections.speed_limiter.ebpf.tests.support.children import (
     HEADLESS,
     child,
@@ -284,7 +285,7 @@ def test_a_dead_process_is_told(cgroups: Cgroups) -> None:
             with refused("dead_process"):
                 cgroups.move(pid, "/a")
         with refused("dead_process"):
-            cgroups.move_back(process.pid, "/a")
+            Leaves(cgroups, None, None).move_back(process.pid, "/a", "rule")
 
 
 def test_a_zombie_is_nowhere(cgroups: Cgroups) -> None:
@@ -326,7 +327,7 @@ def test_a_process_goes_back_to_the_nearest_cgroup_that_takes_it(cgroups: Cgroup
             ("/", "/"),
         ):
             cgroups.move(process.pid, "/speed_limiter/rule")
-            assert cgroups.move_back(process.pid, origin) == goal
+            assert Leaves(cgroups, None, None).move_back(process.pid, origin, "rule") == goal
             assert own_cgroup(process.pid) == goal
 
 

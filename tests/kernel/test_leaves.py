@@ -305,3 +305,23 @@ def test_who_has_a_budget_of_its_own_keeps_it_and_pays_nothing_twice(service: Se
         service.parent.charged(through)
     found = limiter.packets()  # with those of budgets
     assert found["each"] == found["tight"] == 3
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "own cgroup"])
+def test_who_is_taken_by_the_rule_of_his_budget_pays_once(made: Make, leaf: bool) -> None:
+    made("/some.slice")
+    with limiter.senders("/some.slice/a.service") as (sender,):
+        if not leaf:
+            limiter.refuse_leaves("/some.slice/a.service")
+        rule(name="each", cgroup_paths=["/some.slice/*"], each=True, rate="1m")
+
+        def paid(through: str) -> int:
+            before = limiter.packets()["each"]  # with those of budgets
+            assert sender.charged(through) == {"each"}
+            return limiter.packets()["each"] - before
+
+        rule(name="each", pid=sender.pid)
+        assert [paid(through) for through in ("udp", "made in the rule")] == [1, 1]
+        rule(name="each", pid=sender.pid, state="absent")
+        assert [paid(through) for through in ("udp", "made in the rule", "late")] == [1, 1, 1]
+        limiter.purge()

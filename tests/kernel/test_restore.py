@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,9 @@ BAD: dict[str, Callable[[Path], object]] = {
     "of another rule's path": lambda path: path.write_text(
         json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/service"}]})
     ),
+    "of a pattern as specific as another rule's": lambda path: path.write_text(
+        json.dumps({"schema": 1, "rate": 8000, "places": [{"path": "/system.slice/we*1x.service"}]})
+    ),
     "for cgroups that users make": lambda path: path.write_text(
         json.dumps({"schema": 1, "rate": 8000, "each": True, "places": [{"path": "/user-1.slice/user@1.service/*"}]})
     ),
@@ -220,6 +224,21 @@ def test_the_object_that_lies_there_is_loaded_and_no_compiler_is_asked() -> None
     with no_compiler():
         assert restore()["problems"] == []
     assert not program()["changed"]
+
+
+def test_a_host_whose_etc_and_usr_are_read_only_boots_as_any() -> None:
+    rules(*WANTED)
+    wanted = loaded()
+    stored.power_off()
+    places = (str(stored.DIRECTORY), str(Path(build.OBJECT).parent))
+    with contextlib.ExitStack() as stack, no_compiler():
+        for place in places:
+            subprocess.run(["mount", "--bind", place, place], check=True)
+            stack.callback(subprocess.run, ["umount", place], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        done = restore()
+        assert done["problems"] == [] and done["warnings"] == [] and loaded() == wanted
+        assert not restore()["changed"]
 
 
 def test_a_copied_object_is_loaded_as_the_role_loads_it() -> None:

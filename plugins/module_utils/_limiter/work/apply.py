@@ -276,7 +276,8 @@ class _Application:
         except LimiterError:
             if self.leaves.leaf_of(now.cgroup):  # further up it would lose its limits
                 raise
-            self.cgroups.move_back(process.pid, self.origins.home(own_rule(process.cgroup) or "", process) or "/")
+            name = own_rule(process.cgroup) or ""
+            self.leaves.move_back(process.pid, self.origins.home(name, process) or "/", name)
         self.following.moved(process.pid, from_leaf=self.leaves.leaf_of(now.cgroup) is not None)
 
     def _release(self, action: do.Release) -> None:
@@ -363,7 +364,7 @@ class _Application:
             self.warnings.append(f"the former cgroup of process {pid} is not known; it goes to the root cgroup")
         self.undos.append(lambda: self._put_back(process))
         try:
-            went = self.cgroups.move_back(pid, home)
+            went = self.leaves.move_back(pid, home, name)
         except LimiterError as error:
             if error.kind == "dead_process":
                 return True

@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import mounts
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.leaves import Leaves
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.mounts import Mount
 
 HYBRID = r"""
@@ -115,5 +116,19 @@ def test_a_cgroup_that_gives_controllers_is_told_and_left_out_on_the_way_back(
     with pytest.raises(LimiterError, match=r"cgroup.subtree_control.*EBUSY") as caught:
         cgroups.move(1, "/slice/inner")
     assert caught.value.kind == "unusable_cgroup"
-    assert cgroups.move_back(1, "/slice/inner") == "/slice"
+    leaves = Leaves(cgroups, None, None)
+    assert leaves.move_back(1, "/slice/inner", "web") == "/slice"
     assert (tmp_path / "slice" / "cgroup.procs").read_text() == "1"
+    assert not (tmp_path / "slice" / "inner" / "speed_limiter.web").exists()
+
+    def mkdir(path: str, mode: int) -> None:
+        make(path, mode)
+        Path(path, "cgroup.procs").touch()
+
+    make = os.mkdir
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    refuge = "/slice/inner/speed_limiter.web"  # there all limits above it hold on
+    assert leaves.move_back(2, "/slice/inner", "web") == refuge == leaves.move_back(3, "/slice/inner", "web")
+    assert (tmp_path / refuge[1:] / "cgroup.procs").read_text() == "3"
+    leaves.rules[refuge] = "web"  # who is released is not limited again
+    assert leaves.move_back(4, "/slice/inner", "web") == "/slice"

@@ -306,22 +306,6 @@ class Cgroups:
                 ) from None
             raise LimiterError("unusable_cgroup", what, _unusable(error), "Choose another cgroup") from None
 
-    def move_back(self, pid: int, cgroup: str) -> str:
-        """Moves a process to ``cgroup`` or, where that is gone or takes none, to its nearest ancestor that does.
-
-        Returns where it went. LimiterError as of move(), when not even ``/`` takes it.
-        """
-        while True:
-            # Never into ours: it could not be removed any more.
-            try:
-                if cgroup != self.managed and not cgroup.startswith(f"{self.managed}/"):
-                    self.move(pid, cgroup)
-                    return cgroup
-            except LimiterError as error:
-                if error.kind != "unusable_cgroup" or cgroup == "/":
-                    raise
-            cgroup = os.path.dirname(cgroup) or "/"
-
     def limits(self, cgroup: str) -> list[str]:
         """The memory, CPU and pids limits that hold in a cgroup, from it or from above: who leaves it loses them.
 

@@ -162,6 +162,39 @@ class Leaves:
             return [f"{error} {leaf} stays, and limits nothing"]
         return []
 
+    def move_back(self, pid: int, home: str, name: str) -> str:
+        """Moves a process of a rule's own cgroup to its ``home`` or, where that takes none, into a leaf of that rule
+        below it, which limits nothing; where that cannot be either, or it is gone, the same with the one above. So
+        nobody gets out of more limits than he must.
+
+        Returns where it went. LimiterError as of Cgroups.move(), when not even ``/`` takes it.
+        """
+        cgroup = home
+        while True:
+            for place in (cgroup, leaves.leaf_for(cgroup, name)):
+                # Never into what is ours, or into a leaf that limits.
+                ours = place == self._cgroups.managed or leaves.own_rule(place) is not None or place in self.rules
+                if not ours and self._entered(pid, place):
+                    return place
+            cgroup = os.path.dirname(cgroup) or "/"
+
+    def _entered(self, pid: int, cgroup: str) -> bool:
+        """Whether a process could be moved there. A leaf is made for it."""
+        fresh = False
+        try:
+            if os.path.basename(cgroup).startswith(leaves.PREFIX):
+                fresh = self._cgroups.make(cgroup)
+                if not self._cgroups.is_roots(cgroup):
+                    return False
+            self._cgroups.move(pid, cgroup)
+        except LimiterError as error:
+            if fresh:
+                self._cgroups.remove(cgroup)
+            if cgroup == "/" or error.kind not in ("unusable_cgroup", "cgroup_not_made", "no_cgroup"):
+                raise
+            return False
+        return True
+
     def unlimit(self, leaf: str) -> None:
         """A leaf is no member any more, whoever is in it."""
         leaf_id = self._ids.get(leaf)
