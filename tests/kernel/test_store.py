@@ -252,22 +252,25 @@ def test_a_full_disk_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
 
 
 def many(rate: str) -> list[dict[str, object]]:
-    """So many that their file system is flushed instead of each file."""
     return [{"name": f"many-{number:02}", "rate": rate, "persistent": True} for number in range(20)]
 
 
-def test_many_are_stored_by_one_flush_or_none_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_are_stored_or_none_of_them_is(monkeypatch: pytest.MonkeyPatch) -> None:
     rules(*many("1m"))
     before = {path.name: path.read_bytes() for path in stored.DIRECTORY.iterdir()}
     assert len(before) == 20
     inside: list[set[str]] = []
 
-    def refuse(directory: int) -> None:
-        inside.append(set(os.listdir(directory)))
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if not os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(stored.DIRECTORY)):
+            return sync(descriptor)
+        inside.append(set(os.listdir(stored.DIRECTORY)))
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(files, "flush_file_system", refuse)
-    with limiter.refused_unchanged("not_stored", "/etc/speed_limiter/rules.d could not be written", "EIO"):
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with limiter.refused_unchanged("not_stored", "many-00.json could not be written", "EIO"):
         rules(*many("2m"))
     assert inside == [{*before, *(f"{name}.new" for name in before)}]  # all are written, and none is in its place
     assert {path.name: path.read_bytes() for path in stored.DIRECTORY.iterdir()} == before

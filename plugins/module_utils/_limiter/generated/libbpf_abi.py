@@ -156,8 +156,6 @@ def make() -> t.Any:
             0,
             b"\x00\x00%#setns",
             0,
-            b"\x00\x00\x14#syncfs",
-            0,
             b"\x00\x00\x8f#syscall",
             0,
             b"\x00\x00\x00#vsnprintf",

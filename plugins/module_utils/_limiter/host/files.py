@@ -10,11 +10,7 @@ import os
 import stat
 import typing as t
 
-from .bpf.libbpf import flush_file_system
-
 UNFINISHED = ".new"  # ends the name of a file that is not in its place yet
-
-_FEW = 16  # files: of more, one flush of the file system takes less time than one of each file
 
 
 def distrust(status: os.stat_result) -> str | None:
@@ -68,18 +64,25 @@ def write(path: str, data: bytes, mode: int = 0o644, directory: int | None = Non
 
 def replace(directory: int, contents: t.Mapping[str, bytes | None], mode: int = 0o644) -> None:
     """Replaces files of an open directory, each as `write` does, or removes them (None). Where one cannot be written,
-    none is touched. Raises OSError, with the file's name where it is about one.
+    none is touched. Raises OSError, with the file's name.
     """
+
+    def begin(name: str) -> None:
+        _write(name + UNFINISHED, contents[name] or b"", directory)
+
+    def finish(name: str) -> None:
+        _finish(name + UNFINISHED, mode, directory)
+
     fresh = [name for name, data in contents.items() if data is not None]
     try:
-        for name in fresh:
-            try:
-                _write(name + UNFINISHED, contents[name] or b"", directory)
-                _finish(name + UNFINISHED, mode, directory, sync=len(fresh) <= _FEW)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, name) from error
-        if len(fresh) > _FEW:
-            flush_file_system(directory)
+        # All are on their way to the disk before the first is waited for. To flush the whole file system would take
+        # less time, unless somebody else has written gigabytes to it.
+        for do in (begin, finish):
+            for name in fresh:
+                try:
+                    do(name)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, name) from error
         for name in contents:
             if name in fresh:
                 os.replace(name + UNFINISHED, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -105,15 +108,16 @@ def _write(path: str, data: bytes, directory: int | None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600, dir_fd=directory), "wb") as file:
         file.write(data)
+        file.flush()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write it, and does not wait
 
 
-def _finish(path: str, mode: int, directory: int | None, sync: bool = True) -> None:
+def _finish(path: str, mode: int, directory: int | None) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fchown(fd, 0, 0)
         os.fchmod(fd, mode)  # whatever the task's umask is
-        if sync:  # before it gets its name: a power failure would leave an empty file
-            os.fsync(fd)
+        os.fsync(fd)  # before it gets its name: a power failure would leave an empty file
     finally:
         os.close(fd)
 

@@ -313,12 +313,6 @@ def enter_network_namespace(fd: int) -> None:
         raise KernelError("a network namespace cannot be entered", _ffi().errno)
 
 
-def flush_file_system(directory: int) -> None:
-    """Until all that was written to an open directory's file system outlasts a power failure. Raises OSError."""
-    if _libc().syncfs(directory) < 0:
-        raise OSError(_ffi().errno, os.strerror(_ffi().errno))
-
-
 def mount_bpffs(path: str) -> None:
     """Mounts a bpffs that is root's alone. Raises KernelError."""
     flags = 2 | 4 | 8  # MS_NOSUID, MS_NODEV, MS_NOEXEC
