@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Refused
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import files, store
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import store
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
@@ -269,7 +269,7 @@ def test_many_are_stored_or_none_of_them_is(monkeypatch: pytest.MonkeyPatch) -> 
         inside.append(set(os.listdir(stored.DIRECTORY)))
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(files.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with limiter.refused_unchanged("not_stored", "many-00.json could not be written", "EIO"):
         rules(*many("2m"))
     assert inside == [{*before, *(f"{name}.new" for name in before)}]  # all are written, and none is in its place
