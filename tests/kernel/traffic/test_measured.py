@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import (
+    connections,
+    diag,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import use
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import child
 from ansible_collections.speed_limiter.ebpf.tests.support.net import PORT
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
@@ -83,6 +89,51 @@ def test_connections_are_told_with_their_process_share_and_rate(scene: Scene) ->
         assert one["command"].startswith(sys.executable)
     assert len(measured(connections=2)["connections"]) == 2
     assert measured(connections=0)["connections"] == []
+
+
+HELD = """
+import socket, sys
+print("ready", flush=True)
+sys.stdin.readline()
+listener = socket.create_server(("127.0.0.1", 0))
+kept = [socket.create_connection(listener.getsockname()) for _number in range(2)]
+kept += [listener.accept()[0] for _connection in range(2)]
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fails", "said"),
+    [
+        (2.5, True, "the kernel does not tell the connections of "),
+        (0.0, False, "the look at the connections was ended after 0 s: there are more of them"),
+    ],
+    ids=["do not tell theirs", "take too long"],
+)
+def test_namespaces_that_users_make_hide_nobody_elses_connections(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: float, fails: bool, said: str
+) -> None:
+    cgroup = scene.limited(RATE)
+    real, looks = diag.connections, 0
+
+    def told(storage: int) -> Iterator[Any]:
+        nonlocal looks
+        looks += 1
+        if looks > 1 and fails:
+            raise OSError(errno.EPERM, "")
+        return real(storage)
+
+    monkeypatch.setattr(diag, "connections", told)
+    monkeypatch.setattr(connections, "_DUMP_SECONDS", seconds)
+    with child(HELD) as process:  # in our own network namespace
+        (cgroup / "cgroup.procs").write_text(str(process.pid))
+        process.process.stdin.write("\n")
+        process.process.stdin.flush()
+        assert process.process.stdout.readline() == "held\n"
+        found = limiter.info(name="paced", gather=["use"])
+    assert found["use"][0]["open_connections"] == 4
+    assert [text for text in found["unseen"] if said in text]
 
 
 def test_the_rule_that_binds_is_named_at_the_other_one(scene: Scene) -> None:

@@ -114,7 +114,8 @@ class Sent(t.NamedTuple):
         elapsed = self.at_ns - before.at_ns
         if elapsed <= 0:
             return None
-        passed = self.bytes - before.bytes + (self.segments - before.segments) * self.headers
+        segments = (self.segments - before.segments) % (1 << 32)  # the kernel counts them with 32 bits
+        passed = self.bytes - before.bytes + (segments if segments < 1 << 31 else 0) * self.headers
         return max(passed, 0) * _SECOND_NS // elapsed
 
 

@@ -117,6 +117,7 @@ def test_the_rate_counts_ip_bytes() -> None:
     assert bare.headers == 60
     assert before.rate_since(before) is None
     assert before.rate_since(after._replace(at_ns=NOW - 1)) == 0
+    assert after.rate_since(before._replace(segments=(1 << 32) - 90)) == 100 * 1448 + 200 * 52
 
 
 def test_of_very_many_those_that_wait_are_kept_and_all_are_counted() -> None:

@@ -27,6 +27,7 @@ from .syscalls import Syscall, syscall
 from .tables import CannotLendError, Table
 
 _LOOK_SECONDS, _LOOK_SILENCE = 4.0, 2.0
+_DUMP_SECONDS = 2.5  # of those: anybody can make network namespaces, and many connections
 _HOLDERS_SECONDS = 0.5
 _MEASURE_SECONDS = 1.0
 _OFTEN = 1000  # connections
@@ -70,13 +71,10 @@ def look(
 
     def work(tell: apart.Tell) -> None:
         problems: list[str] = []
-        own = None if process is None else _sockets(process, tell)
+        own = None if process is None else _sockets(process, tell, problems.append)
         gathered = Gathered(most, now, own)
-        try:
-            for connection, states in _connections(storage, states_of, tell, problems.append):
-                gathered.add(connection, [state for state in states if wanted is None or state in wanted])
-        except OSError as error:
-            problems.append(f"the kernel does not tell its connections: sock_diag: {errno_text(error)}")
+        for connection, states in _connections(storage, states_of, tell, problems.append):
+            gathered.add(connection, [state for state in states if wanted is None or state in wanted])
         kept = gathered.kept()
         tell([list(gathered.summaries.items()), list(kept.items()), problems])
         connections = {one.inode: one for several in kept.values() for one in several if one.inode}
@@ -110,18 +108,31 @@ def look(
 def _connections(
     storage: int, states_of: StatesOf, tell: apart.Tell, problem: t.Callable[[str], None]
 ) -> t.Iterator[tuple[Seen, t.Collection[int]]]:
+    """Our own network namespace's first. One that does not tell its connections keeps nobody from the others."""
+    end = time.monotonic() + _DUMP_SECONDS
+    untold: list[str] = []
     for namespace in namespaces.entered(None, problem):
         tell("")  # it goes on
-        for count, answer in enumerate(diag.connections(storage)):
-            if count % _OFTEN == 0:
-                tell("")
-            stored = answer.stored()
-            cgroup = answer.cgroup_id or 0
-            states = states_of(cgroup) if stored is None else ()
-            if stored is None and not states:
-                continue
-            connection = seen(answer.inode, namespace.inode, answer.ends, cgroup, stored)
-            yield connection, connection.states or states
+        try:
+            for count, answer in enumerate(diag.connections(storage), 1):
+                if count % _OFTEN == 0:
+                    tell("")
+                    if time.monotonic() > end:
+                        break
+                stored = answer.stored()
+                cgroup = answer.cgroup_id or 0
+                states = states_of(cgroup) if stored is None else ()
+                if stored is None and not states:
+                    continue
+                connection = seen(answer.inode, namespace.inode, answer.ends, cgroup, stored)
+                yield connection, connection.states or states
+        except OSError as error:
+            untold.append(errno_text(error))
+        if time.monotonic() > end:
+            problem(f"the look at the connections was ended after {_DUMP_SECONDS:g} s: there are more of them")
+            break
+    if untold:
+        problem(f"the kernel does not tell the connections of {len(untold)} network namespaces: sock_diag: {untold[0]}")
 
 
 def _find(
@@ -149,14 +160,17 @@ def _find(
     return found, []
 
 
-def _sockets(process: int, tell: apart.Tell) -> dict[int, Holder]:
-    """All that a process has descriptors of, internet or not."""
+def _sockets(process: int, tell: apart.Tell, problem: t.Callable[[str], None]) -> dict[int, Holder]:
+    """All that a process has descriptors of, internet or not, as far as they are found in time."""
     found: dict[int, Holder] = {}
-    borrower = Borrower(_LOOK_SECONDS, lambda pid: tell(""))
-    for table in borrower.tables([process]):
-        for entry in borrower.entries(table):
-            if entry.inode:
-                found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
+    borrower = Borrower(_HOLDERS_SECONDS, lambda pid: tell(""))
+    try:
+        for table in borrower.tables([process]):
+            for entry in borrower.entries(table):
+                if entry.inode:
+                    found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
+    except SlowError:
+        problem(f"the look for the sockets of process {process} was ended after {_HOLDERS_SECONDS:g} s")
     return found
 
 
