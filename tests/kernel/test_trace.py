@@ -91,7 +91,6 @@ class Running:
 # ---- off, it costs nothing
 
 
-@pytest.mark.every_kernel
 def test_off_what_limits_is_to_the_byte_what_is_compiled_without_a_trace(tmp_path: Path) -> None:
     source = (SOURCE / "limiter.bpf.c").read_text()
     plain = source.replace('#include "trace.h"\n', "")

@@ -77,7 +77,8 @@ def trace(
     if check:
         with Host.opened(run_command, changes=False) as host:
             _Trace(host, asked, named)
-        return Traced([], 0, DURATION, False, [])
+        foretold = asked.wanted.direction != "in" and bool(port.places_of_refusals())
+        return Traced([], 0, DURATION, foretold, [])
     with port.claimed(), contextlib.ExitStack() as stack:
         with Host.opened(run_command, changes=True) as host:
             host.complete()
