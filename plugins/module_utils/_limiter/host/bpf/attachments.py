@@ -247,6 +247,12 @@ class Attachments:
                 raise
             return None
 
+    def trace(self) -> str | None:
+        """Whether a trace is ``running``, or was killed and is ``left``; None where there is none."""
+        if not pins.exists(catalog.UNTRACED):
+            return None
+        return "running" if tracing.is_claimed() else "left"
+
     def end_trace(self) -> None:
         """The untraced program has its place again. Who traces sees that, and ends."""
         tracing.put_back(self._libbpf, self._links)
