@@ -206,6 +206,10 @@ class Attachments:
         """
         return self._hooks.running(cgroup, self._limiting().union(also), hook)
 
+    def program_name(self, program_id: int) -> str | None:
+        """Of any program; None where it is gone."""
+        return self._hooks.program_name(program_id)
+
     def runs_for(self, cgroup: str) -> bool:
         """Whether ours is among them."""
         return not self._limiting().isdisjoint(self._hooks.effective(cgroup))
