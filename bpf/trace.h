@@ -178,6 +178,35 @@ static __always_inline void trace_rule(struct traced_rule *told, __u64 key, __u3
 	told->share = state->fair.share;
 }
 
+/*
+ * The programs that the kernel runs for this packet, whatever becomes of them or of the cgroup. Since 5.15 its lists have
+ * numbers of their own, which for these two hooks are what they were.
+ */
+static __always_inline void trace_programs(struct __sk_buff *skb, enum traced_kind kind,
+					   __u32 programs[TRACED_PROGRAMS])
+{
+	const struct bpf_prog_array *list;
+	const struct bpf_prog *program;
+	const struct cgroup *cgroup;
+
+	if (!kernel_memory)
+		return;
+	cgroup = (const void *)graph_cgroup(skb);
+	if (!cgroup)
+		return;
+	if (kind == TRACED_IN)
+		list = BPF_CORE_READ(cgroup, bpf.effective[BPF_CGROUP_INET_INGRESS]);
+	else
+		list = BPF_CORE_READ(cgroup, bpf.effective[BPF_CGROUP_INET_EGRESS]);
+#pragma unroll
+	for (int i = 0; i < TRACED_PROGRAMS; i++) {
+		program = BPF_CORE_READ(list, items[i].prog);
+		if (!program)
+			break;
+		programs[i] = BPF_CORE_READ(program, aux, id);
+	}
+}
+
 /* What was decided: the reason of a drop or of a notice, or what else became of the packet. */
 static __always_inline __u32 trace_outcome(const struct decision *decision, __u32 verdict)
 {
@@ -259,6 +288,7 @@ static __noinline void trace_packet(struct __sk_buff *skb, const struct decision
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
 		if (rules[i])
 			trace_rule(&packet->rules[i], rules[i], decision->answers[i]);
+	trace_programs(skb, kind, packet->programs);
 	/* Who reads looks from time to time: to wake him for each packet would cost the sender more than all else. */
 	bpf_ringbuf_submit(packet, BPF_RB_NO_WAKEUP);
 	if (kind == TRACED_OUT && trace_filter.refused[0] && verdict & VERDICT_PASSES)

@@ -43,6 +43,9 @@ struct traced_rule {
 	__u32 reason;  /* of a drop or notice */
 };
 
+/* If all are used, there may be more. */
+#define TRACED_PROGRAMS 8
+
 enum traced_kind {
 	TRACED_OUT,     /* a packet that leaves */
 	TRACED_IN,      /* one that arrives */
@@ -68,6 +71,7 @@ struct traced_packet {
 	__u64 source[2]; /* addresses */
 	__u64 target[2];
 	struct traced_rule rules[LIMITER_MAX_NESTED];
+	__u32 programs[TRACED_PROGRAMS]; /* ids of those that run for it, in order; 0: no more, or not known */
 };
 
 /* trace_state_map: one entry, key 0 */

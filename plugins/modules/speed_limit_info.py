@@ -69,6 +69,8 @@ seealso:
     description: Many rules in one task, and optionally no others.
   - module: speed_limiter.ebpf.speed_limit_program
     description: The program that enforces the rules.
+  - module: speed_limiter.ebpf.speed_limit_trace
+    description: What becomes of packets, and why.
 """
 
 EXAMPLES = r"""
@@ -207,6 +209,12 @@ program:
     link_id:
       description: The kernel's id of the link.
       type: int
+      returned: success
+    trace:
+      description: V(running) while M(speed_limiter.ebpf.speed_limit_trace) looks, and another program decides in the
+        place of the one that was loaded. V(left) where it was killed, until the next task that changes something puts
+        that one back. Else null.
+      type: str
       returned: success
     pacing:
       description: Whether TCP connections are paced at their fair share of their rule.

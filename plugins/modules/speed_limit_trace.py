@@ -177,13 +177,20 @@ sessions:
       returned: success
     programs:
       description: The BPF programs that run for a packet of that cgroup, in order. All of them run, and each can drop
-        the packet. Null where the cgroup is gone. Each is in the form of
-        RV(speed_limiter.ebpf.speed_limit_info#module:hook).
+        the packet. Null where that is not known. Each is in the form of
+        RV(speed_limiter.ebpf.speed_limit_info#module:hook); C(name), C(cgroup) and C(attach_flags) are null for one
+        that is gone.
       type: list
       elements: dict
       returned: success
       sample:
         - {id: 1497, name: limit_and_trace, attach_flags: multi, cgroup: /, ours: true}
+    programs_from:
+      description: How that is known. V(packet) is what the kernel ran for this packet. V(query) is what it lists for
+        the cgroup, asked for a moment later, where it lets no program look into its memory (lockdown) or runs eight or
+        more.
+      type: str
+      returned: success
     verdict:
       description: V(passed), V(dropped), or V(notice) for a packet that passed and told TCP to slow down.
       type: str
@@ -298,11 +305,6 @@ ended:
 lost:
   description: Packets that were not told, since there were more than could be read.
   type: int
-  returned: success
-programs_from:
-  description: How RV(sessions[].programs) is known. V(query) is the kernel's list, as it was when the first packet of a
-    cgroup was told.
-  type: str
   returned: success
 other_drops_seen:
   description: Whether the kernel tells what other programs drop. If not, such packets look as if they had passed.

@@ -42,6 +42,7 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
             warnings = program(state="reloaded")["warnings"]
             rule(name="mirror", rate="1m", cgroup_path="/mirror")
             assert sender.charged(f"opened in {mode}") == {"mirror"}
+            assert limiter.task("speed_limit_trace", duration=0.5)["ended"] == "duration"
             found = info(gather=["host", "program"])
             assert found["host"]["lockdown"] == mode
             assert found["host"]["missing"] == []

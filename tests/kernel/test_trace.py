@@ -5,9 +5,11 @@ is in traffic/test_traced_packets.py.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, tracing
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, shortcomings, tracing
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli import main
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
@@ -91,7 +93,6 @@ class Running:
 # ---- off, it costs nothing
 
 
-@pytest.mark.every_kernel
 def test_off_what_limits_is_to_the_byte_what_is_compiled_without_a_trace(tmp_path: Path) -> None:
     source = (SOURCE / "limiter.bpf.c").read_text()
     plain = source.replace('#include "trace.h"\n', "")
@@ -148,7 +149,8 @@ def test_rule_tasks_go_on_during_a_trace() -> None:
     assert rule(name="web", rate="1m")["changed"]
     assert not program()["changed"]  # it is the same program for who asks for one
     assert limiter.program(check=True)["changed"] is False
-    assert info(gather=["program"])["program"]["identity"].startswith("source:")
+    seen = info(gather=["program"])["program"]
+    assert (seen["identity"][:7], seen["trace"]) == ("source:", "running")
     assert attached()["name"] == catalog.TRACE.name
     running.kill()
 
@@ -213,6 +215,7 @@ def test_what_a_killed_trace_leaves_limits_and_the_next_task_undoes_it(then: str
     running = Running(max_events=1, reason="empty")
     running.kill()
     assert attached()["name"] == catalog.TRACE.name
+    assert info(gather=["program"])["program"]["trace"] == "left"
     if then == "rule":
         assert not rule(name="web", rate="1m")["changed"]
     elif then == "program":
@@ -221,6 +224,7 @@ def test_what_a_killed_trace_leaves_limits_and_the_next_task_undoes_it(then: str
         purge("rules")
     assert attached() == before
     assert sorted(os.listdir(pins.PIN_DIR)) == pinned
+    assert info(gather=["program"])["program"]["trace"] is None
 
 
 def test_what_a_killed_trace_leaves_does_not_hinder_the_next_one() -> None:
@@ -365,7 +369,101 @@ def test_where_the_kernel_hides_its_symbols_what_others_drop_is_not_told(monkeyp
     assert "/proc/kallsyms" in asked["warnings"][0]
 
 
+def test_where_the_kernel_forbids_looks_into_its_memory_there_is_a_trace_without() -> None:
+    """As in lockdown, which only a virtual machine can try (test_lockdown.py)."""
+    tried = 0
+    real = Libbpf.call
+
+    def refuses_the_first(libbpf: Libbpf, name: str, *arguments: Any) -> int:
+        nonlocal tried
+        if name == "bpf_object__load":
+            tried += 1
+            if tried == 1:
+                raise KernelError("the kernel did not load the BPF program", errno.EINVAL)
+        return real(libbpf, name, *arguments)
+
+    forbids = mock.patch.object(shortcomings, "forbids_looking", return_value=True)
+    with mock.patch.object(Libbpf, "call", refuses_the_first), forbids:
+        program(state="reloaded")
+    assert tried == 2
+    running = Running(max_events=1, reason="empty")
+    code = subprocess.check_output(["bpftool", "prog", "dump", "xlated", "id", str(attached()["id"])], text=True)
+    running.kill()
+    assert "call bpf_ringbuf" in code
+    assert "call bpf_probe_read" not in code
+
+
+@pytest.mark.parametrize("row", catalog.TRACERS[1:], ids=[row.name for row in catalog.TRACERS[1:]])
+def test_what_the_kernel_refuses_of_the_rest_is_told_and_the_trace_goes_on(row: catalog.Program) -> None:
+    program()
+    before = snapshot()
+    real = Libbpf.call
+
+    def call(libbpf: Libbpf, name: str, *arguments: Any) -> int:
+        if name == "bpf_object__load" and not refusals:
+            refusals.append(1)
+            raise KernelError("the kernel did not load the BPF program", errno.EACCES)
+        return real(libbpf, name, *arguments)
+
+    refusals: list[int] = []
+    said = mock.patch.object(Libbpf, "log", return_value=f"libbpf: prog '{row.name}': BPF program load failed: EACCES")
+    with mock.patch.object(Libbpf, "call", call), said:
+        found = trace(duration=0.1, direction="both", pid=os.getpid(), reasons=["other_program", "passed"])
+    assert found["ended"] == "duration"
+    assert found["warnings"][0].startswith(f"{row.refused}, because the kernel refuses {row.name}: EACCES")
+    assert found["other_drops_seen"] == (row is not catalog.TRACE_REFUSAL)
+    assert snapshot() == before
+
+
+def test_what_the_kernel_does_not_attach_of_the_rest_is_told() -> None:
+    program()
+    real = Libbpf.call
+
+    def call(libbpf: Libbpf, name: str, *arguments: Any) -> int:
+        if name == "bpf_raw_tracepoint_open":
+            raise KernelError("the BPF program cannot be attached", errno.EPERM)
+        return real(libbpf, name, *arguments)
+
+    with mock.patch.object(Libbpf, "call", call):
+        found = trace(duration=0.1, reason="other_program")
+    assert "because the kernel refuses trace_refusal: EPERM" in found["warnings"][0]
+    assert not found["other_drops_seen"]
+
+
 # ---- the command
+
+
+def test_a_terminal_shows_sessions_as_they_come_until_somebody_ends_it() -> None:
+    """Through the command as it is installed."""
+    limiter.task("speed_limit_command")
+    with limiter.senders("/home") as [sender]:
+        rule(name="web", rate="1m", cgroup_path="/home")
+        before = attached()
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv("/usr/sbin/limiter", ["limiter", "trace", "--cgroup-path", "/home", "--duration", "600"])
+        text = ""
+        os.set_blocking(terminal, False)
+
+        def shown(what: str) -> bool:
+            nonlocal text
+            with contextlib.suppress(OSError):  # nothing yet, or no more
+                text += os.read(terminal, 65536).decode()
+            return what in text
+
+        def shows_a_session() -> bool:
+            sender.charged()
+            return shown("VERDICT: passed reason=passed rule=web")
+
+        until(shows_a_session)
+        os.write(terminal, b"\x03")
+        until(lambda: shown("interrupted: what was begun is undone"))
+        _pid, status = os.waitpid(pid, 0)
+        os.close(terminal)
+        assert os.WEXITSTATUS(status) == 130
+        assert "Traceback" not in text
+        assert attached() == before
+    limiter.task("speed_limit_command", state="absent")
 
 
 def test_the_command_shows_sessions_and_ends(capsys: pytest.CaptureFixture[str]) -> None:

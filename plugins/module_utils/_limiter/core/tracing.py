@@ -40,7 +40,8 @@ FILTER_FIELDS = (
 STATE = struct.Struct("=QQQ")
 STATE_FIELDS = ("begin_ns", "told", "lost")
 _HEAD, _RULE = "QQQQQQIIIIBB4s2s16s16s", "QQqQII"
-PACKET = struct.Struct(f"={_HEAD}{MAX_NESTED * _RULE}")
+PROGRAMS = 8
+PACKET = struct.Struct(f"={_HEAD}{MAX_NESTED * _RULE}{PROGRAMS}I")
 _HEAD_FIELDS = (
     "time_ns",
     "context",
@@ -60,7 +61,11 @@ _HEAD_FIELDS = (
     "target",
 )
 _RULE_FIELDS = ("state", "rule", "tokens", "share", "verdict", "reason")
-PACKET_FIELDS = (*_HEAD_FIELDS, *(f"rules[{place}].{name}" for place in range(MAX_NESTED) for name in _RULE_FIELDS))
+PACKET_FIELDS = (
+    *_HEAD_FIELDS,
+    *(f"rules[{place}].{name}" for place in range(MAX_NESTED) for name in _RULE_FIELDS),
+    *(f"programs[{place}]" for place in range(PROGRAMS)),
+)
 
 _VERDICTS = {1: "passed", 2: "dropped", 3: "notice"}  # enum verdict
 _DROPPED = 2
@@ -124,6 +129,12 @@ class Packet(t.NamedTuple):
     source_port: int
     target_port: int
     rules: tuple[RuleSeen, ...]
+    programs: tuple[int, ...]  # ids
+
+    @property
+    def lists_programs(self) -> bool:
+        """Whether all that run for it are known."""
+        return 0 < len(self.programs) < PROGRAMS
 
     @property
     def is_dropped(self) -> bool:
@@ -178,7 +189,7 @@ def _bits(outcomes: t.Collection[str]) -> int:
 def unpack(data: bytes) -> Packet:
     """What the program wrote for a packet."""
     values = PACKET.unpack_from(data)
-    head, rules = values[: len(_HEAD_FIELDS)], values[len(_HEAD_FIELDS) :]
+    head, rules, programs = values[: len(_HEAD_FIELDS)], values[len(_HEAD_FIELDS) : -PROGRAMS], values[-PROGRAMS:]
     seen = [RuleSeen._make(rules[at : at + len(_RULE_FIELDS)]) for at in range(0, len(rules), len(_RULE_FIELDS))]
     found = dict(zip(_HEAD_FIELDS, head))
     ports, outcome = struct.unpack(">HH", found.pop("ports")), _OUTCOMES[found.pop("outcome")]
@@ -189,7 +200,11 @@ def unpack(data: bytes) -> Packet:
         source_port=ports[0],
         target_port=ports[1],
         rules=tuple(rule for rule in seen if rule.rule),
+        programs=tuple(filter(None, programs)),
     )
+
+
+Listed = tuple[int, int, tuple[int, ...]]  # for which packets programs run: kind, cgroup, and what the packet lists
 
 
 class Names(t.NamedTuple):
@@ -197,7 +212,7 @@ class Names(t.NamedTuple):
 
     rules: t.Mapping[int, str]  # by id
     cgroups: t.Mapping[int, str | None]  # paths by id; None: it is gone
-    programs: t.Mapping[tuple[int, int], t.Sequence[t.Mapping[str, t.Any]] | None]  # by kind of packet and cgroup
+    programs: t.Mapping[Listed, t.Sequence[t.Mapping[str, t.Any]] | None]
 
 
 Session = dict[str, t.Any]
@@ -207,7 +222,7 @@ def session(packet: Packet, begin_ns: int, names: Names, refused: bool = False) 
     """What a module returns of a packet. ``refused``: the kernel ended it although our program had let it pass."""
     arrives = packet.kind == IN
     by_other = refused and not packet.is_dropped
-    programs = names.programs.get((packet.kind, packet.cgroup))
+    programs = names.programs.get((packet.kind, packet.cgroup, packet.programs))
     rules = [_rule(packet, seen, names) for seen in packet.rules]
     return {
         "seconds": round((packet.time_ns - begin_ns) / 1e9, 6),
@@ -217,6 +232,7 @@ def session(packet: Packet, begin_ns: int, names: Names, refused: bool = False) 
         "context": f"0x{packet.context:016x}",
         "attach_type": 0 if arrives else 1,
         "programs": None if programs is None else [dict(program) for program in programs],
+        "programs_from": "packet" if packet.lists_programs else "query",
         "verdict": "dropped" if by_other else _VERDICTS.get(packet.verdict, "passed"),
         "reason": OTHER_PROGRAM if by_other else packet.outcome,
         "rule": None if by_other else _deciding(packet, rules),
@@ -294,8 +310,8 @@ def lines(session: Session) -> list[str]:
 
 
 def _end(session: Session, side: str) -> str:
-    host, port = session[side], session[f"{side}_port"]
-    return f"{host}" if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host, port = session[side] or "-", session[f"{side}_port"]
+    return host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _named(word: str, value: str | None) -> str:

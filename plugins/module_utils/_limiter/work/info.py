@@ -182,7 +182,8 @@ class Info:
         current = self.host.attachments.current() if self.host else None
         if self.host is None or current is None:
             return None
-        return {**current._asdict(), "pacing": pacing.about(ability(self.host, current))}
+        about = pacing.about(ability(self.host, current))
+        return {**current._asdict(), "pacing": about, "trace": self.host.attachments.trace()}
 
     def rules(self) -> list[Facts] | None:
         """The rules, or those that limit the process that was asked for, or the cgroup or a process in it."""

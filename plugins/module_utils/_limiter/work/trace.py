@@ -77,7 +77,8 @@ def trace(
     if check:
         with Host.opened(run_command, changes=False) as host:
             _Trace(host, asked, named)
-        return Traced([], 0, DURATION, False, [])
+        foretold = asked.wanted.direction != "in" and bool(port.places_of_refusals())
+        return Traced([], 0, DURATION, foretold, [])
     with port.claimed(), contextlib.ExitStack() as stack:
         with Host.opened(run_command, changes=True) as host:
             host.complete()
@@ -117,7 +118,7 @@ class _Trace:
         self._patterns += named
         self._rules = host.cgroups.rules_by_id()
         self._cgroups: dict[int, str | None] = {}
-        self._programs: dict[tuple[int, int], list[dict[str, t.Any]] | None] = {}
+        self._programs: dict[tracing.Listed, list[dict[str, t.Any]] | None] = {}
         self._told: list[_Told] = []
         self._latest: dict[int, _Told] = {}  # by the address of the packet
         self._sees_refusals = False
@@ -274,7 +275,7 @@ class _Trace:
         for number in (packet.cgroup, *(rule.state for rule in packet.rules if rule.state != rule.rule)):
             if number and number not in self._cgroups:
                 self._cgroups[number] = self._host.path_of(number)
-        key = packet.kind, packet.cgroup
+        key = packet.kind, packet.cgroup, packet.programs
         if key not in self._programs:
             self._programs[key] = self._programs_of(packet)
         if any(rule.rule not in self._rules for rule in packet.rules):
@@ -283,7 +284,14 @@ class _Trace:
         return tracing.session(packet, self._begin_ns, names, told.refused)
 
     def _programs_of(self, packet: Packet) -> list[dict[str, t.Any]] | None:
-        """As the kernel lists them now; None where the cgroup is gone."""
+        """As the packet lists them, or else as the kernel does now; None where nobody knows."""
+        listed = self._queried(packet)
+        if not packet.lists_programs:
+            return listed
+        by_id = {program["id"]: program for program in listed or ()}
+        return [by_id.get(number) or self._gone(number) for number in packet.programs]
+
+    def _queried(self, packet: Packet) -> list[dict[str, t.Any]] | None:
         cgroup = self._cgroups.get(packet.cgroup)
         if cgroup is None:
             return None
@@ -294,6 +302,12 @@ class _Trace:
             if error.kind != "no_cgroup":
                 raise
             return None
+
+    def _gone(self, number: int) -> dict[str, t.Any]:
+        """A program that ran, and does not run any more for that cgroup, or whose cgroup is gone."""
+        name = self._host.attachments.program_name(number)
+        ours = number in self._tracer.ids()
+        return {"id": number, "name": name, "attach_flags": None, "cgroup": None, "ours": ours}
 
     def _ended_by_others(self) -> str:
         cgroups = self._host.cgroups

@@ -78,7 +78,7 @@ class ActionModule(ActionBase):
                 str(path): digest(path)
                 for top in (MEMORY, *BUILT)
                 for path in top.rglob("*")
-                if path.name != "lock" and not path.name.startswith(("reading", "settling"))
+                if path.name != "lock" and not path.name.startswith(("reading", "settling", "tracing"))
             },
             "bpffs": any(line.split()[4] == "/sys/fs/bpf" for line in open("/proc/self/mountinfo", encoding="utf-8")),
         }

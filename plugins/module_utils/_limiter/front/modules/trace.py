@@ -79,7 +79,6 @@ def work(call: Call, show: t.Callable[[tracing.Session], object] = lambda sessio
         "text": [line for session in traced.sessions for line in tracing.lines(session)],
         "ended": traced.ended,
         "lost": traced.lost,
-        "programs_from": "query",
         "other_drops_seen": traced.sees_refusals,
         "warnings": traced.warnings,
     }

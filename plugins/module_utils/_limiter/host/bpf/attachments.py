@@ -206,6 +206,10 @@ class Attachments:
         """
         return self._hooks.running(cgroup, self._limiting().union(also), hook)
 
+    def program_name(self, program_id: int) -> str | None:
+        """Of any program; None where it is gone."""
+        return self._hooks.program_name(program_id)
+
     def runs_for(self, cgroup: str) -> bool:
         """Whether ours is among them."""
         return not self._limiting().isdisjoint(self._hooks.effective(cgroup))
@@ -246,6 +250,12 @@ class Attachments:
             if error.errno != errno.ENOENT:
                 raise
             return None
+
+    def trace(self) -> str | None:
+        """Whether a trace is ``running``, or was killed and is ``left``; None where there is none."""
+        if not pins.exists(catalog.UNTRACED):
+            return None
+        return "running" if tracing.is_claimed() else "left"
 
     def end_trace(self) -> None:
         """The untraced program has its place again. Who traces sees that, and ends."""

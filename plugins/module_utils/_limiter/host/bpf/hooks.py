@@ -51,7 +51,7 @@ class Hooks:
                 ids, flags = self._query(fd, hook, 0)
             if ids and not flags & _ALLOW_MULTI:
                 text = (
-                    f"the BPF program {self._program_name(ids[0])} (id {ids[0]}) is attached to {place} for itself "
+                    f"the BPF program {self.program_name(ids[0])} (id {ids[0]}) is attached to {place} for itself "
                     f"alone (attach flags: {_flags_text(flags)})"
                 )
                 return Exclusive(ids[0], place, text)
@@ -74,7 +74,7 @@ class Hooks:
             attached.append((place, ids, flags))
         found = []
         for program_id in self.effective(cgroup, hook):
-            name = self._program_name(program_id)
+            name = self.program_name(program_id)
             if name is None:  # it went in between
                 continue
             where, flags = None, 0
@@ -119,7 +119,8 @@ class Hooks:
                 raise KernelError("the BPF programs of a cgroup cannot be listed", -result)
             room *= 4
 
-    def _program_name(self, program_id: int) -> str | None:
+    def program_name(self, program_id: int) -> str | None:
+        """None where it is gone."""
         with self._libbpf.opened_by_id("prog", program_id) as fd:
             if fd is None:
                 return None
