@@ -79,6 +79,14 @@ class Watched:
         self._rates = {inode: rate for inode, rate in rates.items() if rate is not None}
         self._sent = said
 
+    def problems(self) -> list[str]:
+        """Why some connections, or their rates, are not known."""
+        problems = list(self.found.problems)
+        if self.held_up:
+            number = len(self.held_up)
+            problems.append(f"what {number} connections send is not known: somebody keeps their sockets locked")
+        return problems
+
     def of(self, states: t.Iterable[int]) -> Connections:
         """Those that are charged to any of these states, the fastest first."""
         numbers = [state for state in states if state in self.found.summaries]
@@ -207,12 +215,7 @@ def _told(
             facts.append(told)
     if watched is None:
         return facts, [EARLIER]
-    problems = list(watched.found.problems)
-    if watched.held_up:
-        problems.append(
-            f"what {len(watched.held_up)} connections send is not known: somebody keeps their sockets locked"
-        )
-    return facts, problems
+    return facts, watched.problems()
 
 
 def names_of_states(names: t.Mapping[int, str], seen: Look) -> dict[int, str]:
