@@ -64,6 +64,7 @@ class Watched:
         self._rates: dict[int, int] = {}
         self.found = connections.Look()
         self.held_up: set[int] = set()
+        self._commands: dict[int, str] | None = None
 
     def look(self, wanted: t.Container[int] | None) -> None:
         """``wanted``: states; None: all."""
@@ -73,7 +74,7 @@ class Watched:
         self.found = connections.look(
             pacing_map, _states_of(host), wanted, most, _pids_of(host), self._holders, self._process
         )
-        self._holders = self.found.holders
+        self._holders, self._commands = self.found.holders, None
         said, self.held_up = connections.measure(self._holders.values())
         rates = {inode: sent.rate_since(self._sent[inode]) for inode, sent in said.items() if inode in self._sent}
         self._rates = {inode: rate for inode, rate in rates.items() if rate is not None}
@@ -100,7 +101,9 @@ class Watched:
         first = sorted(several.values(), key=lambda one: (rates.get(one.inode, -1), one.share), reverse=True)
         chosen = first[: self._most]
         pids = {one.inode: self._holders[one.inode].process for one in chosen if one.inode in self._holders}
-        commands = processes.commands(set(pids.values())) if pids else {}
+        if pids and self._commands is None:
+            self._commands = processes.commands({holder.process for holder in self._holders.values()})
+        commands = self._commands or {}
         return Connections(
             summary,
             [
