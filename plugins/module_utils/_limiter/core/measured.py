@@ -74,6 +74,9 @@ def of_rule(
     limit = rule.limit.rate if rule.limit else None
     if limit and not rule.each:
         told["utilization"] = round(rate / limit, 3)
+        # The programs' own window may be an earlier second.
+        if use.is_used(rate, limit):
+            told["reason"] = None
     return {
         "name": rule.name,
         "limit": limit,

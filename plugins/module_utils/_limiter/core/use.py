@@ -91,7 +91,7 @@ def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int
         return Use(rate, None, False, 0, None)
     fair = pacing.current(ability, limit, seen.fair, now)
     found = pacing.connections(fair)
-    unused = 100 * (rate + max(fair.burst, _PACKET)) < _USED_PERCENT * limit.rate
+    unused = not is_used(rate + max(fair.burst, _PACKET), limit.rate)
     tokens = _tokens(limit, seen, now)
     scarce = tokens < min(limit.rate // _NOTICE_SHARE, limit.bucket // 2)
     loses = unused and scarce and (ability.state != "on" or found.unpaced > 0)
@@ -105,6 +105,11 @@ def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int
         reason = ANOTHER_RULE
     binds = found.waiting > 0 or loses or spent
     return Use(rate, round(rate / limit.rate, 3), binds, found.waiting_elsewhere, reason)
+
+
+def is_used(rate: int, limit: int) -> bool:
+    """Whether so much of a limit counts as all of it."""
+    return 100 * rate >= _USED_PERCENT * limit
 
 
 def measured_rate(seen: State, now: int) -> int:

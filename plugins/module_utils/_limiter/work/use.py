@@ -64,6 +64,7 @@ class Watched:
         self._rates: dict[int, int] = {}
         self.found = connections.Look()
         self.held_up: set[int] = set()
+        self._commands: dict[int, str] | None = None
 
     def look(self, wanted: t.Container[int] | None) -> None:
         """``wanted``: states; None: all."""
@@ -73,11 +74,19 @@ class Watched:
         self.found = connections.look(
             pacing_map, _states_of(host), wanted, most, _pids_of(host), self._holders, self._process
         )
-        self._holders = self.found.holders
+        self._holders, self._commands = self.found.holders, None
         said, self.held_up = connections.measure(self._holders.values())
         rates = {inode: sent.rate_since(self._sent[inode]) for inode, sent in said.items() if inode in self._sent}
         self._rates = {inode: rate for inode, rate in rates.items() if rate is not None}
         self._sent = said
+
+    def problems(self) -> list[str]:
+        """Why some connections, or their rates, are not known."""
+        problems = list(self.found.problems)
+        if self.held_up:
+            number = len(self.held_up)
+            problems.append(f"what {number} connections send is not known: somebody keeps their sockets locked")
+        return problems
 
     def of(self, states: t.Iterable[int]) -> Connections:
         """Those that are charged to any of these states, the fastest first."""
@@ -92,7 +101,9 @@ class Watched:
         first = sorted(several.values(), key=lambda one: (rates.get(one.inode, -1), one.share), reverse=True)
         chosen = first[: self._most]
         pids = {one.inode: self._holders[one.inode].process for one in chosen if one.inode in self._holders}
-        commands = processes.commands(set(pids.values())) if pids else {}
+        if pids and self._commands is None:
+            self._commands = processes.commands({holder.process for holder in self._holders.values()})
+        commands = self._commands or {}
         return Connections(
             summary,
             [
@@ -207,12 +218,7 @@ def _told(
             facts.append(told)
     if watched is None:
         return facts, [EARLIER]
-    problems = list(watched.found.problems)
-    if watched.held_up:
-        problems.append(
-            f"what {len(watched.held_up)} connections send is not known: somebody keeps their sockets locked"
-        )
-    return facts, problems
+    return facts, watched.problems()
 
 
 def names_of_states(names: t.Mapping[int, str], seen: Look) -> dict[int, str]:

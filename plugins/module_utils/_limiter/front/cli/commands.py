@@ -129,10 +129,29 @@ def _list(arguments: argparse.Namespace) -> Result:
     return work(Command({"gather": gather, **asked_for}, True), files=arguments.json)
 
 
+def _top(arguments: argparse.Namespace) -> Result:
+    if arguments.json:
+        return _gathered(None)
+    from ...work.watch import Watch
+    from .top import screen
+
+    watch = Watch(Command.run_command)
+    why = None if arguments.once else screen.cannot_live()
+    if why is None and not arguments.once:
+        screen.live(watch, arguments.interval)
+        return {"lines": []}
+    warnings = [] if why in (None, screen.NO_TERMINAL) else [f"{why}: this is shown once"]
+    return {"lines": screen.once(watch, arguments.interval), "warnings": warnings}
+
+
 def _why(arguments: argparse.Namespace) -> Result:
+    return _gathered(arguments.pid)
+
+
+def _gathered(pid: int | None) -> Result:
     from ..modules.info import work
 
-    asked_for = {"name": None, "pid": arguments.pid, "cgroup_path": None}
+    asked_for = {"name": None, "pid": pid, "cgroup_path": None}
     return work(Command({"gather": ["use"], "connections": 10, **asked_for}, True))
 
 
@@ -193,6 +212,7 @@ _COMMANDS: dict[str, t.Callable[[argparse.Namespace], Result]] = {
     "apply": _apply,
     "restore": _restore,
     "list": _list,
+    "top": _top,
     "why": _why,
     "trace": _trace,
     "metrics": _metrics,

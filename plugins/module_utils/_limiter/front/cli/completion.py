@@ -26,7 +26,7 @@ _limiter() {{
 \t\t-p | --pid | why) mapfile -t words < <(cd /proc && printf "%s\\n" [0-9]*) ;;
 {values}
 \t\t--cgroup-path | --container | -o | --bpf-obj | -r | --rate | -b | --bucket | --cgid | --write) ;;
-\t\t--duration | --max-events | --address | --port) ;;
+\t\t--duration | --max-events | --address | --port | --interval) ;;
 \t\t*)
 \t\t\tcase $command in
 {options}

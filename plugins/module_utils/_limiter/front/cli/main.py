@@ -15,7 +15,7 @@ from ...core.errors import LimiterError
 from ...generated.version import VERSION
 from ..call import Result
 from . import commands, parser
-from .tables import printable
+from .tables import is_unicode, printable
 
 DONE, REFUSED, PARTLY = 0, 1, 3
 READER_GONE = 128 + signal.SIGPIPE
@@ -117,7 +117,7 @@ def _warnings(arguments: t.Any, result: Result) -> list[str]:
 def _lines(arguments: t.Any, result: Result) -> list[str]:
     if arguments.json:
         return _json(result)
-    if arguments.command == "metrics":
+    if "lines" in result:
         return t.cast("list[str]", result["lines"])
     from . import shown
 
@@ -153,9 +153,8 @@ def _width() -> int | None:
 
 
 def _more() -> str:
-    """What ends a text that was cut, as the terminal can show it: Python writes UTF-8 in the locale C, too."""
-    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
-    return "\u2026" if "utf" in locale.lower() else "..."
+    """What ends a text that was cut, as the terminal can show it."""
+    return "\u2026" if is_unicode() else "..."
 
 
 def _print(lines: t.Iterable[str]) -> None:

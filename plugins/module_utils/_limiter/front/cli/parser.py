@@ -26,6 +26,8 @@ EXAMPLES = (
     ("limiter set -p 1234 -r 5m", "Process 1234 and its children send at most 5 MiB/s together."),
     ("limiter set --name web -r 160mbit --unit nginx", "A service is limited where it is, over its restarts."),
     ("limiter move -p 9999 --last", "Another process joins the rule that was set last."),
+    ("limiter top", "Watch all rules; Enter shows the connections of one."),
+    ("limiter why 812", "Is it the limiter that makes process 812 slow?"),
     ("limiter unset -p 1234", "The process goes back to the cgroup that it came from."),
     (
         "limiter trace --unit nginx --reason empty",
@@ -52,7 +54,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="show the version of the collection, and end")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog="limiter")
     common = _common()
-    for add in (_set, _move, _unset, _apply, _restore, _list, _why, _trace, _metrics, _reload, _unload, _purge):
+    for add in (_set, _move, _unset, _apply, _restore, _list, _top, _why, _trace, _metrics, _reload, _unload, _purge):
         add(_Adding(commands, common))
     return parser
 
@@ -216,6 +218,32 @@ def _list(add: _Adding) -> None:
     _name(parser, "only this rule")
     parser.add_argument("--cgroup-path", metavar="PATH", help="only what limits this cgroup, or a process in it")
     parser.add_argument("--json", action="store_true", help="print the result of speed_limit_info, as JSON")
+
+
+def _top(add: _Adding) -> None:
+    parser = add(
+        "top",
+        "watch the rules",
+        "A line for each: limit, rate, use, the last minute, drops, connections that wait, processes. Enter shows the "
+        "connections of a rule, ? the other keys. Where the output is no terminal, it is printed once.",
+        changes=False,
+    )
+    parser.add_argument("--once", action="store_true", help="print the table once, after the interval")
+    parser.add_argument(
+        "--interval",
+        type=seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="look this often, from 0.1 to 3600; less often where that would take more than a twentieth of a core",
+    )
+    parser.add_argument("--json", action="store_true", help="print what speed_limit_info gathers as use, once, as JSON")
+
+
+def seconds(text: str) -> float:
+    found = float(text)
+    if not 0.1 <= found <= 3600:
+        raise ValueError
+    return found
 
 
 def _why(add: _Adding) -> None:

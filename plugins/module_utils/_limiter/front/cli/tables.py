@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 import unicodedata
 
 GAP = 2
 LEAST = 8  # columns, to which a column that may be cut is cut at most
+
+
+def is_unicode() -> bool:
+    """Whether the terminal shows UTF-8: Python writes it in the locale C, too."""
+    locale = next((os.environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "")
+    return "utf" in locale.lower()
 
 
 class Column(t.NamedTuple):
@@ -44,6 +51,12 @@ def table(columns: t.Sequence[Column], rows: t.Iterable[t.Sequence[str]], width:
         for one, size, column in zip(zip(*cells), widths, columns)
     ]
     return [(" " * GAP).join(row).rstrip() for row in zip(*fitted)]
+
+
+def fitted(text: str, size: int, more: str = "", right: bool = False) -> str:
+    """The text in exactly so many columns."""
+    size = max(size, 0)
+    return _aligned(_shortened(printable(text).replace("\n", " "), size, more if size > len(more) else ""), size, right)
 
 
 def columns_of(text: str) -> int:
