@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-# In the order of the enum. docs/troubleshooting.md says what each means.
+# In the order of the enum. docs/reasons.md says what each means.
 REASONS = ("unknown", "empty", "tcp_reserve", "debt", "admission", "ahead", "lump", "low")
 # Not every reason leads to both: "low" never drops.
 DROPS = REASONS[:-1]
