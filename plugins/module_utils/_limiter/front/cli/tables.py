@@ -46,17 +46,17 @@ def table(columns: t.Sequence[Column], rows: t.Iterable[t.Sequence[str]], width:
         if widest[0] <= LEAST:
             break
         widths[widest[1]] -= 1
-    fitted = [
+    cut = [
         [_fitted(cell, size, column.right, more) for cell in one]
         for one, size, column in zip(zip(*cells), widths, columns)
     ]
-    return [(" " * GAP).join(row).rstrip() for row in zip(*fitted)]
+    return [(" " * GAP).join(row).rstrip() for row in zip(*cut)]
 
 
 def fitted(text: str, size: int, more: str = "", right: bool = False) -> str:
     """The text in exactly so many columns."""
     size = max(size, 0)
-    return _aligned(_shortened(printable(text).replace("\n", " "), size, more if size > len(more) else ""), size, right)
+    return _fitted(printable(text).replace("\n", " "), size, right, more if size > len(more) else "")
 
 
 def columns_of(text: str) -> int:

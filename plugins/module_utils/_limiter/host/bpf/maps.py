@@ -215,8 +215,8 @@ class Maps:
         return self._maps[row.name]
 
     def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:
-        """Keys and values as they are."""
-        return self.of(row).entries()
+        """Keys and values as they are; a state is read under its lock."""
+        return self.of(row).entries(_LOCK if row is catalog.STATE else _ANY)
 
     def limits(self) -> dict[int, Limit]:
         if self.is_earlier and schemas.changed(catalog.CONFIG, self.schema):
@@ -250,7 +250,7 @@ class Maps:
         """What tells as `state`; of many rules, what all had at this one look."""
         if rules <= MANY:
             return self.state
-        found = dict(self._state.entries(_LOCK))
+        found = dict(self.entries(catalog.STATE))
 
         def state(rule: int) -> layout.State | None:
             data = found.get(layout.ID.pack(rule))
