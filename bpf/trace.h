@@ -35,7 +35,8 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, TRACED_CGROUPS);
 	__type(key, __u64);
 	__type(value, __u32);
 } trace_cgroup_map SEC(".maps");

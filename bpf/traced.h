@@ -18,6 +18,9 @@ enum traced_outcome {
 /* Functions of the kernel in which a packet ends that a program of the egress hook has refused. */
 #define TRACED_PLACES 3
 
+/* Cgroups that can be asked for at a time. */
+#define TRACED_CGROUPS 65536
+
 /* Which packets are told of; set before the program is loaded. */
 struct traced_filter {
 	__u64 duration_ns; /* since the program's first packet; after that nothing is told */

@@ -230,6 +230,8 @@ REFUSED = {
     "a name that is none": "set --name a/b -r 5m",
     "several processes without a name": "set -p 5 -p 6 -r 5m",
     "a cgroup that holds the connection": "set --name new -r 5m --cgroup-path /",
+    "a trace without a program": "trace",
+    "a trace of no address": "trace --address nobody",
     "no rule of that id": "move -p 5 --cgid 99999999",
     "no last rule": "move -p 5 --last",
     "an object that is none": "reload -o /etc/passwd",
@@ -246,7 +248,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_what_is_refused_changes_nothing(cgroups: Cgroups, words: str) -> None:
     before = snapshot()
     texts = set()
-    for check in ([], ["--check"]) if not words.startswith("list") else ([],):
+    for check in ([], ["--check"]) if not words.startswith(("list", "trace")) else ([],):
         ended = command(*words.split(), *check)
         assert ended.status == 1 and not ended.lines and snapshot() == before
         texts.add(ended.errors)
@@ -261,7 +263,7 @@ def test_it_is_refused_in_the_words_of_the_module(cgroups: Cgroups, name: str) -
     assert command(*REFUSED[name].split()).errors == f"limiter: {raised.value} ({raised.value.kind})\n"
 
 
-@pytest.mark.parametrize("words", ["set --name web -r 1m", "list", "purge", "unload"])
+@pytest.mark.parametrize("words", ["set --name web -r 1m", "list", "trace", "purge", "unload"])
 def test_only_root_may(
     cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:

@@ -11,9 +11,10 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +31,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused, until
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import SOURCE, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.foreign import OURS
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, snapshot
 
 BUDGET = 500_000  # instructions that the verifier may walk, as in test_budget.py
@@ -342,6 +344,28 @@ def test_without_the_object_that_was_loaded_there_is_no_trace(tmp_path: Path) ->
         os.rename(f"{build.OBJECT}.kept", build.OBJECT)
     program(object=build.OBJECT)
     assert trace(duration=0.1, object=build.OBJECT)["ended"] == "duration"
+
+
+def test_an_object_of_an_earlier_version_has_nothing_that_traces(compiled: Callable[[str], str]) -> None:
+    path = f"{os.path.dirname(build.OBJECT)}/earlier.o"
+    program()
+    shutil.copy(compiled(OURS), path)
+    try:
+        program(object=path)
+        before = snapshot()
+        with refused("untraceable", f"{path} has nothing that traces", "Run speed_limit_program"):
+            trace(duration=0.1, object=path)
+        assert snapshot() == before
+    finally:
+        os.unlink(path)
+
+
+def test_of_more_cgroups_than_can_be_watched_some_are_and_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "MOST_CGROUPS", 1)
+    program()
+    with limiter.senders("/many_a"), limiter.senders("/many_b"):
+        found = trace(duration=0.3, cgroup_paths=["/many_*"])
+    assert found["warnings"] == ["not all cgroups are traced that fit /many_*: there are too many"]
 
 
 def test_without_memory_for_the_ring_buffer_nothing_is_changed() -> None:

@@ -23,6 +23,7 @@ _OUTCOMES = (*REASONS, PASSED, EXEMPT, ENCRYPTED)  # in the order of enum traced
 OUTCOMES = (*_OUTCOMES[1:], OTHER_PROGRAM)  # what can be asked for; the last one is no word of our program's
 
 PLACES = 3
+MOST_CGROUPS = 65536
 FILTER = struct.Struct(f"=QQ16s16s{2 * PLACES}Q6I")
 FILTER_FIELDS = (
     "duration_ns",

@@ -25,6 +25,7 @@ from ..host.bpf import build
 from ..host.bpf import tracing as port
 from ..host.groups import processes
 from ..host.lock import host_lock
+from ..host.root import check_root
 from ..host.sockets.tagging import Tags, tag_apart
 from .host import Host, RunCommand
 from .observe import locate
@@ -72,6 +73,7 @@ def trace(
     """``show`` gets each session as soon as nothing can change it any more. With ``check`` only what would be refused
     is looked for.
     """
+    check_root()
     located = locate([asked.places]) if asked.places else []
     named = [place.path for places, _warnings in located for place in places]
     if check:
@@ -207,8 +209,11 @@ class _Trace:
             return
         cgroups = self._host.cgroups
         found = {one for pattern in self._patterns for one in cgroups.matching(parse("cgroup_paths", pattern))}
-        ids = [cgroups.identifier(cgroup) for cgroup in sorted(found)]
+        ids = [cgroups.identifier(cgroup) for cgroup in sorted(found)[: tracing.MOST_CGROUPS]]
         self._tracer.watch_cgroups([number for number in ids if number is not None])
+        if len(found) > tracing.MOST_CGROUPS or cgroups.too_large:
+            text = f"not all cgroups are traced that fit {', '.join(self._patterns)}: there are too many"
+            self.warnings += [] if text in self.warnings else [text]
 
     def follow(self, show: t.Callable[[Session], object]) -> Traced:
         """Reads until the end, whatever ends it."""
@@ -236,8 +241,10 @@ class _Trace:
                 elif now >= end:
                     ended = DURATION
                 if not ended and now >= check:
-                    check, ended = now + _CHECK_SECONDS, self._ended_by_others()
+                    ended = self._ended_by_others()
                     self._watch()
+                    # With very many cgroups, most of the time is still for what is told.
+                    check = time.monotonic() + max(_CHECK_SECONDS, 10 * (time.monotonic() - now))
                 if not ended:
                     time.sleep(_LOOK_SECONDS)
             read()
