@@ -212,16 +212,18 @@ static __always_inline void trace_programs(struct __sk_buff *skb, enum traced_ki
 static __always_inline __u32 trace_outcome(const struct decision *decision, __u32 verdict)
 {
 	__u32 outcome = TRACED_PASSED;
+	__u64 any = 0;
 
-	if (!decision->found.rules[0])
-		return TRACED_EXEMPT;
 	if (!decision->measured)
-		return TRACED_ENCRYPTED;
+		return decision->found.rules[0] ? TRACED_ENCRYPTED : TRACED_EXEMPT;
 #pragma unroll
-	for (int i = 0; i < LIMITER_MAX_NESTED; i++)
+	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
+		any |= decision->found.rules[i];
 		if (verdict != VERDICT_PASS && (decision->answers[i] & VERDICT_MASK) == verdict)
 			outcome = decision->answers[i] >> CHARGE_REASON;
-	return outcome;
+	}
+	/* An inner rule may have gone meanwhile: charge.h. */
+	return any ? outcome : TRACED_EXEMPT;
 }
 
 /*
@@ -311,8 +313,9 @@ static __always_inline void trace_refused(struct sk_buff *skb, __u64 location)
 	if (!here || !sk)
 		return;
 	passed = bpf_map_lookup_elem(&trace_passed_map, &context);
-	/* Another one has had the address since, which our program is not attached to. */
-	if (!passed || *passed != (__u64)sk->__sk_common.skc_cookie.counter)
+	/* Another one has had the address since, which our program is not attached to. A SYN-ACK had its listener's. */
+	if (!passed ||
+	    (*passed != (__u64)sk->__sk_common.skc_cookie.counter && sk->__sk_common.skc_state != GRAPH_NEW_SYN_RECV))
 		return;
 	bpf_map_delete_elem(&trace_passed_map, &context);
 	now = bpf_ktime_get_ns();

@@ -218,6 +218,13 @@ class Object:
         if error:
             raise OSError(error, "\n".join(lines[-25:]), self._path)
 
+    def fill(self, section: str, data: bytes) -> None:
+        """Sets what a section of constants begins with, before it is loaded."""
+        found = ctypes.c_void_p(_libbpf().bpf_object__find_map_by_name(self._object, section.encode()))
+        error = -_libbpf().bpf_map__set_initial_value(found, data, ctypes.c_size_t(len(data)))
+        if error:
+            raise OSError(error, os.strerror(error), section)
+
     @property
     def log(self) -> str:
         """The verifier's, where a level was asked for."""

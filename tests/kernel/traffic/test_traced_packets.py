@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import trace as work
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2
@@ -42,6 +44,18 @@ def one(**options: Any) -> dict[str, Any]:
     assert found["ended"] == "max_events", found
     session: dict[str, Any] = found["sessions"][0]
     return session
+
+
+def test_who_interrupts_while_packets_are_read_is_heard(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: object, packet: object) -> bool:
+        raise KeyboardInterrupt
+
+    cgroup = scene.limited(RATE)
+    scene.pair.send_udp(RATE, cgroup=cgroup)
+    monkeypatch.setattr(work._Trace, "_take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trace(reasons=["passed"])
+    assert not pins.exists(catalog.UNTRACED)
 
 
 @pytest.mark.every_kernel

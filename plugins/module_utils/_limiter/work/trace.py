@@ -86,11 +86,11 @@ def trace(
             host.complete()
             host.attachments.end_trace()  # that of a killed one: nobody else traces now
             running = _Trace(host, asked, named)
-            running.begin(stack)
             running.warnings += [
                 *host.lost.warnings(check=False),
                 *(text for _places, told in located for text in told),
             ]
+            running.begin(stack)
         try:
             found = running.follow(show)
         finally:
@@ -187,7 +187,6 @@ class _Trace:
             refused = {**refused, catalog.TRACE_REFUSAL: "/proc/kallsyms does not tell where its functions are"}
         self._begin_ns = time.monotonic_ns()
         self._tell_refusals(refused)
-        self._tag()
 
     def _tell_refusals(self, refused: t.Mapping[t.Any, str]) -> None:
         for row, why in refused.items():
@@ -196,7 +195,7 @@ class _Trace:
         self._sees_refusals = self._asked.wanted.direction != "in" and catalog.TRACE_REFUSAL not in refused
 
     def _tag(self) -> None:
-        """The sockets that the process has already."""
+        """The sockets that the process has already. Its owner can hold this up, so the host is not locked."""
         if self._asked.pid is None:
             return
         tags = Tags(self._tracer.watch_socket)
@@ -217,10 +216,13 @@ class _Trace:
 
     def follow(self, show: t.Callable[[Session], object]) -> Traced:
         """Reads until the end, whatever ends it."""
+        self._tag()
         sessions: list[Session] = []
 
         def flush(count: int) -> None:
             for told in self._told[:count]:
+                if self._latest.get(told.packet.context) is told:
+                    del self._latest[told.packet.context]
                 session = self._session(told)
                 if session is not None and len(sessions) < self._asked.wanted.most:
                     sessions.append(session)
@@ -329,7 +331,7 @@ class _Trace:
         """Has the untraced program back. Returns why the next task has to do that instead."""
         try:
             with host_lock(_END_SECONDS):
-                self._host.attachments.end_trace()
+                self._host.attachments.end_trace(self._tracer.untraced)
         except LimiterError as error:
             return [
                 f"the program that traces still limits, and the next task that changes something replaces it: {error}"

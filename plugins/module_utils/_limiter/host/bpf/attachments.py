@@ -239,7 +239,7 @@ class Attachments:
                 except KernelError as error:
                     refused[row] = error.why
         if leaves:
-            loaded.tracer.take_place(self._links, loaded.opened)
+            loaded.tracer.take_place(stack, self._links, loaded.opened)
         return refused
 
     def limits_now(self, program_id: int) -> bool | None:
@@ -257,9 +257,9 @@ class Attachments:
             return None
         return "running" if tracing.is_claimed() else "left"
 
-    def end_trace(self) -> None:
-        """The untraced program has its place again. Who traces sees that, and ends."""
-        tracing.put_back(self._libbpf, self._links)
+    def end_trace(self, kept: int | None = None) -> None:
+        """The untraced program has its place again. Who traces sees that, and ends. ``kept``: as `tracing.put_back`."""
+        tracing.put_back(self._libbpf, self._links, kept)
 
     def _complete_move(self) -> None:
         links = self._links

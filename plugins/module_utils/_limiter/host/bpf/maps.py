@@ -376,7 +376,7 @@ def other_schema(found: int) -> LimiterError:
 
 
 def _passing() -> list[str]:
-    return [name for name in catalog.PASSING if pins.exists(name)]
+    return [name for name in (*catalog.PASSING, catalog.UNTRACED) if pins.exists(name)]
 
 
 def _control(control: Map) -> Control:

@@ -61,26 +61,34 @@ def is_claimed() -> bool:
     if fd is None:
         return False
     with closing_fd(fd):
-        return not memory.claim(fd)
+        return memory.claims(fd) > 0
 
 
 def untraced_id(libbpf: Libbpf) -> int | None:
     """The id of the program that has to come back when the trace is over."""
-    if not pins.exists(catalog.UNTRACED):
-        return None
-    with closing_fd(libbpf.get(pins.path(catalog.UNTRACED))) as fd:
+    try:
+        fd = libbpf.get(pins.path(catalog.UNTRACED))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    with closing_fd(fd):
         return t.cast(int, libbpf.info(fd, "bpf_prog_info").id)
 
 
-def put_back(libbpf: Libbpf, links: Links) -> None:
-    """The untraced program has its place again, if a traced one had it. Whoever traces sees that, and ends."""
-    if not pins.exists(catalog.UNTRACED):
+def put_back(libbpf: Libbpf, links: Links, kept: int | None = None) -> None:
+    """The untraced program has its place again, if a traced one had it. Whoever traces sees that, and ends. ``kept``: a
+    descriptor of it, where its pin may be lost.
+    """
+    pinned = pins.exists(catalog.UNTRACED)
+    if not pinned and kept is None:
         return
-    with closing_fd(libbpf.get(pins.path(catalog.UNTRACED))) as fd:
+    with closing_fd(libbpf.get(pins.path(catalog.UNTRACED)) if pinned else os.dup(kept or 0)) as fd:
         if _is_traced(libbpf, links):
             with links.opened(catalog.LIMIT.link) as link_fd:
                 libbpf.call("bpf_link_update", link_fd, fd, libbpf.ffi.NULL)
-    pins.unpin([catalog.UNTRACED])
+    if pinned:
+        pins.unpin([catalog.UNTRACED])
 
 
 def _is_traced(libbpf: Libbpf, links: Links) -> bool:
@@ -104,6 +112,7 @@ class Tracer:
             for name in (catalog.TRACE_STATE, catalog.TRACE_CGROUPS, catalog.TRACE_SOCKETS)
         )
         self._watched: set[int] = set()
+        self.untraced: int | None = None  # what it has the place of, open
 
     def _map_fd(self, name: str) -> int:
         return self._libbpf.call("bpf_map__fd", objects.find(self._libbpf, self._opened, "map", name))
@@ -141,12 +150,13 @@ class Tracer:
             link = bpf.call("bpf_raw_tracepoint_open", bpf.ffi.NULL, fd)
         stack.callback(os.close, link)
 
-    def take_place(self, links: Links, opened: objects.Opened) -> None:
-        """Has the place of the program that limits, which is pinned. Raises KernelError."""
+    def take_place(self, stack: contextlib.ExitStack, links: Links, opened: objects.Opened) -> None:
+        """Has the place of the program that limits, which is pinned, and kept open by ``stack``. Raises KernelError."""
         bpf, fd = self._libbpf, self._loaded[catalog.TRACE]
         objects.bind(bpf, opened, fd, catalog.MAPS)
-        with closing_fd(bpf.call("bpf_prog_get_fd_by_id", links.info(catalog.LIMIT.link).prog_id)) as untraced:
-            bpf.call("bpf_obj_pin", untraced, pins.path(catalog.UNTRACED).encode())
+        self.untraced = bpf.call("bpf_prog_get_fd_by_id", links.info(catalog.LIMIT.link).prog_id)
+        stack.callback(os.close, self.untraced)
+        bpf.call("bpf_obj_pin", self.untraced, pins.path(catalog.UNTRACED).encode())
         with links.opened(catalog.LIMIT.link) as link_fd:
             bpf.call("bpf_link_update", link_fd, fd, bpf.ffi.NULL)
 
@@ -154,9 +164,14 @@ class Tracer:
     def reading(self, take: t.Callable[[tracing.Packet], bool]) -> t.Iterator[t.Callable[[], None]]:
         """A function that gives what has been told since to ``take``, as long as that returns true."""
         bpf = self._libbpf
+        failed: list[BaseException] = []
 
         def tell(_context: t.Any, data: t.Any, _size: int) -> int:
-            return 0 if take(tracing.unpack(bytes(bpf.ffi.buffer(data, tracing.PACKET.size)))) else _STOP
+            try:
+                return 0 if take(tracing.unpack(bytes(bpf.ffi.buffer(data, tracing.PACKET.size)))) else _STOP
+            except BaseException as error:  # an interrupt, too: through libbpf nothing is raised
+                failed.append(error)
+                return _STOP
 
         try:
             callback = bpf.ffi.callback("int(void *, void *, size_t)", tell)
@@ -169,12 +184,14 @@ class Tracer:
             ) from error
         ring = bpf.pointer("ring_buffer__new", self._ring_fd, callback, bpf.ffi.NULL, bpf.ffi.NULL)
         try:
-            yield lambda: self._consume(ring)
+            yield lambda: self._consume(ring, failed)
         finally:
             bpf.run("ring_buffer__free", ring)
 
-    def _consume(self, ring: t.Any) -> None:
+    def _consume(self, ring: t.Any, failed: t.Sequence[BaseException]) -> None:
         result = self._libbpf.try_call("ring_buffer__consume", ring)
+        if failed:
+            raise failed[0]
         if result < 0 and result != _STOP:
             raise KernelError("the ring buffer cannot be read", -result)
 
@@ -227,7 +244,7 @@ def load(
                     "no_memory",
                     "there is no memory for a trace",
                     error.why,
-                    "It needs 1 MiB of the kernel's: free some, or raise memory.max of the cgroup that this runs in",
+                    "It needs 5 MiB of the kernel's: free some, or raise memory.max of the cgroup that this runs in",
                 ) from error
             names = _FAILED.findall(bpf.log(_LOG_LINES))
             blamed = next((row for row in wanted[1:] if names and row.name == names[-1]), None)
