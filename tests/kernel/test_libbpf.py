@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -54,6 +55,13 @@ def test_a_libbpf_of_the_0_series_is_too_old(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(LimiterError, match="libbpf 1.0 or newer is needed: only libbpf.so.0") as raised:
         port.load()
     assert raised.value.kind == "libbpf_too_old"
+
+
+def test_a_link_that_somebody_is_just_making_stops_nobody(libbpf: Libbpf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a number already, and cannot be opened yet."""
+    monkeypatch.setattr(Libbpf, "try_call", lambda self, name, *arguments: -errno.EAGAIN)
+    with libbpf.opened_by_id("link", 1) as fd:
+        assert fd is None
 
 
 def test_a_refusal_has_the_errnos_name_and_number(libbpf: Libbpf) -> None:

@@ -168,9 +168,11 @@ class Libbpf:
 
     @contextlib.contextmanager
     def opened_by_id(self, kind: str, identifier: int) -> t.Iterator[int | None]:
-        """A ``prog``, ``map`` or ``link`` by its id; None where it is gone. Raises KernelError."""
+        """A ``prog``, ``map`` or ``link`` by its id; None where it is gone, or is a link that somebody is just making.
+        Raises KernelError.
+        """
         fd = self.try_call(f"bpf_{kind}_get_fd_by_id", identifier)
-        if fd == -errno.ENOENT:
+        if fd in (-errno.ENOENT, -errno.EAGAIN):
             yield None
             return
         if fd < 0:
