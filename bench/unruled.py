@@ -9,6 +9,7 @@ packets find cold caches, and their times include what taking the time costs.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import statistics
@@ -52,8 +53,10 @@ def measure(quick: bool) -> Stored:
                 for what, program in programs.items():
                     hot[what].append(bpf.test_run(program, packets))
             for what, program in programs.items():
-                for _packet in _stale(program, cgroups):
-                    anew[what].append(bpf.test_run(program, 1))
+                with _stale(program) as forget:
+                    for _packet in range(cgroups):
+                        forget()
+                        anew[what].append(bpf.test_run(program, 1))
         for number in range(cgroups):
             with _cgroup(parent / f"new-{number}.service") as new, in_cgroup(new):
                 for what, program in programs.items():
@@ -128,21 +131,22 @@ _SCENES: dict[str, Callable[[Path, Path], int]] = {
 }
 
 
-def _stale(program: int, packets: int) -> Iterator[int]:
-    """Before each packet, the answers that the program has kept become stale, as after a change of rules."""
-    library = load()
-    for identifier in library.maps_of(program):
-        with library.opened_by_id("map", identifier) as fd:
-            name = library.ffi.string(library.info(fd, "bpf_map_info").name) if fd is not None else b""
-            if fd is None or name != catalog.CONTROL.name[:15].encode():
-                continue
-            control = Map(library, catalog.CONTROL.name, fd)
-            for packet in range(packets):
+@contextlib.contextmanager
+def _stale(program: int) -> Iterator[Callable[[], None]]:
+    """What makes all answers stale that the program has kept, as a change of rules does."""
+    library, generations = load(), itertools.count(1)
+    with contextlib.ExitStack() as stack:
+        maps = [stack.enter_context(library.opened_by_id("map", number)) for number in library.maps_of(program)]
+        names = {library.ffi.string(library.info(fd, "bpf_map_info").name): fd for fd in maps if fd is not None}
+        fd = names.get(catalog.CONTROL.name[:15].encode())
+        control = None if fd is None else Map(library, catalog.CONTROL.name, fd)
+
+        def forget() -> None:
+            if control is not None:
                 found = layout.unpack_control(control.lookup(layout.INDEX.pack(0)) or b"")
-                control.update(layout.INDEX.pack(0), layout.pack_control(found._replace(generation=packet + 1)))
-                yield packet
-            return
-    yield from range(packets)
+                control.update(layout.INDEX.pack(0), layout.pack_control(found._replace(generation=next(generations))))
+
+        yield forget
 
 
 def _loaded() -> int:

@@ -154,7 +154,7 @@ struct rate_limit_node {
 	__u64 rule;                       /* 0: none here, but further down */
 	__u32 each;                       /* 1: every cgroup at this node has a budget of its own */
 	__u32 shapes[LIMITER_MAX_SHAPES]; /* of names below, the most specific first; 0: no more */
-	__u32 reserved;
+	__u32 strange; /* bits of the low 5 bits of first bytes that names of none of the shapes have */
 };
 
 /* rate_limit_graph_map: one entry, key 0: the graph in use */

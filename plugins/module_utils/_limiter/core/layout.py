@@ -178,7 +178,7 @@ CONTROL_FIELDS = Control._fields
 EDGE_FIELDS = ("above", "shape", "name")
 PLACE_FIELDS = ("rule", "each", "reserved", "pattern")
 SLOT_FIELDS = ("lock", "reserved", "cgroup")
-NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "reserved")
+NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "strange")
 # Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
 COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],

@@ -61,7 +61,7 @@ def parse_bucket(option: str, value: object) -> int:
 
 
 def _parse(option: str, value: object, units: t.Mapping[str, int], kind: str, forms: str) -> int:
-    if type(value) is int:  # what is stored
+    if isinstance(value, int) and not isinstance(value, bool):  # what is stored
         return value
     text = str(value).strip()
     match = _NUMBER.fullmatch(text)

@@ -38,7 +38,8 @@ def switch(
         rule = 0 if node.rule is None else rules[node.rule]
         shapes = [_packed(shape) for shape, _after in node.shapes]
         shapes += [0] * (layout.MAX_SHAPES - len(shapes))
-        maps.of(catalog.NODE).update(layout.INDEX.pack(number), layout.NODE.pack(rule, node.rule in each, *shapes, 0))
+        data = layout.NODE.pack(rule, node.rule in each, *shapes, _strange(node))
+        maps.of(catalog.NODE).update(layout.INDEX.pack(number), data)
         edges = [(0, name, after) for name, after in node.names.items()]
         edges += [(_packed(shape), "".join(shape), after) for shape, after in node.shapes]
         for shape, name, after in edges:
@@ -57,6 +58,13 @@ def _remove(maps: Maps, half: range) -> None:
             # Both keys begin with a node.
             if layout.INDEX.unpack_from(key)[0] in half:
                 one.delete(key)
+
+
+def _strange(node: Node) -> int:
+    """Of first bytes that no shape of a node begins with, the low 5 bits, as bits of a number."""
+    begins = {_encoded(before)[:1] for (before, _behind), _after in node.shapes}
+    usual = range(32) if b"" in begins else {first[0] & 31 for first in begins}
+    return sum(1 << bits for bits in range(32) if bits not in usual)
 
 
 def _packed(shape: Shape) -> int:
