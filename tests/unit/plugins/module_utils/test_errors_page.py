@@ -62,6 +62,7 @@ class Kinds:
             self._take(kind.body, parameters)
             self._take(kind.orelse, parameters)
         elif isinstance(kind, ast.Name) and kind.id in parameters:
+            assert self._function.startswith("_"), f"{self._path}: other files could call {self._function}"
             self._makers[self._function] = parameters.index(kind.id)
         elif isinstance(kind, ast.Name):
             self.found.add(self._constant(kind.id))
