@@ -37,7 +37,7 @@ demo: setup
 docs: setup-docs
 	@tools/docs
 
-# The outputs in docs/troubleshooting.md, from a host that is limited.
+# The outputs in docs/troubleshooting.md, and pictures of `limiter top`, from a host that is limited.
 guide: setup-test
 	@tests/sandbox .venv/bin/python tools/guide
 

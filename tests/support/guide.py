@@ -35,6 +35,7 @@ BLOCKS: dict[str, Sequence[str]] = {
     "which": ["limiter list -p {backup}"],
     "passed": ["limiter trace -p {backup} --reason passed --max-events 1"],
     "dropped": ["limiter trace --unit stats --reason empty --max-events 1"],
+    "top": ["limiter top --once"],
     "use": ["""limiter list --name backup --json | grep -A 5 '"use"'"""],
     "connection": ["""limiter why {backup} --json | grep -m 1 -A 11 '"address"'"""],
     "drops-now": ["limiter why {stats}"],
@@ -51,6 +52,8 @@ BLOCKS: dict[str, Sequence[str]] = {
     ],
     "idle": ["limiter unload", "limiter list --name backup"],
 }
+
+UNORDERED = {"top"}  # by use, which changes
 
 
 class Placed(NamedTuple):
@@ -137,6 +140,10 @@ class Guided:
             until(self._is_limited)
         return "\n".join(shown)
 
+    def command(self, *words: str) -> list[str]:
+        """What to run for a command on the host."""
+        return [*self._host.prefix, *words]
+
     def _make(self, command: str) -> None:
         self._host.run(*command.split())
 
@@ -162,6 +169,7 @@ class Guided:
                 while piece := os.read(ours, 65536):
                     text += piece
         os.close(ours)
+        assert b"(defect)" not in text, text.decode()
         return "\n".join(line.rstrip() for line in text.decode().splitlines())
 
 
@@ -191,6 +199,7 @@ _VARIES = (
     (r"\b0x[0-9a-f]+\b|\b[0-9a-f]{16,}\b", "N"),  # addresses of the kernel, tags, identities
     (r"-?\d[\d.,]*\d|-?\d", "N"),
     (r"N (?:[kMG]?bit/s|[KMG]i?B|B)(?!\w)", "N"),
+    (r"[\u2580-\u258f\u00b7]+", "BAR"),
     (r"\s+", " "),
 )
 
@@ -200,3 +209,10 @@ def form(text: str) -> str:
     for pattern, stays in _VARIES:
         text = re.sub(pattern, stays, text)
     return text
+
+
+def alike(name: str, one: str, other: str) -> bool:
+    """Whether two are the same block of two runs."""
+    if name in UNORDERED:
+        one, other = ("\n".join(sorted(text.splitlines())) for text in (one, other))
+    return form(one) == form(other)
