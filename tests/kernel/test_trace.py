@@ -255,7 +255,9 @@ def test_it_is_killed_interrupted_or_refused_before_each_step(fault: Fault) -> N
         end, text = run_with(fault, step, lambda: trace(duration=0.1))
         if end is End.DONE and text == UNTOUCHED:
             break
-        assert len([one for one in info(gather=["hook"])["hook"] if one["ours"]]) == 1, step  # it limits at any time
+        seen = info(gather=["hook"])
+        assert seen["hook"], (step, text, seen["unseen"])
+        assert len([one for one in seen["hook"] if one["ours"]]) == 1, step  # it limits at any time
         if fault is not Fault.REFUSED:
             rule(name="web", rate="1m")
             assert attached() == before, step
@@ -387,7 +389,7 @@ def test_without_memory_for_the_ring_buffer_nothing_is_changed() -> None:
             raise KernelError("the kernel did not load the BPF program", errno.ENOMEM)
         return real(libbpf, name, *arguments)
 
-    with mock.patch.object(Libbpf, "call", call), refused("no_memory", "ENOMEM", "5 MiB"):
+    with mock.patch.object(Libbpf, "call", call), refused("no_memory", "ENOMEM", "6 MiB"):
         trace(duration=0.1)
     assert snapshot() == before
 

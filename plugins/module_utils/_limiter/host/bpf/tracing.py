@@ -244,7 +244,7 @@ def load(
                     "no_memory",
                     "there is no memory for a trace",
                     error.why,
-                    "It needs 5 MiB of the kernel's: free some, or raise memory.max of the cgroup that this runs in",
+                    "It needs 6 MiB of the kernel's: free some, or raise memory.max of the cgroup that this runs in",
                 ) from error
             names = _FAILED.findall(bpf.log(_LOG_LINES))
             blamed = next((row for row in wanted[1:] if names and row.name == names[-1]), None)
