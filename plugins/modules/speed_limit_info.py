@@ -633,7 +633,9 @@ why:
       returned: success
       sample: /system.slice/backup.service
     rules:
-      description: The rules that hold for what it sends, the outermost first. RV(use) has their figures.
+      description:
+        - The rules that hold for what it sends, those for its cgroup first, from the outermost on; then those for
+          sockets that it brought along from other cgroups. RV(use) has their figures.
       type: list
       elements: str
       returned: success

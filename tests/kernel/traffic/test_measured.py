@@ -309,3 +309,16 @@ def test_who_asks_for_a_process_alone_is_told_why(scene: Scene) -> None:
     found = limiter.info(pid=sender.pid)
     assert found["why"]["rules"] == ["paced"] and found["rules"] and found["use"]
     assert "why" not in limiter.info() and "why" not in limiter.info(pid=sender.pid, gather=["rules"])
+
+
+def test_a_process_that_went_elsewhere_is_found_with_the_sockets_that_it_took_along(
+    scene: Scene, clean_host: Cgroups
+) -> None:
+    cgroup = scene.limited(RATE // 10, bucket=str(RATE // 10 // SMALL))
+    sender = scene.pair.send_tcp(cgroup=cgroup)
+    wait_until(lambda: why(sender.pid)["connections"] == 1, "it has a connection")
+    clean_host.move(sender.pid, "/")
+    wait_until(lambda: why(sender.pid)["binding_rule"] == "paced", "it is held back all the same")
+    found = why(sender.pid)
+    assert found["rules"] == ["paced"] and "is in /. One rule holds for what it sends: paced" in found["text"]
+    assert [one["pid"] for one in measured()["connections"]] == [sender.pid]

@@ -14,6 +14,8 @@ from . import pacing
 from .measured import Connections, Facts, Measured, Names
 from .rates import short_rate
 
+_MOST_NAMED = 8  # only sockets that were opened elsewhere bring more than four
+
 
 class Held(t.NamedTuple):
     """Which rules held their senders back, by their names: at the first look, and at the second one."""
@@ -105,7 +107,9 @@ def _where(facts: Facts, rules: t.Sequence[Facts]) -> str:
     begins = f"Process {facts['pid']} ({facts['command']}) is in {facts['cgroup']}"
     if not rules:
         return f"{begins}, for which no rule holds: the limiter does not slow it."
-    named = _listed([f"{rule['name']} ({_limit(rule)})" for rule in rules])
+    named = _listed([f"{rule['name']} ({_limit(rule)})" for rule in rules[:_MOST_NAMED]])
+    if len(rules) > _MOST_NAMED:
+        named = f"among them {named}"
     count = "One rule holds" if len(rules) == 1 else f"{len(rules)} rules hold"
     return f"{begins}. {count} for what it sends: {named}."
 

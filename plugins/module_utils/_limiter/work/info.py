@@ -36,6 +36,7 @@ from .host import Host, RunCommand
 from .observe import observe
 from .pacing import ability
 from .sockets import unlimited
+from .why import explain
 
 T = t.TypeVar("T")
 
@@ -223,21 +224,23 @@ class Info:
         process that was asked for is as slow as it is.
         """
         found = self._seen(functools.partial(self._use, connections))
-        told: Facts = {"use": None if found is None else found.rules}
-        return told if self.pid is None else {**told, "why": None if found is None else found.why}
+        told: Facts = {"use": found[0] if found else None}
+        return told if self.pid is None else {**told, "why": found[1] if found else None}
 
-    def _use(self, connections: int) -> measuring.Use | None:
+    def _use(self, connections: int) -> tuple[list[Facts], Facts | None] | None:
         if self.host is None or self.host.other_maps:
             return None
+        rules, state = self._chosen(self.host), self._observed(self.host)
+        can, about = ability(self.host, state.program), None
         process = None if self.pid is None else processes.read(self.pid)
-        rules = self._chosen(self.host)
-        if process:
+        if process is None:
+            found = measuring.gather(self.host, rules, can, connections)
+        else:
             above = [name for name in rules_on(places.graph_of_host(self.host), process.cgroup) if name]
             rules = sorted(rules, key=lambda rule: above.index(rule.name) if rule.name in above else len(above))
-        can = ability(self.host, self._observed(self.host).program)
-        found = measuring.gather(self.host, rules, can, connections, process)
+            found, about = explain(self.host, process, rules, state.rules, can, connections)
         self.unseen += found.problems
-        return found
+        return found.rules, about
 
     def _takes_from(self, cgroup: str, rule: Rule) -> bool:
         """Whether it took a process of a cgroup that was asked for by its path, and keeps it there."""

@@ -9,11 +9,11 @@ import functools
 import time
 import typing as t
 
-from ..core import catalog, layout, measured, why
+from ..core import catalog, layout, measured
 from ..core import places as core_places
 from ..core.connections import Sent, Summary
 from ..core.measured import Connections, Facts, Look, Measured
-from ..core.model import Process, Rule
+from ..core.model import Rule
 from ..core.pacing import Ability
 from ..core.patterns import rules_on
 from ..host.bpf import budgets
@@ -27,7 +27,6 @@ SECONDS = 1.0
 
 # Connections that are measured of each rule, for one that is asked for: which are the fastest is known only then.
 _SPARE = 3
-_MOST_OF_ONE = 1000  # of a process
 
 EARLIER = "connections are not looked at, since an earlier version of this collection limits here"
 
@@ -35,7 +34,6 @@ EARLIER = "connections are not looked at, since an earlier version of this colle
 class Use(t.NamedTuple):
     rules: list[Facts]
     problems: list[str]  # why some of their connections are not known
-    why: Facts | None = None  # of a process
 
 
 def look(host: Host, rules: t.Iterable[Rule], cgroups: t.Container[int] | None = None) -> Look:
@@ -145,56 +143,41 @@ def _pids_of(host: Host) -> t.Callable[[t.Iterable[int]], t.Iterable[int]]:
     return pids_of
 
 
-def gather(host: Host, rules: t.Sequence[Rule], can: Ability, most: int, process: Process | None = None) -> Use:
-    """What these rules do in the second that follows, with ``most`` connections of each, and as many budgets. Those of
-    a ``process``, if one is given: then the rules are all that hold for it, the outermost first.
-    """
+def gather(host: Host, rules: t.Sequence[Rule], can: Ability, most: int) -> Use:
+    """What these rules do in the second that follows, with ``most`` connections of each, and as many budgets."""
     maps = host.maps
     if maps is None or not rules:
-        return Use([], [], why.about(_named(process), [], can, Connections(), {}, why.Held()) if process else None)
-    pid = process.pid if process else None
-    watched = Watched(host, most if process is None else _MOST_OF_ONE, pid) if maps.schema == layout.SCHEMA else None
-    way = None if process is None else _way_up(host, process.cgroup)
+        return Use([], [])
+    return measure(host, rules, can, most, Watched(host, most) if maps.schema == layout.SCHEMA else None).use
+
+
+class Second(t.NamedTuple):
+    before: Look
+    after: Look
+    use: Use
+    states: set[int]  # of these rules
+
+
+def measure(
+    host: Host,
+    rules: t.Sequence[Rule],
+    can: Ability,
+    most: int,
+    watched: Watched | None,
+    cgroups: t.Container[int] | None = None,
+) -> Second:
+    """As `gather`. ``cgroups``: as in `look`."""
+    before = look(host, rules, cgroups)
     states = {rule.cgroup_id for rule in rules if rule.cgroup_id}
-    before = look(host, rules, way)
     states |= {cgroup for rule in list(states) for cgroup in before.budgets.get(rule, ())}
     if watched:
         watched.look(states)
     time.sleep(max(0.0, SECONDS - (time.monotonic_ns() - before.at_ns) / 1e9))
-    after = look(host, rules, way)
+    after = look(host, rules, cgroups)
     if watched:
         watched.look(states)
     told, problems = _told(host, rules, can, most, before, after, watched)
-    if process is None:
-        return Use(told, problems)
-    found = watched.of(states) if watched else Connections()
-    return Use(told, problems, _why(host, process, told, rules, can, found, before, after))
-
-
-def _way_up(host: Host, cgroup: str) -> set[int]:
-    """The ids of a cgroup and of all above it."""
-    names = cgroup.strip("/").split("/")
-    above = ["/", *(f"/{'/'.join(names[:count])}" for count in range(1, len(names) + 1))]
-    return {number for path in above for number in [host.cgroups.identifier(path)] if number}
-
-
-def _named(process: Process) -> Facts:
-    return {"pid": process.pid, "command": processes.command(process.pid), "cgroup": process.cgroup}
-
-
-def _why(
-    host: Host,
-    process: Process,
-    told: t.Sequence[Facts],
-    rules: t.Sequence[Rule],
-    can: Ability,
-    found: Connections,
-    before: Look,
-    after: Look,
-) -> Facts:
-    held = why.Held(*(measured.binding(rules, can, seen) for seen in (before, after)))
-    names = names_of_states(host.cgroups.rules_by_id(), after)
-    return why.about(_named(process), told, can, found, names, held)
+    return Second(before, after, Use(told, problems), states)
 
 
 def _told(

@@ -147,14 +147,18 @@ def _find(
     if not left:
         return found, []
     borrower = Borrower(_HOLDERS_SECONDS, lambda pid: tell(""))
+    likely = pids_of({wanted[inode].cgroup for inode in left})
+    # Once: a process that went elsewhere took its sockets along.
+    anybody = () if known else processes.all_pids()
     try:
-        for table in borrower.tables(pids_of({wanted[inode].cgroup for inode in left})):
-            for entry in borrower.entries(table):
-                if entry.inode in left:
-                    found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
-                    left.discard(entry.inode)
-            if not left:
-                break
+        for pids in (likely, anybody):
+            for table in borrower.tables(pids) if left else ():
+                for entry in borrower.entries(table):
+                    if entry.inode in left:
+                        found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
+                        left.discard(entry.inode)
+                if not left:
+                    break
     except SlowError:
         return found, [f"the look for the processes of {len(left)} connections was ended after {_HOLDERS_SECONDS:g} s"]
     return found, []
