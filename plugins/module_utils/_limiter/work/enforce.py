@@ -5,30 +5,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import typing as t
 
-from ..core import policy
-from ..core.association import Association
 from ..core.errors import LimiterError
-from ..core.layout import State
 from ..core.leaves import MANAGED, home_of, unit_of
-from ..core.model import File, Request, Rule, StoredRule, Target
+from ..core.model import Request, Rule, Target
 from ..core.plan import Plan, plan
-from ..host.bpf import budgets
-from ..host.lock import host_lock
-from ..host.sockets import association
 from . import boot_unit, places
 from .apply import Applied, apply
+from .facts import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import locate, observe, select, too_large, undecided
 from .program import would_load_if_needed
 
 _MOST_ASKED = 100  # cgroups of one pattern: each takes a fifth of a millisecond, with the host locked
-
-Facts = dict[str, t.Any]
-Count = t.Callable[[t.Optional[int]], budgets.Counted]  # of a rule
 
 
 class Done(t.NamedTuple):
@@ -91,16 +82,6 @@ def not_made_at_boot(run_command: RunCommand, requests: t.Iterable[Request]) -> 
     return [] if problem is None else [problem]
 
 
-def socket_association(host: Host, rules: t.Iterable[str], locked: bool) -> Association:
-    """Whether new sockets belong to a cgroup; it may be tried in those of these rules. ``locked``: we hold the lock."""
-    guard = contextlib.nullcontext if locked else _lock_if_free
-    return association.look(host.cgroups, [host.cgroups.rule_cgroup(name) for name in rules], guard)
-
-
-def _lock_if_free() -> contextlib.AbstractContextManager[None]:
-    return host_lock(0.0)
-
-
 def _unseen(host: Host, present: t.Sequence[Rule]) -> list[str]:
     """What the program does not see: it is attached elsewhere, or switched off below.
 
@@ -142,45 +123,6 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
         f"the program does not run for {cgroup}: nothing limits it. speed_limit_info with cgroup_path={cgroup} and "
         "gather=program,hook shows where it is attached, and what runs instead"
     )
-
-
-def counter(host: Host, rules: int, state: t.Callable[[int], State | None] | None = None) -> Count:
-    """Tells what each of so many rules has counted by now. The budgets of cgroups are read once, for all. ``state``: as
-    `Maps.state`, where that was read already.
-    """
-    state = state or (host.maps.states(rules) if host.maps else lambda rule: None)
-    found = budgets.counted(host.maps) if host.maps else {}
-
-    def count(rule: int | None) -> budgets.Counted:
-        if rule in found:
-            return found[rule]
-        return budgets.of_rule(state(rule) if rule else None)
-
-    return count
-
-
-def facts(host: Host, rule: Rule, files: t.Mapping[str, File], count: Count, look: bool = False) -> Facts:
-    """A rule as modules return it. A new cgroup's id is None unless ``look`` says that it has been made."""
-    cgroup = host.cgroups.rule_cgroup(rule.name)
-    cgroup_id = host.cgroups.identifier(cgroup) if look else rule.cgroup_id
-    counted = count(cgroup_id)
-    leaves = host.leaves.of(rule.name) if look else sorted(rule.leaves)
-    return {
-        "name": rule.name,
-        **policy.facts(rule.limit),
-        "cgroup_path": host.cgroups.absolute(cgroup),
-        "cgroup_id": cgroup_id,
-        # Nothing is charged to a rule that a killed task has left unfinished.
-        "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.places, *leaves) if rule.limit],
-        "each": rule.each,
-        "waiting": [
-            host.cgroups.absolute(pattern) for pattern in rule.places if not places.cgroups_of(host, [pattern])
-        ],
-        "pids": sorted(host.leaves.pids(rule.name)) if look and rule.pids else list(rule.pids),
-        "counters": counted.counters.about(),
-        "budgets": counted.about() if rule.each else None,
-        "persistent": isinstance(files.get(rule.name), StoredRule),
-    }
 
 
 def selection(target: Target) -> Facts:

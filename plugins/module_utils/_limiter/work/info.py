@@ -29,9 +29,9 @@ from ..host.groups.cgroups import Cgroups
 from ..host.groups.leaves import Leaves
 from ..host.interpreter import importable
 from ..host.sockets.association import look as look_at_sockets
-from . import boot, places
+from . import places
 from . import use as measuring
-from .enforce import Facts, counter, facts, socket_association
+from .facts import Facts, counter, facts, socket_association
 from .host import Host, RunCommand
 from .observe import observe
 from .pacing import ability
@@ -345,6 +345,8 @@ class Info:
         return self._seen(self._boot)
 
     def _boot(self) -> Facts:
+        from . import boot  # here: it can make rules, and who lists them need not wait for that
+
         if self.host is None or self.host.other_maps:
             return boot.look(self.run_command, store.read(), None)
         state = self._observed(self.host)

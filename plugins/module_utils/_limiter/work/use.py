@@ -20,7 +20,7 @@ from ..host.bpf import budgets
 from ..host.groups import processes
 from ..host.sockets import connections
 from . import places
-from .enforce import counter
+from .facts import counter
 from .host import Host
 
 SECONDS = 1.0

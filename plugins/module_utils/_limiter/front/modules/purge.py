@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ...work.enforce import counter, facts
+from ...work.facts import counter, facts
 from ...work.host import Host
 from ...work.program import ABSENT, program_line
 from ...work.purge import carry_out, find
