@@ -182,7 +182,7 @@ def test_numbers_keep_to_their_columns() -> None:
         "4000M",
     ]
     assert lines.percent(rule("a", 20.0, True)) == "999%!" and lines.percent(rule("a", limit=None)) == "-"
-    assert lines.bar(0.001, 6, ASCII) == "#....." and lines.bar(7.0, 6, ASCII) == "######"
+    assert lines.gauge(0.001, 6, ASCII) == "#....." and lines.gauge(7.0, 6, ASCII) == "######"
     assert lines.sparkline([None, 0.0, 0.01, 0.5, 1.0, 9.0], ASCII) == "  .=@@"
 
 

@@ -18,7 +18,7 @@ BUSY_FROM = 0.8  # of a limit
 
 
 class Glyphs(t.NamedTuple):
-    bar: str
+    full: str
     empty: str
     heights: str  # from nothing to all
     more: str
@@ -49,9 +49,9 @@ class _Column(t.NamedTuple):
     right: bool = True
 
 
-def bar(used: float, width: int, glyphs: Glyphs) -> str:
+def gauge(used: float, width: int, glyphs: Glyphs) -> str:
     full = min(width, max(round(used * width), 1 if used > 0 else 0))
-    return glyphs.bar * full + glyphs.empty * (width - full)
+    return glyphs.full * full + glyphs.empty * (width - full)
 
 
 def sparkline(parts: t.Iterable[float | None], glyphs: Glyphs) -> str:
@@ -81,7 +81,7 @@ _COLUMNS = (
     _Column("NOW", 11, lambda row, width, glyphs: short_rate(int(row.rule.rate))),
     _Column("USE", 5, lambda row, width, glyphs: percent(row.rule)),
     _Column("LIMIT", 11, lambda row, width, glyphs: "-" if row.rule.limit is None else short_rate(row.rule.limit)),
-    _Column("", 6, lambda row, width, glyphs: bar(row.rule.utilization, width, glyphs), right=False),
+    _Column("", 6, lambda row, width, glyphs: gauge(row.rule.utilization, width, glyphs), right=False),
     _Column("LAST MIN", 10, lambda row, width, glyphs: sparkline(row.minute(width), glyphs), right=False),
     _Column("DROPS", 5, lambda row, width, glyphs: count(row.rule.drops)),
     _Column("WAIT", 5, lambda row, width, glyphs: count(row.rule.waiting)),
