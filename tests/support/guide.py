@@ -201,6 +201,10 @@ _VARIES = (
     (r"N (?:[kMG]?bit/s|[KMG]i?B|B)(?!\w)", "N"),
     (r"[\u2580-\u258f\u00b7]+", "BAR"),
     (r"\s+", " "),
+    # A busy machine withholds from a sender what it would use.
+    (r"\b(?:yes|no)(?= N /)", "BINDS"),
+    (r"It did so all the N s of this look; since when is not recorded\.", "FOR"),
+    (r"It was not so all the time of this look\.", "FOR"),
 )
 
 
