@@ -152,11 +152,10 @@ def _find(
     anybody = () if known else processes.all_pids()
     try:
         for pids in (likely, anybody):
-            for table in borrower.tables(pids) if left else ():
-                for entry in borrower.entries(table):
-                    if entry.inode in left:
-                        found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
-                        left.discard(entry.inode)
+            for holder in _held(borrower, pids) if left else ():
+                if holder.inode in left:
+                    found[holder.inode] = holder
+                    left.discard(holder.inode)
                 if not left:
                     break
     except SlowError:
@@ -169,13 +168,18 @@ def _sockets(process: int, tell: apart.Tell, problem: t.Callable[[str], None]) -
     found: dict[int, Holder] = {}
     borrower = Borrower(_HOLDERS_SECONDS, lambda pid: tell(""))
     try:
-        for table in borrower.tables([process]):
-            for entry in borrower.entries(table):
-                if entry.inode:
-                    found[entry.inode] = Holder(entry.inode, table.process, table.thread, entry.number)
+        found.update((holder.inode, holder) for holder in _held(borrower, [process]))
     except SlowError:
         problem(f"the look for the sockets of process {process} was ended after {_HOLDERS_SECONDS:g} s")
     return found
+
+
+def _held(borrower: Borrower, pids: t.Iterable[int]) -> t.Iterator[Holder]:
+    """The sockets that processes have descriptors of. Raises SlowError."""
+    for table in borrower.tables(pids):
+        for entry in borrower.entries(table):
+            if entry.inode:
+                yield Holder(entry.inode, table.process, table.thread, entry.number)
 
 
 def _leads(holder: Holder) -> bool:
