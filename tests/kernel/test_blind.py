@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import subprocess
 from collections.abc import Iterator
-from typing import Any
-from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import shortcomings
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.refusing import forbidding_looks
 
 PINNED = "/sys/fs/bpf/speed_limiter/limit_egress_link"
 BPFTOOL = shutil.which("bpftool") or "/usr/sbin/bpftool"
@@ -40,21 +36,8 @@ def looks() -> list[str]:
 def test_no_function_of_the_program_looks_where_the_kernel_forbids_it() -> None:
     limiter.program()
     assert looks()
-    tried = 0
-    call = Libbpf.call
-
-    def refuses_the_first(self: Libbpf, name: str, *arguments: Any) -> Any:
-        nonlocal tried
-        if name == "bpf_object__load":
-            tried += 1
-            if tried == 1:
-                raise KernelError("the kernel did not load the BPF program", errno.EINVAL)
-        return call(self, name, *arguments)
-
-    forbids = mock.patch.object(shortcomings, "forbids_looking", return_value=True)
-    with mock.patch.object(Libbpf, "call", refuses_the_first), forbids:
+    with forbidding_looks():
         limiter.program(state="reloaded")
-    assert tried == 2
     assert looks() == []
     with limiter.senders("/mirror") as [sender]:
         made = limiter.rule(name="mirror", rate="1m", cgroup_path="/mirror")

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, shortcomings, tracing
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, tracing
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli import main
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
@@ -33,6 +33,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import SOURC
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import OURS
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.refusing import forbidding_looks
 
 BUDGET = 500_000  # instructions that the verifier may walk, as in test_budget.py
 UNTRACED = pins.path(catalog.UNTRACED)
@@ -405,22 +406,8 @@ def test_where_the_kernel_hides_its_symbols_what_others_drop_is_not_told(monkeyp
 
 
 def test_where_the_kernel_forbids_looks_into_its_memory_there_is_a_trace_without() -> None:
-    """As in lockdown, which only a virtual machine can try (test_lockdown.py)."""
-    tried = 0
-    real = Libbpf.call
-
-    def refuses_the_first(libbpf: Libbpf, name: str, *arguments: Any) -> int:
-        nonlocal tried
-        if name == "bpf_object__load":
-            tried += 1
-            if tried == 1:
-                raise KernelError("the kernel did not load the BPF program", errno.EINVAL)
-        return real(libbpf, name, *arguments)
-
-    forbids = mock.patch.object(shortcomings, "forbids_looking", return_value=True)
-    with mock.patch.object(Libbpf, "call", refuses_the_first), forbids:
+    with forbidding_looks():
         program(state="reloaded")
-    assert tried == 2
     running = Running(max_events=1, reason="empty")
     code = subprocess.check_output(["bpftool", "prog", "dump", "xlated", "id", str(attached()["id"])], text=True)
     running.kill()

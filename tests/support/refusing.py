@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A kernel that refuses one command of bpf(2), as one that lacks it does.
+"""A kernel that refuses one command of bpf(2), as one that lacks it does; or to let BPF look into its memory.
 
 As a program it runs another one under a seccomp filter: COMMAND ERRNO PROGRAM ARGUMENT...
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 BPF_PROG_LOAD, BPF_PROG_QUERY = 5, 16
 
@@ -23,6 +28,34 @@ _PR_SET_SECCOMP, _FILTER = 22, 2
 def refusing(command: int, number: int) -> list[str]:
     """The beginning of a command line: the rest runs on a kernel that answers with this errno."""
     return [sys.executable, str(Path(__file__)), str(command), str(number)]
+
+
+@contextlib.contextmanager
+def forbidding_looks() -> Iterator[None]:
+    """A program that is loaded meanwhile, and one must be, is refused for its looks into the kernel's memory, and then
+    loaded without them: as in lockdown, which only a virtual machine can try (test_lockdown.py).
+    """
+    # Not where this runs as a program.
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import shortcomings
+    from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import (
+        KernelError,
+        Libbpf,
+    )
+
+    tried, call = 0, Libbpf.call
+
+    def refuses_the_first(self: Libbpf, name: str, *arguments: Any) -> Any:
+        nonlocal tried
+        if name == "bpf_object__load":
+            tried += 1
+            if tried == 1:
+                raise KernelError("the kernel did not load the BPF program", errno.EINVAL)
+        return call(self, name, *arguments)
+
+    forbids = mock.patch.object(shortcomings, "forbids_looking", return_value=True)
+    with mock.patch.object(Libbpf, "call", refuses_the_first), forbids:
+        yield
+    assert tried == 2
 
 
 def _refuse(command: int, number: int) -> None:
