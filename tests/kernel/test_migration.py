@@ -272,6 +272,23 @@ def test_it_can_be_purged_as_it_is(moved: limiter.Sender, then: earlier.Version)
     assert limiter.snapshot() == limiter.nothing()
 
 
+@pytest.mark.parametrize("then", [2], indirect=True)
+def test_ten_thousand_rules_in_a_full_map_are_taken_over(network: Pair, service: Path, then: earlier.Version) -> None:
+    earlier.rules([f"of-many-{number}" for number in range(10_000)], LIMIT)
+    earlier.fill(LIMIT)
+    before = network.arrived()
+    sender = network.send_udp(3 * RATE, cgroup=service)
+    begun = when_begun(network, before, 1_000_000)
+    upgrade()
+    assert schema() == layout.SCHEMA
+    sender.finish()
+    assert_bound(before, network.arrived(), RATE, LIMIT.bucket)
+    assert_bound(begun, network.arrived(), RATE, 0)
+    told = limiter.info(gather=["rules"])["rules"]
+    assert {one["name"] for one in told} == {"service", *(f"of-many-{number}" for number in range(10_000))}
+    assert {(one["rate"], one["bucket"]) for one in told if one["name"] != "service"} == {LIMIT}
+
+
 FAULTS = {
     "killed": (2, Fault.KILLED, False, 2),
     "refused": (2, Fault.REFUSED, False, 7),

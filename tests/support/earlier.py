@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
@@ -63,19 +64,46 @@ def rule(name: str, limit: Limit, *members: str, pids: tuple[int, ...] = ()) -> 
     """A rule that limits these cgroups in place, and these processes."""
     cgroups = Cgroups.find()
     with opened() as maps:
-        assert maps.is_earlier
-        state = schemas.layout_of(catalog.STATE, maps.schema).value
-        made = cgroups.make_rule(name)
-        maps._state.update(
-            layout.ID.pack(made), state.pack(limit.bucket, *[0] * (len(state.unpack(bytes(state.size))) - 1))
-        )
-        for cgroup in (cgroups.rule_cgroup(name), *members):
+        made = _made(maps, cgroups, name, limit)
+        for cgroup in members:
             identifier = cgroups.identifier(cgroup)
             assert identifier is not None
             maps.add_member(identifier, made)
-        maps.set_limit(made, limit)
         for pid in pids:
             cgroups.move(pid, cgroups.rule_cgroup(name))
             tagging.tag([pid], tagging.Tags(lambda fd: maps.tag_socket(fd, made)))
         maps.bump_generation()
         maps.bump_generation()
+
+
+def rules(names: Iterable[str], limit: Limit) -> None:
+    """Many, that nobody is in."""
+    cgroups = Cgroups.find()
+    with opened() as maps:
+        for name in names:
+            _made(maps, cgroups, name, limit)
+
+
+def fill(limit: Limit) -> None:
+    """Rules whose cgroups are gone, until no more fit in."""
+    with opened() as maps:
+        gone, there = 1 << 40, len(maps.limits())
+        for rule in range(gone, gone + layout.MAX_RULES - there):
+            _written(maps, rule, limit)
+        with pytest.raises(LimiterError, match="is full"):
+            _written(maps, gone - 1, limit)
+
+
+def _made(maps: Maps, cgroups: Cgroups, name: str, limit: Limit) -> int:
+    rule = cgroups.make_rule(name)
+    _written(maps, rule, limit)
+    return rule
+
+
+def _written(maps: Maps, rule: int, limit: Limit) -> None:
+    assert maps.is_earlier
+    state = schemas.layout_of(catalog.STATE, maps.schema).value
+    others = [0] * (len(state.unpack(bytes(state.size))) - 1)
+    maps._state.update(layout.ID.pack(rule), state.pack(limit.bucket, *others))
+    maps.add_member(rule, rule)
+    maps.set_limit(rule, limit)
