@@ -40,7 +40,7 @@ options:
         packet that leaves the cgroup of O(name), O(pid) or O(cgroup_path), by default the root; V(boot) what is stored
         for the next boot.
       - V(use) is what the rules do in the second that follows, with their connections. It takes that second, so only
-        who asks for it gets it.
+        who asks for it gets it, or who names O(pid) and leaves O(gather) out.
     type: list
     elements: str
     choices: [host, program, rules, processes, hook, boot, use]

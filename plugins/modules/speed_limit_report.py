@@ -81,7 +81,8 @@ EXAMPLES = r"""
 RETURN = r"""
 summary:
   description:
-    - Numbers of hosts, by state, and how many fail a report with O(fail=drift) or O(fail=unlimited).
+    - Numbers of hosts, by state; and how many differ from what is wanted, and on how many something is not limited, by
+      which O(fail=drift) and O(fail=unlimited) decide. A host that failed is a failure for all of them.
   type: dict
   returned: success
   sample:

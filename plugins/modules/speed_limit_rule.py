@@ -31,8 +31,9 @@ options:
     description:
       - V(present) makes the rule, or changes what is given of it, and adds processes and cgroups. Nothing is silently
         taken out.
-      - V(absent) with processes takes them out, back to their own cgroups; with O(cgroup_paths), these are no
-        longer limited; with neither, the rule goes, and all its processes go back. O(rate) and O(bucket) are ignored.
+      - V(absent) with processes takes them out, back to their own cgroups; with O(cgroup_paths), O(units), O(users) or
+        O(containers), these are no longer limited; with none of them, the rule goes, and all its processes go back.
+        O(rate) and O(bucket) are ignored.
     type: str
     choices: [present, absent]
     default: present
@@ -159,7 +160,7 @@ options:
       - V(true) stores the rule in C(/etc/speed_limiter/rules.d), and a host that was prepared by the role
         P(speed_limiter.ebpf.setup#role) applies it when it boots, before its network is up.
       - What is limited in place is stored by the paths that it has now, a user with his number. A container that is
-        made anew has another one, unless it has a cgroup parent of its own.
+        made anew has another path and is not limited, unless what is limited is a cgroup parent of its own.
       - A process does not survive a reboot, so V(true) excludes O(pids) and O(processes); processes that are in the
         rule already are not stored.
       - V(false) removes what is stored. Without this option a rule stays as persistent as it is, and what is stored

@@ -32,10 +32,11 @@ options:
       state:
         description:
           - V(present) makes the rule, or changes what is given of it, and adds processes. What it limits in place is
-            what O(rules[].cgroup_paths) names, and nothing else. What is no longer named is taken out.
-          - V(absent) with processes moves them back to the cgroups that they came from; with O(rules[].cgroup_paths),
-            these are no longer limited; with neither, the rule goes, and all its processes go back. O(rules[].rate) and
-            O(rules[].bucket) are ignored.
+            what O(rules[].cgroup_paths), O(rules[].units), O(rules[].users) and O(rules[].containers) name, and nothing
+            else. What is no longer named is taken out.
+          - V(absent) with processes takes them out, back to their own cgroups; with O(rules[].cgroup_paths),
+            O(rules[].units), O(rules[].users) or O(rules[].containers), these are no longer limited; with none of them,
+            the rule goes, and all its processes go back. O(rules[].rate) and O(rules[].bucket) are ignored.
         type: str
         choices: [present, absent]
         default: present
@@ -56,7 +57,7 @@ options:
         type: str
       pids:
         description:
-          - Processes to move into the rule. Excludes O(rules[].processes).
+          - Processes to take into the rule. Excludes O(rules[].processes).
         type: list
         elements: int
         aliases: [pid]

@@ -162,7 +162,8 @@ below was measured without KVM) on the userland of the machine that it runs on, 
 """
 
 PROGRAMS = """Instructions that the verifier walked (the kernel gives up at 1,000,000), bytes of the program as the
-kernel keeps it, and bytes of machine code. *Not here*: the kernel refuses it, and the collection does without.
+kernel keeps it, and bytes of machine code. *Not here*: the kernel refuses it, and the collection does without. *Not
+measured*: the commit that was tried there, in the table above, had no such program.
 """
 
 
@@ -230,8 +231,10 @@ def programs_table(kept: dict[str, Any], origin: str) -> list[list[str]]:
     for program in names:
         row = [f"`{program}`"]
         for programs in columns.values():
-            one = programs.get(program)
-            row.append(f"{one['instructions']:,}; {one['xlated']:,} B; {one['jited']:,} B" if one else "not here")
+            one = programs.get(program, {})
+            # Of an earlier commit, there may have been no such program.
+            refused = "not here" if one is None else "not measured"
+            row.append(f"{one['instructions']:,}; {one['xlated']:,} B; {one['jited']:,} B" if one else refused)
         rows.append(row)
     return rows
 
