@@ -60,6 +60,22 @@ def test_the_unit_is_as_systemd_wants_it(prepared: Host) -> None:
     assert prepared.run("systemctl", "is-enabled", UNIT) == "enabled"
 
 
+def test_where_the_command_comes_over_the_network_nothing_waits_for_itself(prepared: Host) -> None:
+    prepared.unit("usr-local.mount", "[Mount]\nWhat=server:/local\nWhere=/usr/local\nType=nfs\nOptions=_netdev")
+    prepared.unit(
+        "net.service", "[Unit]\nAfter=network-pre.target\nBefore=network-online.target\n[Service]\nExecStart=true"
+    )
+    prepared.run("systemctl", "add-wants", "network-online.target", "net.service")
+    try:
+        said = prepared.run("systemd-analyze", "verify", "--man=no", f"{UNITS}/{UNIT}", fails=None)
+        assert "cycle" not in said
+    finally:
+        prepared.run("systemctl", "disable", "net.service", fails=None)
+        for name in ("usr-local.mount", "net.service", "network-online.target.wants/net.service"):
+            prepared.path(f"{UNITS}/{name}").unlink(missing_ok=True)
+        prepared.run("systemctl", "daemon-reload")
+
+
 def test_who_stores_a_rule_is_warned_where_no_boot_makes_it(prepared: Host) -> None:
     prepared.run("systemctl", "disable", UNIT)
     try:

@@ -112,6 +112,16 @@ def test_more_stars_at_one_level_than_the_program_looks_through_are_refused() ->
     assert walk(compiled(rules), "/dx/y") == ["d"]
 
 
+def test_a_graph_of_which_two_have_no_room_is_refused() -> None:
+    """While one takes the place of the other, both are in the map."""
+    names = {f"/web-{number}": "one" for number in range(400)}
+    below = {f"/*/{number}": "two" for number in range(400)}
+    with pytest.raises(LimiterError, match="lead to more than 131072 names") as caught:
+        compiled({**names, **below})
+    assert caught.value.kind == "too_many_patterns"
+    assert compiled({**dict(list(names.items())[:300]), **below})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -123,6 +133,7 @@ def test_more_stars_at_one_level_than_the_program_looks_through_are_refused() ->
         ("/" + "n" * 256, "255 bytes"),
         ("/" + "ö" * 128, "255 bytes"),
         ("/a" * 16, "15 levels"),
+        (("/" + "n" * 251) * 4 + "n", "1008 bytes"),
     ],
 )
 def test_what_no_cgroup_can_be_named_is_refused(text: str, words: str) -> None:

@@ -18,9 +18,11 @@ import functools
 import typing as t
 
 from .errors import LimiterError
-from .layout import MAX_DEPTH, MAX_NAME, MAX_NESTED, MAX_SHAPES, MAX_STAR_TEXT
+from .layout import MAX_DEPTH, MAX_EDGES, MAX_NAME, MAX_NESTED, MAX_PATTERN, MAX_SHAPES, MAX_STAR_TEXT
 
 _AS_SHOWN = "Give a path as in /proc/PID/cgroup, without '0::'"
+# There are two graphs while one takes the place of the other.
+_MOST_EDGES = MAX_EDGES // 2
 _ONE_STAR = "Each name of a path may have one star; give several paths, or a shorter text before the star"
 
 Shape = tuple[str, str]  # what a name begins and ends with
@@ -70,7 +72,10 @@ def parse(option: str, text: str) -> Pattern:
                 option, text, f"{word!r} has more than {MAX_STAR_TEXT} bytes on one side of the star", _ONE_STAR
             )
         names.append((before, behind) if star else word)
-    return Pattern(tuple(names))
+    pattern = Pattern(tuple(names))
+    if _size(str(pattern)) > MAX_PATTERN:
+        raise bad_path(option, text, f"a path has {MAX_PATTERN} bytes at most")
+    return pattern
 
 
 def rules_on(graph: t.Sequence[Node], cgroup: str) -> list[str | None]:
@@ -112,8 +117,8 @@ def compile_graph(targets: t.Mapping[Pattern, str], each: t.Container[str] = ())
     """The graph; its first node is the root's. ``each``: rules whose cgroups have budgets of their own.
 
     Raises LimiterError: ``ambiguous_patterns`` where two of equal rank and different rules match one cgroup,
-    ``too_many_patterns`` where more stars meet at one node than the program looks through, ``too_many_rules`` where
-    more rules lie above each other than can hold for one cgroup.
+    ``too_many_patterns`` where more stars meet at one node than the program looks through, or all lead to more names
+    than its map has room for, ``too_many_rules`` where more rules lie above each other than can hold for one cgroup.
     """
     return _Compiler(targets, each).nodes
 
@@ -128,6 +133,7 @@ class _Compiler:
         self._patterns = list(targets)
         self._rules = list(targets.values())
         self._numbers: dict[_Items, int] = {}
+        self._edges = 0
         self.nodes: list[Node] = []
         self._node(frozenset((number, 0) for number in range(len(self._patterns))))
         self._check_ways()
@@ -149,13 +155,25 @@ class _Compiler:
                 else:
                     stars.setdefault(name, set()).add(then)
         shapes = self._closed(stars)
-        for name in {*whole, *(name for shape in shapes for name in _overlapping(shape))}:
+        names = {*whole, *(name for shape in shapes for name in _overlapping(shape))}
+        self._count(len(names) + len(shapes))
+        for name in names:
             after = whole.get(name, set()).union(*(then for shape, then in stars.items() if fits(name, shape)))
             node.names[name] = self._node(frozenset(after))
         for shape in sorted(shapes, key=lambda one: (-len(one[0]) - len(one[1]), one)):
             after = set().union(*(then for other, then in stars.items() if _covers(other, shape)))
             node.shapes.append((shape, self._node(frozenset(after))))
         return number
+
+    def _count(self, edges: int) -> None:
+        self._edges += edges
+        if self._edges > _MOST_EDGES:
+            raise LimiterError(
+                "too_many_patterns",
+                f"the patterns lead to more than {_MOST_EDGES} names of cgroups",
+                "a name that a star of its level means too leads to all that is below both",
+                "Give fewer patterns, or fewer with a star beside names that it means",
+            )
 
     def _check_ways(self) -> None:
         # Of each rule, the level at which it holds where that makes another budget.

@@ -24,6 +24,10 @@ PROBE = "0speed0limiter0"
 _WITH_CGROUP = (".service", ".socket", ".slice", ".scope", ".mount", ".swap")
 _WITHOUT = (".target", ".timer", ".path", ".device", ".automount")
 _LONGEST = 255
+_OF_THE_KERNEL = re.compile(
+    r"[_.]|(notify_on_release|release_agent|tasks)$|(cgroup|cpu|cpuacct|cpuset|io|blkio|memory|devices|pids|"
+    r"bpf-(firewall|devices|foreign|socket-bind|restrict-network-interfaces|bind-network-interface))\."
+)
 
 
 class Unit(t.NamedTuple):
@@ -131,13 +135,19 @@ def slice_path(name: str) -> str:
     if name in ("-.slice", ""):
         return ""
     parts = name[: -len(".slice")].split("-")
-    return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+    names = (f"{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+    return "".join(f"/{escaped(name)}" for name in names)
+
+
+def escaped(name: str) -> str:
+    """A unit's name as the name of its cgroup: systemd keeps it apart from the kernel's files (cg_escape())."""
+    return f"_{name}" if _OF_THE_KERNEL.match(name) else name
 
 
 def _places(unit: Unit) -> list[str]:
     if unit.name.endswith(".slice"):
         return [slice_path(unit.name) or "/"]
-    will_be = f"{slice_path(unit.slice)}/{unit.name}" if unit.slice else ""
+    will_be = f"{slice_path(unit.slice)}/{escaped(unit.name)}" if unit.slice else ""
     return [place for place in (will_be, unit.cgroup) if place]
 
 

@@ -231,6 +231,24 @@ def test_where_a_unit_is(asked: list[list[str]], name: str, expected: list[str])
     assert where(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("memory.service", "_memory.service"),
+        ("cpu.slice", "_cpu.slice"),
+        ("bpf-firewall.service", "_bpf-firewall.service"),
+        ("cgroup.service", "_cgroup.service"),
+        ("_x.service", "__x.service"),
+        ("memory-cache.service", "memory-cache.service"),
+        ("cpu2.service", "cpu2.service"),
+    ],
+)
+def test_names_of_the_kernels_own_files_are_kept_apart_as_systemd_does(name: str, expected: str) -> None:
+    assert units.escaped(name) == expected
+    if name.endswith(".slice"):
+        assert units.slice_path(name) == f"/{expected}"
+
+
 def test_systemd_is_asked_once_for_all_and_again_for_sockets_with_other_names(asked: list[list[str]]) -> None:
     found = Units(["a.service", "s.service", "t@.service", "foo-bar.slice", "a.service"], tools.Patience())
     assert asked == [
