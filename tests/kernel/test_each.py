@@ -132,7 +132,6 @@ def crowd_out(users: Users, cgroup: Path) -> None:
     until(is_gone)
 
 
-@pytest.mark.every_kernel
 def test_rested_budgets_make_room_and_nothing_that_they_counted_is_lost(users: Users) -> None:
     users.limit()
     seen = 0
@@ -152,7 +151,6 @@ def test_rested_budgets_make_room_and_nothing_that_they_counted_is_lost(users: U
     assert told()["active"] == SLOTS
 
 
-@pytest.mark.every_kernel
 def test_who_finds_no_room_shares_the_rules_own_budget_which_is_told_until_there_is_room(users: Users) -> None:
     users.limit()
     first, late = users.new(SLOTS), users.new(1)
@@ -173,8 +171,7 @@ def test_who_finds_no_room_shares_the_rules_own_budget_which_is_told_until_there
     assert told() == {**found, "packets": found["packets"] + 1}
 
 
-@pytest.mark.every_kernel
-@pytest.mark.parametrize("deeper", [False, True], ids=["itself", "below"])
+@pytest.mark.parametrize("deeper", [False, pytest.param(True, marks=pytest.mark.every_kernel)], ids=["itself", "below"])
 def test_a_cgroup_whose_budget_was_removed_is_limited_from_its_next_packet_on(
     scene: Scene, users: Users, deeper: bool
 ) -> None:

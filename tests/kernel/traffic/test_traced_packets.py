@@ -94,7 +94,6 @@ def test_the_text_begins_as_that_of_the_c_tool(scene: Scene) -> None:
     assert found["text"][3].startswith(f"  VERDICT: {session['verdict']} reason={session['reason']}")
 
 
-@pytest.mark.every_kernel
 def test_datagrams_find_the_bucket_empty(scene: Scene) -> None:
     cgroup = scene.limited(MBIT, bucket="10k")
     scene.pair.send_udp(10 * MBIT, cgroup=cgroup)

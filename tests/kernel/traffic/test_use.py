@@ -38,8 +38,7 @@ def used(low: float, high: float, name: str = "paced") -> None:
     wait_until(lambda: low <= seen(name)["utilization"] <= high, f"{low} to {high} of the limit of {name}")
 
 
-@pytest.mark.every_kernel
-@pytest.mark.parametrize(("outer", "inner"), [(10, 20), (20, 10)])
+@pytest.mark.parametrize(("outer", "inner"), [pytest.param(10, 20, marks=pytest.mark.every_kernel), (20, 10)])
 def test_of_two_rules_the_one_that_a_saturated_connection_waits_for_binds(scene: Scene, outer: int, inner: int) -> None:
     """It says so of each, with the rate, which is the same."""
     scene.limited(outer * MBIT, "outer")
