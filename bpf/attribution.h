@@ -214,7 +214,7 @@ static __always_inline void attribution_add_tag(__u64 tag, struct attribution *f
 static __always_inline bool attribution_walk(struct __sk_buff *skb, __u64 tag, struct attribution *found)
 {
 	struct rate_limit_graph graph = graph_in_use();
-	__u64 way = graph.node ? graph_cgroup(skb) : 0, cgroup;
+	__u64 way = graph.node ? graph_near(graph_cgroup(skb)) : 0, cgroup;
 	__u32 node = 0;
 
 	*found = (struct attribution){};

@@ -16,8 +16,12 @@
 /* include/net/tcp_states.h: of a request_sock, which has its listener's cgroup. */
 #define GRAPH_NEW_SYN_RECV 12
 
-/* Levels that are climbed before 6.1: more cgroups above each other lead to no pattern. */
-#define GRAPH_MAX_DEPTH 64
+/*
+ * Before 6.1 the way up is climbed, and users make it as long as they like: so many levels in one climb, and so many
+ * climbs. The kernel needs 17 GB for that many cgroups above each other.
+ */
+#define GRAPH_STEPS 1024
+#define GRAPH_CLIMBS 64
 
 /* A bit beside a rule, whose id never has it: the kernel would have to make 2^62 cgroups and files first. */
 #define GRAPH_SHARES (1ULL << 63)
@@ -68,7 +72,35 @@ static __always_inline __u64 graph_cgroup(struct __sk_buff *context)
 	return sk ? graph_cgroup_of(sk) : 0;
 }
 
-/* The cgroup at a level of the way to another one. */
+static __always_inline struct cgroup *graph_parent(const struct cgroup *cgroup)
+{
+	return (void *)BPF_CORE_READ(cgroup, self.parent) - bpf_core_field_offset(struct cgroup, self);
+}
+
+/* Up towards the deepest level at which patterns are looked for, as far as one climb comes. Not inlined: charge.h. */
+__noinline __u64 graph_climb(__u64 cgroup)
+{
+	struct cgroup *here = (void *)cgroup;
+
+	/* Here, too: the verifier walks each function by itself, whoever calls it. */
+	if (!kernel_memory)
+		return 0;
+	for (int i = 0; i < GRAPH_STEPS && BPF_CORE_READ(here, level) >= LIMITER_MAX_DEPTH; i++)
+		here = graph_parent(here);
+	return (__u64)here;
+}
+
+/* The last cgroup on the way to one that patterns are looked for at, so that it is climbed once. Not inlined: charge.h. */
+__noinline __u64 graph_near(__u64 cgroup)
+{
+	if (!kernel_memory || bpf_core_field_exists(((const struct cgroup___ancestors *)0)->ancestors))
+		return cgroup;
+	for (int i = 0; i < GRAPH_CLIMBS && BPF_CORE_READ((struct cgroup *)cgroup, level) >= LIMITER_MAX_DEPTH; i++)
+		cgroup = graph_climb(cgroup);
+	return cgroup;
+}
+
+/* The cgroup at a level of the way to another one, which before 6.1 is near enough: graph_near(). */
 static __always_inline struct cgroup *graph_ancestor(struct cgroup *cgroup, __u32 level)
 {
 	const struct cgroup___ancestors *known = (const void *)cgroup;
@@ -81,11 +113,10 @@ static __always_inline struct cgroup *graph_ancestor(struct cgroup *cgroup, __u3
 		bpf_probe_read_kernel(&above, sizeof(above), slot);
 		return above;
 	}
-	/* The way up from below is as long as the way is deep, and users make it. */
-	for (int i = 0; i < GRAPH_MAX_DEPTH; i++) {
+	for (int i = 0; i < LIMITER_MAX_DEPTH; i++) {
 		if (BPF_CORE_READ(cgroup, level) <= (int)level)
 			return cgroup;
-		cgroup = (void *)BPF_CORE_READ(cgroup, self.parent) - bpf_core_field_offset(struct cgroup, self);
+		cgroup = graph_parent(cgroup);
 	}
 	return NULL;
 }
@@ -196,7 +227,7 @@ __noinline __u64 graph_again(struct __sk_buff *skb, __u64 budget)
 	/* Here, too: the verifier walks each function by itself, whoever calls it. */
 	if (!kernel_memory)
 		return 0;
-	way = graph_cgroup(skb);
+	way = graph_near(graph_cgroup(skb));
 	if (!way)
 		return 0;
 	for (int level = 0; level < LIMITER_MAX_DEPTH; level++) {

@@ -125,6 +125,27 @@ def test_names_and_stars_lead_to_rules(named: Named, path: str, expected: list[s
     assert rules_of(named.cgroup(path)) == expected
 
 
+# As deep as users like: more levels than one climb takes, where a kernel has to climb.
+@pytest.mark.every_kernel
+@pytest.mark.parametrize("levels", [15, 16, 63, 64, 1_039, 1_040])
+def test_cgroups_that_a_user_nests_below_do_not_lead_out_of_a_rule(named: Named, levels: int) -> None:
+    named.rules({"/shop": "shop", "/shop/*/deep": "deep"})
+    outer = named.cgroup("/shop/a/deep")
+    before = os.open(".", os.O_DIRECTORY)
+    os.chdir(outer)
+    try:
+        for _level in range(levels - 3):
+            os.mkdir("n")
+            os.chdir("n")
+        assert rules_of(Path()) == ["deep", "shop"]
+    finally:
+        while not os.path.samefile(".", outer):
+            os.chdir("..")
+            os.rmdir("n")
+        os.fchdir(before)
+        os.close(before)
+
+
 def test_the_program_finds_what_the_graph_says(named: Named) -> None:
     lot = random.Random(5)
     letters = "ab"
