@@ -97,10 +97,11 @@ struct rate_limit_state {
 	__u32 generation; /* 0: not copied yet */
 	__u32 swept;      /* budgets of this rule that were removed; what they counted is in this state's counters */
 	__u64 limit;      /* of a budget: its rule, or LIMITER_NO_RULE; 0: this is a rule's own state */
-	__u64 shared_packets; /* packets of cgroups for whose budgets there was no room: they share this state */
-	__u64 use_start_ns;   /* start of the second or so in which use is measured */
-	__u64 use_bytes;      /* `bytes` at that time */
-	__u64 use_rate;       /* what passed in the second before, per second */
+	__u64 shared_packets;  /* packets of cgroups for whose budgets there was no room: they share this state */
+	__u64 use_start_ns;    /* start of the second or so in which use is measured */
+	__u64 use_bytes;       /* `bytes` at that time */
+	__u64 use_rate;        /* what passed in the second before, per second */
+	__u64 use_withheld_ns; /* when a packet was last dropped or got a notice */
 	struct fair_share fair;
 	__u64 drops[LIMITER_REASONS];   /* packets dropped, by reason */
 	__u64 notices[LIMITER_REASONS]; /* packets passed with a congestion notice, by reason */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How much of a rule is used: what passed in the last second or so. Pure, and runs under the state's lock. */
+/*
+ * How much of a rule is used: what passed in the last second or so; and when it last held somebody back. Pure, and runs
+ * under the state's lock.
+ */
 #ifndef LIMITER_USE_H
 #define LIMITER_USE_H
 
@@ -22,5 +25,11 @@ static __always_inline void use_measure(struct rate_limit_state *state, __u64 no
 				  : 0;
 	state->use_bytes = state->bytes;
 	state->use_start_ns = now;
+}
+
+/* Must be called for every packet that is dropped or gets a notice. */
+static __always_inline void use_withhold(struct rate_limit_state *state, __u64 now)
+{
+	state->use_withheld_ns = now;
 }
 #endif

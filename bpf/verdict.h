@@ -243,9 +243,10 @@ static __always_inline struct bounds verdict_bounds(const struct rate_limit_stat
 
 /* Decides on a packet after the refill. If it passes, takes its tokens and counts it. */
 static __always_inline struct answer verdict_take(struct rate_limit_state *state, const struct bounds *bounds,
-						  const struct packet *packet)
+						  const struct packet *packet, __u64 now)
 {
 	if (state->tokens <= bounds->drop.tokens) {
+		use_withhold(state, now);
 		state->drops[bounds->drop.reason % LIMITER_REASONS] += packet->segments;
 		state->dropped_bytes += packet->bytes;
 		return (struct answer){ VERDICT_DROP, bounds->drop.reason, 0 };
@@ -255,6 +256,7 @@ static __always_inline struct answer verdict_take(struct rate_limit_state *state
 	state->bytes += packet->bytes;
 	if (state->tokens >= bounds->notice.tokens)
 		return (struct answer){ VERDICT_PASS, LIMITER_REASON_UNKNOWN, 0 };
+	use_withhold(state, now);
 	state->notices[bounds->notice.reason % LIMITER_REASONS] += packet->segments;
 	return (struct answer){ VERDICT_PASS_WITH_NOTICE, bounds->notice.reason, 0 };
 }
@@ -292,7 +294,7 @@ static __always_inline struct answer verdict_charge(struct rate_limit_state *sta
 		}
 	}
 	bounds = verdict_bounds(state, packet, now, paces);
-	answer = verdict_take(state, &bounds, packet);
+	answer = verdict_take(state, &bounds, packet, now);
 	if (!paces)
 		return answer;
 	if (packet->tcp)

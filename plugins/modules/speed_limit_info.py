@@ -401,7 +401,8 @@ rules:
         binds:
           description:
             - Whether this rule holds back what is sent. Either TCP connections wait for it, as many as
-              RV(rules[].pacing.waiting_connections); or what does not wait, such as UDP, keeps its bucket low.
+              RV(rules[].pacing.waiting_connections); or it dropped packets within the last second, or gave them a
+              congestion notice, as it does to what does not wait, such as UDP.
             - Of several rules that hold for a connection that sends all it can, it is true for the one that limits it.
           type: bool
           returned: success

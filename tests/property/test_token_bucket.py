@@ -41,7 +41,7 @@ int charge(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now, 
     state->bucket = bucket;
     token_bucket_refill(state, rate, bucket, now);
     bounds = verdict_bounds(state, &packet, now, false);
-    return verdict_take(state, &bounds, &packet).verdict;
+    return verdict_take(state, &bounds, &packet, now).verdict;
 }
 
 void refund(struct rate_limit_state *state, int verdict, __u32 bytes, __u32 segments, bool tcp, bool control)

@@ -79,6 +79,7 @@ class State(NamedTuple):
     use_start_ns: int
     use_bytes: int
     use_rate: int
+    use_withheld_ns: int
     fair: layout.FairShare
     drops: tuple[int, ...]
     notices: tuple[int, ...]

@@ -95,6 +95,22 @@ def test_a_flood_of_datagrams_binds_its_rule_though_no_connection_waits(scene: S
     assert seen()["waiting"] == 0
 
 
+@pytest.mark.parametrize("pacing", [True, False], ids=["paced", "by the bucket alone"])
+def test_whoever_looks_while_datagrams_are_dropped_is_told_that_the_rule_binds(scene: Scene, pacing: bool) -> None:
+    """With a small bucket, which is full again whenever the sender has slept."""
+    limiter.program(pacing=pacing)
+    cgroup = scene.limited(8 * MBIT, bucket="20k")
+    scene.pair.send_udp(24 * MBIT, cgroup=cgroup)
+    looks: list[bool] = []
+    dropped = 0
+    while len(looks) < 30:
+        rule = limiter.info(name="paced", gather=["rules"])["rules"][0]
+        if rule["counters"]["dropped_packets"] > dropped > 0:
+            looks.append(rule["use"]["binds"])
+        dropped = rule["counters"]["dropped_packets"]
+    assert all(looks), looks
+
+
 def test_a_rule_that_gives_each_cgroup_a_limit_of_its_own_is_used_by_all_of_them(scene: Scene) -> None:
     scene.cgroup("each")
     [greedy, modest, flood] = [scene.cgroup(f"each/{name}") for name in ("greedy", "modest", "flood")]

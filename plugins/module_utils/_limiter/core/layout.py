@@ -38,7 +38,7 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
@@ -89,11 +89,12 @@ class FairShare(t.NamedTuple):
 
 
 class Use(t.NamedTuple):
-    """How much of a rule is used, as bpf/use.h measures it: in spans of a second, or longer where packets are rare."""
+    """How a rule is used, as bpf/use.h measures it: in spans of a second, or longer where packets are rare."""
 
     start_ns: int = 0  # CLOCK_MONOTONIC of the packet that ended the span before and began this one
     bytes: int = 0  # Counters.bytes at that time
     rate: int = 0  # what passed in the span before, in bytes per second
+    withheld_ns: int = 0  # CLOCK_MONOTONIC, when a packet was last dropped or got a notice; 0: never
 
 
 class State(t.NamedTuple):
@@ -154,6 +155,7 @@ STATE_FIELDS = (
     "use_start_ns",
     "use_bytes",
     "use_rate",
+    "use_withheld_ns",
     *(f"fair.{field}" for field in FairShare._fields),
     *(f"drops[{index}]" for index in range(len(REASONS))),
     *(f"notices[{index}]" for index in range(len(REASONS))),
@@ -184,7 +186,7 @@ COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
     *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
 )
-KEPT_FIELDS = (*COUNTER_FIELDS, "limit", "shared_packets", *(f"use_{field}" for field in ("start_ns", "bytes", "rate")))
+KEPT_FIELDS = (*COUNTER_FIELDS, "limit", "shared_packets", *(f"use_{field}" for field in Use._fields))
 CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
 CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 

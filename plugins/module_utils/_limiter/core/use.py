@@ -20,11 +20,6 @@ _SECOND_NS = 1_000_000_000
 # least two segments.
 _USED_PERCENT = 95
 _PACKET = 3000
-# As in bpf/verdict.h: unpaced TCP gets notices where the bucket holds less than this part of a second of the rate, and
-# less than half of what it could hold.
-_NOTICE_SHARE = 16
-# TCP that gets notices keeps the bucket about that level. A bucket below this higher one is what limits.
-_LOW_SHARE = 4
 # As in bpf/verdict.h: paced TCP whose lead exceeds this and two round trips is dropped.
 _GUARD_LEAD_NS = 100_000_000
 # A span must have lasted this long before its rate says anything.
@@ -92,19 +87,24 @@ def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int
     fair = pacing.current(ability, limit, seen.fair, now)
     found = pacing.connections(fair)
     unused = not is_used(rate + max(fair.burst, _PACKET), limit.rate)
-    tokens = _tokens(limit, seen, now)
-    scarce = tokens < min(limit.rate // _NOTICE_SHARE, limit.bucket // 2)
-    loses = unused and scarce and (ability.state != "on" or found.unpaced > 0)
-    spent = not unused and tokens < min(limit.rate // _LOW_SHARE, limit.bucket // 2)
+    withheld = _withheld(seen, now)
     reason = None
     if unused and found.waiting:
         reason = _why_unused(limit, seen, fair, found, rate, now)
-    elif loses:
+    elif unused and withheld and (ability.state != "on" or found.unpaced):
         reason = SOME_NOT_PACED if ability.state == "on" else NOT_PACED
     elif unused and found.waiting_elsewhere:
         reason = ANOTHER_RULE
-    binds = found.waiting > 0 or loses or spent
+    binds = found.waiting > 0 or withheld
     return Use(rate, round(rate / limit.rate, 3), binds, found.waiting_elsewhere, reason)
+
+
+def _withheld(seen: State, now: int) -> bool:
+    """Whether something was dropped or got a notice within the last second. What the bucket holds at the moment of a
+    look does not tell: it is full again when whoever floods it has slept.
+    """
+    # Another CPU may have written after our look; what is further away is from another time namespace.
+    return bool(seen.use.withheld_ns) and abs(now - seen.use.withheld_ns) < _SECOND_NS
 
 
 def is_used(rate: int, limit: int) -> bool:

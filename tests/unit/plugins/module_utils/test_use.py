@@ -45,16 +45,23 @@ def state(
     passed: float | None = None,
     elapsed: float = 0.4,
     tokens: float = 1.0,
+    withheld: float | None = None,
 ) -> State:
     """``before``: what the span before had, ``passed``: this one, ``tokens``: the bucket; all as parts of a second at
-    the rate, ``elapsed`` in seconds of this span. By default the two spans are alike.
+    the rate, ``elapsed`` in seconds of this span. By default the two spans are alike. ``withheld``: how many seconds
+    ago a packet was dropped or got a notice.
     """
     within = before * min(elapsed, 1.0) if passed is None else passed
     return State(
         tokens=int(tokens * RATE),
         refilled_ns=NOW,
         counters=Counters(bytes=PASSED + int(within * RATE)),
-        use=Use(NOW - int(elapsed * SECOND), PASSED, int(before * RATE)),
+        use=Use(
+            NOW - int(elapsed * SECOND),
+            PASSED,
+            int(before * RATE),
+            0 if withheld is None else NOW - int(withheld * SECOND),
+        ),
         fair=fair,
     )
 
@@ -154,25 +161,29 @@ def test_who_waited_long_ago_does_not_wait_any_more() -> None:
 
 
 @pytest.mark.parametrize("ability", [ON, OFF])
+@pytest.mark.parametrize("tokens", [-0.01, 0.0, 1.0])
 @pytest.mark.parametrize(
-    ("before", "tokens", "binds"),
-    [(1.0, 0.0, True), (1.0, -0.01, True), (1.0, 0.2, True), (1.0, 0.3, False), (0.5, 0.3, False)],
+    ("withheld", "binds"), [(None, False), (0.0, True), (-0.001, True), (0.999, True), (1.0, False), (-1.0, False)]
 )
-def test_datagrams_do_not_wait_but_a_bucket_that_they_keep_empty_binds_them(
-    ability: Ability, before: float, tokens: float, binds: bool
+def test_datagrams_do_not_wait_but_what_withheld_some_within_a_second_binds_them(
+    ability: Ability, tokens: float, withheld: float | None, binds: bool
 ) -> None:
-    seen = of(state(before=before, tokens=tokens), ability)
+    """Whatever the bucket holds at the moment of the look: it fills up between two datagrams, or two hundred."""
+    seen = of(state(before=1.0, tokens=tokens, withheld=withheld), ability)
     assert (seen["binds"], seen["reason"]) == (binds, None)
 
 
-def test_a_bucket_that_has_filled_up_since_the_last_packet_binds_nobody() -> None:
-    seen = state(tokens=0.0, elapsed=1.0)._replace(refilled_ns=NOW - SECOND)
-    assert not of(seen, OFF)["binds"]
+def test_a_busy_machine_that_sends_a_flood_late_does_not_hide_who_binds() -> None:
+    assert of(state(before=0.8, withheld=0.1))["binds"]
 
 
-def test_a_lump_that_took_a_small_bucket_does_not_make_a_rule_bind_that_is_hardly_used() -> None:
+def test_in_the_first_second_after_the_boot_nothing_was_withheld_before() -> None:
+    assert not use.of_rule(ON, LIMIT, State(tokens=RATE), SECOND // 2)["binds"]
+
+
+def test_a_lump_that_took_a_small_bucket_does_not_make_a_rule_bind() -> None:
     small = Limit(RATE, 4096)
-    seen = state(before=0.3)._replace(tokens=100)
+    seen = state(before=1.0)._replace(tokens=100)
     assert not of(seen, limit=small)["binds"]
 
 
@@ -239,9 +250,9 @@ def test_why_a_limit_is_not_used_although_connections_wait_for_it(seen: State, r
 
 def test_connections_that_are_not_paced_do_not_wait_but_lose_packets() -> None:
     unpaced = NOBODY._replace(unpaced=1, unpaced_before=1)
-    seen = of(state(unpaced, before=0.5, tokens=0.01))
+    seen = of(state(unpaced, before=0.5, withheld=0.01))
     assert (seen["binds"], seen["reason"]) == (True, use.SOME_NOT_PACED)
-    seen = of(state(before=0.5, tokens=0.01), OFF)
+    seen = of(state(before=0.5, withheld=0.01), OFF)
     assert (seen["binds"], seen["reason"]) == (True, use.NOT_PACED)
 
 
