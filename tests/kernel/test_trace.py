@@ -65,6 +65,20 @@ def tag(fd: int) -> str:
     return dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())["prog_tag"]
 
 
+def loaded_here() -> set[str]:
+    """The names of the programs that this process has open."""
+    texts = [Path(f"/proc/self/fdinfo/{fd}").read_text() for fd in os.listdir("/proc/self/fd") if is_program(fd)]
+    ids = {number for text in texts for number in re.findall(r"^prog_id:\s+(\d+)$", text, re.MULTILINE)}
+    shown = [subprocess.check_output(["bpftool", "-j", "prog", "show", "id", number]) for number in ids]
+    return {json.loads(text)["name"] for text in shown}
+
+
+def is_program(fd: str) -> bool:
+    with contextlib.suppress(OSError):
+        return "bpf-prog" in os.readlink(f"/proc/self/fd/{fd}")
+    return False
+
+
 class Running:
     """A trace in a process of its own, which is in place when this begins."""
 
@@ -146,6 +160,24 @@ def test_the_verifier_takes_what_traces_within_its_budget(limiter_object: str) -
     print(f"with every filter: {walked} instructions, {stack} bytes of stack")
     assert int(walked) <= BUDGET
     assert int(stack) <= 512 - 352
+
+
+def test_for_what_arrives_nothing_is_loaded_that_limits() -> None:
+    """No rule limits what arrives, so the one that limits is left as it is, and another is not even verified."""
+    program()
+    before = attached()
+    loaded: set[str] = set()
+    real = Libbpf.call
+
+    def call(libbpf: Libbpf, name: str, *arguments: Any) -> int:
+        if name == "bpf_link_create":
+            loaded.update(loaded_here())
+        return real(libbpf, name, *arguments)
+
+    with mock.patch.object(Libbpf, "call", call):
+        found = trace(duration=0.1, direction="in")
+    assert (found["ended"], found["warnings"], loaded) == ("duration", [], {catalog.TRACE_ARRIVAL.name})
+    assert attached() == before
 
 
 # ---- who comes in between

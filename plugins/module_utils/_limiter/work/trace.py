@@ -164,22 +164,23 @@ class _Trace:
     def begin(self, stack: contextlib.ExitStack) -> None:
         """Puts the trace in place. What fails is undone."""
         host, wanted = self._host, self._asked.wanted
-        beside, places = [], []
-        if wanted.direction != "out":
-            beside.append(catalog.TRACE_ARRIVAL)
-        if self._asked.pid is not None:
-            beside.append(catalog.TRACE_CREATION)
+        tracers, places = [], []
         if wanted.direction != "in":
+            tracers.append(catalog.TRACE)
             places = port.places_of_refusals()
             if places:
-                beside.append(catalog.TRACE_REFUSAL)
+                tracers.append(catalog.TRACE_REFUSAL)
+        if wanted.direction != "out":
+            tracers.append(catalog.TRACE_ARRIVAL)
+        if self._asked.pid is not None:
+            tracers.append(catalog.TRACE_CREATION)
         asked = tracing.pack_filter(wanted, self._rule, bool(self._patterns), self._asked.pid or 0, places)
         blind = bool(host.opened_maps.control().blind)
-        loaded = port.load(host.libbpf, stack, self._path, asked, beside, blind)
+        loaded = port.load(host.libbpf, stack, self._path, asked, tracers, blind)
         self._tracer = loaded.tracer
         self._watch()
         try:
-            refused = host.attachments.begin_trace(stack, loaded, wanted.direction != "in")
+            refused = host.attachments.begin_trace(stack, loaded)
         except BaseException:
             host.attachments.end_trace()
             raise
@@ -322,7 +323,7 @@ class _Trace:
         cgroups = self._host.cgroups
         if self._rule and cgroups.identifier(cgroups.rule_cgroup(self._asked.rule or "")) != self._rule:
             return RULE_REMOVED
-        if self._asked.wanted.direction == "in":
+        if not self._tracer.replaces:
             return ""
         traces = self._host.attachments.limits_now(self._tracer.program_id)
         return UNLOADED if traces is None else "" if traces else REPLACED

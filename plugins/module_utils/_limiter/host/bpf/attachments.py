@@ -227,9 +227,9 @@ class Attachments:
         self._complete_move()
         return self._migration.finish()
 
-    def begin_trace(self, stack: contextlib.ExitStack, loaded: tracing.Loaded, leaves: bool) -> objects.Refusals:
-        """What was loaded looks from now on, until ``stack`` ends or `end_trace`; with ``leaves`` also in the place of
-        what limits. Returns what the kernel refused.
+    def begin_trace(self, stack: contextlib.ExitStack, loaded: tracing.Loaded) -> objects.Refusals:
+        """What was loaded looks from now on, until ``stack`` ends or `end_trace`, what limits among it in the place of
+        the untraced one. Returns what the kernel refused.
         """
         refused = dict(loaded.refused)
         with self._hooks.open_cgroup("/") as cgroup_fd:
@@ -238,7 +238,7 @@ class Attachments:
                     loaded.tracer.attach(stack, row, cgroup_fd)
                 except KernelError as error:
                     refused[row] = error.why
-        if leaves:
+        if loaded.tracer.replaces:
             loaded.tracer.take_place(stack, self._links, loaded.opened)
         return refused
 

@@ -143,7 +143,8 @@ def prepare(
         elif pins.exists(places[pinned]):
             with closing_fd(bpf.get(pins.path(places[pinned]))) as fd:
                 bpf.call("bpf_map__reuse_fd", bpf_map, fd)  # libbpf keeps a copy
-    for name in () if catalog.TRACE in wanted else (*catalog.LIMITER.tracer_maps, catalog.TRACER_SECTION):
+    looks = any(row in wanted for row in catalog.LIMITER.tracers)
+    for name in () if looks else (*catalog.LIMITER.tracer_maps, catalog.TRACER_SECTION):
         bpf_map = find(bpf, opened.object, "map", name)
         if bpf_map is not None:
             bpf.call("bpf_map__set_autocreate", bpf_map, False)

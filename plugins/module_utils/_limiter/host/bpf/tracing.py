@@ -104,7 +104,7 @@ class Tracer:
 
     def __init__(self, libbpf: Libbpf, opened: objects.Opened, loaded: t.Mapping[catalog.Program, int]) -> None:
         self._libbpf, self._loaded = libbpf, loaded
-        self.program_id = t.cast(int, libbpf.info(loaded[catalog.TRACE], "bpf_prog_info").id)
+        self.program_id = self._id(catalog.TRACE) if self.replaces else 0
         self._opened = opened.object
         self._ring_fd = self._map_fd(catalog.TRACE_RING)
         self._state, self._cgroups, self.sockets = (
@@ -118,12 +118,20 @@ class Tracer:
         return self._libbpf.call("bpf_map__fd", objects.find(self._libbpf, self._opened, "map", name))
 
     @property
+    def replaces(self) -> bool:
+        """Whether one of them has to have the place of the program that limits."""
+        return catalog.TRACE in self._loaded
+
+    @property
     def beside(self) -> list[catalog.Program]:
         """The programs that look beside those that are there."""
         return [row for row in self._loaded if row is not catalog.TRACE]
 
     def ids(self) -> list[int]:
-        return [int(self._libbpf.info(fd, "bpf_prog_info").id) for fd in self._loaded.values()]
+        return [self._id(row) for row in self._loaded]
+
+    def _id(self, row: catalog.Program) -> int:
+        return int(self._libbpf.info(self._loaded[row], "bpf_prog_info").id)
 
     def watch_cgroups(self, cgroups: t.Collection[int]) -> None:
         """Only packets of these cgroups and those below them are told from now on."""
@@ -207,16 +215,17 @@ def load(
     stack: contextlib.ExitStack,
     path: str,
     asked: bytes,
-    beside: t.Sequence[catalog.Program],
+    tracers: t.Collection[catalog.Program],
     blind: bool,
 ) -> Loaded:
-    """Loads what traces, and what the kernel takes of what looks ``beside`` it, until the end of ``stack``. Nothing is
-    attached. ``asked``: as `core.tracing.pack_filter`; ``blind``: as the program that limits was loaded.
+    """Loads what traces, but for what the kernel refuses of what looks beside `catalog.TRACE`, until the end of
+    ``stack``. Nothing is attached. ``asked``: as `core.tracing.pack_filter`; ``blind``: as the program that limits was
+    loaded.
 
     Raises LimiterError: ``untraceable`` where the object is an earlier version's, ``no_memory``, ``load_failed``,
     ``not_permitted``.
     """
-    wanted, interruptions = [catalog.TRACE, *beside], _MOST_INTERRUPTIONS
+    wanted, interruptions = list(tracers), _MOST_INTERRUPTIONS
     refused: objects.Refusals = {}
     while True:
         opened = objects.open_object(bpf, stack, path)
@@ -247,7 +256,8 @@ def load(
                     "It needs 6 MiB of the kernel's: free some, or raise memory.max of the cgroup that this runs in",
                 ) from error
             names = _FAILED.findall(bpf.log(_LOG_LINES))
-            blamed = next((row for row in wanted[1:] if names and row.name == names[-1]), None)
+            beside = [row for row in wanted if row is not catalog.TRACE]
+            blamed = next((row for row in beside if names and row.name == names[-1]), None)
             if blamed is None:
                 raise objects.not_loaded(bpf, path, error) from error
             refused[blamed] = kernel.refused(objects.in_short(bpf, error.why))
