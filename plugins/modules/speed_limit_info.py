@@ -629,7 +629,7 @@ why:
       returned: success
       sample: restic backup /home
     cgroup:
-      description: The cgroup that it is in.
+      description: The cgroup that it is in; with V(..) if that is outside of this cgroup namespace, as in a container.
       type: str
       returned: success
       sample: /system.slice/backup.service

@@ -105,6 +105,10 @@ def _is(one: Measured, name: str, names: Names) -> bool:
 
 def _where(facts: Facts, rules: t.Sequence[Facts]) -> str:
     begins = f"Process {facts['pid']} ({facts['command']}) is in {facts['cgroup']}"
+    if ".." in facts["cgroup"].split("/"):
+        begins = f"Process {facts['pid']} ({facts['command']}) is in a cgroup outside of this cgroup namespace"
+        if not rules:
+            return f"{begins}, so the rules that hold for it are not seen from here: ask on the host."
     if not rules:
         return f"{begins}, for which no rule holds: the limiter does not slow it."
     named = _listed([f"{rule['name']} ({_limit(rule)})" for rule in rules[:_MOST_NAMED]])

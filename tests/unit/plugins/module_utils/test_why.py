@@ -89,6 +89,18 @@ def test_without_a_rule_it_is_not_the_limiter() -> None:
     )
 
 
+@pytest.mark.parametrize("cgroup", ["/..", "/../../system.slice/web.service"])
+def test_of_a_cgroup_that_is_not_seen_from_a_container_nothing_is_claimed(cgroup: str) -> None:
+    """Such as that of the kernel's threads."""
+    found = why.about({**PROCESS, "cgroup": cgroup}, [], ON, Connections(), NAMES, why.Held())
+    assert found["text"] == (
+        "Process 812 (restic) is in a cgroup outside of this cgroup namespace, so the rules that hold for it are not seen "
+        "from here: ask on the host."
+    )
+    found = why.about({**PROCESS, "cgroup": cgroup}, [INNER], ON, Connections(), NAMES, why.Held())
+    assert "outside of this cgroup namespace. One rule holds for what it sends: inner (" in found["text"]
+
+
 def test_what_could_not_be_looked_at_is_not_told_as_if_it_were() -> None:
     found = why.about(PROCESS, [rule("inner", None)], ON, Connections(), NAMES, why.Held())
     assert (found["connections"], found["rate"]) == (None, None)
