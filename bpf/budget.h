@@ -61,6 +61,7 @@ static __always_inline void budget_fold(struct rate_limit_state *own, const stru
 	own->bytes += budget->bytes;
 	/* What is used in this second is the state's own traffic. */
 	own->use_bytes += budget->bytes;
+	own->once_bytes += budget->once_bytes;
 	own->dropped_bytes += budget->dropped_bytes;
 	for (int i = 0; i < LIMITER_REASONS; i++) {
 		own->drops[i] += budget->drops[i];

@@ -60,6 +60,8 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 		return 0;
 	}
 	answer = verdict_charge(state, pacing ? &pacing->marks[index] : NULL, &packet, now, paces);
+	if (!index && answer.verdict & VERDICT_PASSES)
+		state->once_bytes += packet.bytes;
 	share = demand_offer(&state->fair, packet.early);
 	bpf_spin_unlock(&state->lock);
 	if (pacing) {
@@ -86,6 +88,8 @@ __noinline int charge_refund(struct __sk_buff *skb, __u64 rule, __u64 measured, 
 	if (answer.counted & DEMAND_TCP && sk)
 		pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);
 	bpf_spin_lock(&state->lock);
+	if (!index)
+		state->once_bytes -= packet.bytes;
 	verdict_refund(state, pacing ? &pacing->marks[index] : NULL, answer, &packet);
 	bpf_spin_unlock(&state->lock);
 	return 0;

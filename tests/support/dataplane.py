@@ -80,6 +80,7 @@ class State(NamedTuple):
     use_bytes: int
     use_rate: int
     use_withheld_ns: int
+    once_bytes: int
     fair: layout.FairShare
     drops: tuple[int, ...]
     notices: tuple[int, ...]

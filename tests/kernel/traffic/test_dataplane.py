@@ -222,6 +222,8 @@ def test_nested_rules_all_hold(plane: Dataplane, make: Make, pair: Pair) -> None
     pair.stop()
     elapsed = time.monotonic() - since
     charged = {rule: plane.state_of(rule).bytes - before[rule] for rule in limits}
+    once = [plane.state_of(rule).once_bytes for rule in (outer, inner, other)]
+    assert once == [0, plane.state_of(inner).bytes, plane.state_of(other).bytes]
     assert charged[inner] <= 1.005 * limits[inner] * elapsed + limits[inner]
     assert charged[other] <= 1.005 * limits[other] * elapsed + limits[other]
     # Refunds: what one rule passed and another dropped counts nowhere.
@@ -235,6 +237,8 @@ def test_four_nested_rules_are_charged_and_give_back(plane: Dataplane, make: Mak
     plane.set_rule(rules[0], MBIT, 10_000)
     sent = pair.send_udp(10 * MBIT, 0.5, cgroup=rules[3]).result()
     states = [plane.state_of(rule) for rule in rules]
+    # Of all rules, what passed is counted once: by the innermost one.
+    assert [state.once_bytes for state in states] == [0, 0, 0, states[3].bytes]
     assert states[0].dropped_packets > 0
     assert {(state.packets, state.bytes) for state in states} == {(states[0].packets, states[0].bytes)}
     assert [state.dropped_packets for state in states[1:]] == [0, 0, 0]

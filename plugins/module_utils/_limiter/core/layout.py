@@ -38,7 +38,7 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
@@ -98,7 +98,7 @@ class Use(t.NamedTuple):
 
 
 class State(t.NamedTuple):
-    """A rule's state, or a budget's, as of its last packet; bpf/layout.h explains the last three fields."""
+    """A rule's state, or a budget's, as of its last packet; bpf/layout.h explains the last four fields."""
 
     tokens: int = 0  # bytes; negative is debt
     refilled_ns: int = 0  # CLOCK_MONOTONIC
@@ -108,6 +108,7 @@ class State(t.NamedTuple):
     limit: int = 0
     swept: int = 0
     shared_packets: int = 0
+    once_bytes: int | None = 0  # None: an earlier version counted, which did not know
 
 
 class Pacing(t.NamedTuple):
@@ -156,6 +157,7 @@ STATE_FIELDS = (
     "use_bytes",
     "use_rate",
     "use_withheld_ns",
+    "once_bytes",
     *(f"fair.{field}" for field in FairShare._fields),
     *(f"drops[{index}]" for index in range(len(REASONS))),
     *(f"notices[{index}]" for index in range(len(REASONS))),
@@ -186,13 +188,14 @@ COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
     *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
 )
-KEPT_FIELDS = (*COUNTER_FIELDS, "limit", "shared_packets", *(f"use_{field}" for field in Use._fields))
+KEPT_FIELDS = (*COUNTER_FIELDS, "limit", "shared_packets", "once_bytes", *(f"use_{field}" for field in Use._fields))
 CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
 CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 
 _COUNTERS = STATE_FIELDS.index("packets")
 _SWEPT, _LIMIT, _SHARED = map(STATE_FIELDS.index, ("swept", "limit", "shared_packets"))
 _USE = STATE_FIELDS.index("use_start_ns")
+_ONCE = STATE_FIELDS.index("once_bytes")
 _FAIR = STATE_FIELDS.index("fair.share")
 _DROPS = STATE_FIELDS.index("drops[0]")
 _NOTICES = STATE_FIELDS.index("notices[0]")
@@ -217,11 +220,12 @@ def unpack_state(data: bytes) -> State:
         fields[0],
         fields[1],
         Counters(packets, passed, dropped, fields[_DROPS:_NOTICES], fields[_NOTICES:]),
-        Use._make(fields[_USE:_FAIR]),
+        Use._make(fields[_USE:_ONCE]),
         FairShare._make(fields[_FAIR:_DROPS]),
         fields[_LIMIT],
         fields[_SWEPT],
         fields[_SHARED],
+        fields[_ONCE],
     )
 
 

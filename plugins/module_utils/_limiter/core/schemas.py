@@ -114,6 +114,7 @@ def unpack_state(schema: int, data: bytes) -> State:
         found["last_update_ns"],
         _counters(found),
         Use._make(found.get(f"use_{field}", 0) for field in Use._fields),
+        once_bytes=None,
     )
 
 

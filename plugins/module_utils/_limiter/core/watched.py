@@ -26,6 +26,7 @@ class RuleSeen(t.NamedTuple):
     drops: float  # packets per second
     waiting: int  # connections
     binds: bool
+    once: float | None  # of the rate, what no rule further in has counted; None: not known yet
 
 
 class _Known(t.NamedTuple):
@@ -37,6 +38,7 @@ class _Known(t.NamedTuple):
     state: State
     bytes: int
     dropped: int
+    once: int | None
 
 
 class States:
@@ -76,12 +78,16 @@ class States:
             if found is not None and before[number].rule != number:
                 found.bytes -= before[number].bytes
                 found.dropped -= before[number].dropped
+                found.count_once(None if before[number].once is None else -(before[number].once or 0))
         return [sums[number].told(name, limits.get(number), elapsed) for number, name in names.items()]
 
 
 def _known(number: int, raw: bytes, at_ns: int, unpack: t.Callable[[bytes], State]) -> _Known:
     state = unpack(raw)
-    return _Known(raw, at_ns, state.limit or number, state, state.counters.bytes, state.counters.dropped_packets)
+    counters = state.counters
+    return _Known(
+        raw, at_ns, state.limit or number, state, counters.bytes, counters.dropped_packets, state.once_bytes
+    )
 
 
 class _Sum:
@@ -91,6 +97,10 @@ class _Sum:
         self.bytes = self.dropped = self.waiting = self.measured = 0
         self.utilization = 0.0
         self.binds = False
+        self.once: int | None = 0
+
+    def count_once(self, some: int | None) -> None:
+        self.once = None if self.once is None or some is None else self.once + some
 
     def add(
         self,
@@ -105,6 +115,7 @@ class _Sum:
         passed = one.bytes - (before.bytes if before else 0)
         self.bytes += passed
         self.dropped += one.dropped - (before.dropped if before else 0)
+        self.count_once(None if one.once is None else one.once - ((before.once or 0) if before else 0))
         if at_ns - one.changed_ns > _SILENT_NS:
             return
         told = use.of_state(can, limit, one.state, at_ns)
@@ -127,4 +138,5 @@ class _Sum:
             drops,
             self.waiting,
             self.binds or drops > 0,
+            max(self.once, 0) / elapsed if elapsed and self.once is not None else None,
         )

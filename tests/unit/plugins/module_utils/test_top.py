@@ -24,7 +24,9 @@ MBIT = 125_000
 
 
 def rule(name: str, used: float = 0.0, binds: bool = False, limit: int | None = 10 * MBIT, **more: t.Any) -> RuleSeen:
-    return RuleSeen(name, limit, used * (limit or 0), used, more.get("drops", 0.0), more.get("waiting", 0), binds)
+    rate = used * (limit or 0)
+    drops, waiting, once = more.get("drops", 0.0), more.get("waiting", 0), more.get("once", rate)
+    return RuleSeen(name, limit, rate, used, drops, waiting, binds, once)
 
 
 BACKUP, WEB, IDLE = rule("backup", 0.998, True, waiting=3), rule("web", 0.4, drops=12.0), rule("idle")
@@ -122,6 +124,14 @@ def test_80_columns_have_everything() -> None:
         "  web            10 Mbit/s    4 Mbit/s  40%  ██····     ▃▃▃▃▃▃    12     0     2",
         "  idle           10 Mbit/s     0 bit/s   0%  ······                0     0     2",
     ]
+
+
+@pytest.mark.parametrize(("once", "now"), [(0.0, "  now 4 Mbit/s  "), (None, "")])
+def test_what_passes_two_rules_is_counted_once_or_not_at_all(once: float | None, now: str) -> None:
+    """The outer rule's rate has that of the inner one in it."""
+    host = Host(rule("outer", 0.4, once=once), rule("inner", 0.4))
+    header = text(app(host))[0]
+    assert now in header and ("now" in header) == bool(now)
 
 
 def test_40_columns_and_10_rows_have_what_matters_most() -> None:

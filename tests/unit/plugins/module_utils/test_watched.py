@@ -9,6 +9,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.layout import STATE, STATE_FIELDS
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.pacing import Ability
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.watched import RuleSeen, States
 
 SECOND = 1_000_000_000
@@ -46,6 +47,32 @@ def test_rates_are_what_was_counted_between_two_looks() -> None:
     assert (then.rate, then.utilization, then.drops, then.binds) == (1000, 1.0, 8.0, True)
     still = host.look({WEB: {"bytes": 10**9 + 500, "drops[1]": 53, "drops[3]": 1}})["web"]
     assert (still.rate, still.drops, still.binds) == (0, 0, False)
+
+
+def test_what_passed_two_rules_is_told_of_the_inner_one() -> None:
+    host = Host()
+    assert {rule.once for rule in host.look({WEB: {}, USERS: {"once_bytes": 5}}).values()} == {None}
+    seen = host.look({WEB: {"bytes": 700, "once_bytes": 700}, USERS: {"bytes": 900, "once_bytes": 205}})
+    assert (seen["web"].once, seen["users"].once, seen["users"].rate) == (700, 200, 900)
+    budgets = {100: {"limit": USERS, "bytes": 50, "once_bytes": 40}}
+    seen = host.look({WEB: {}, USERS: {"bytes": 900, "once_bytes": 205}, **budgets})
+    assert (seen["web"].once, seen["users"].once) == (0, 40)
+    seen = host.look({USERS: {"bytes": 955, "once_bytes": 250}})
+    assert seen["users"].once == 5
+
+
+def test_what_an_earlier_version_counts_is_not_told_once() -> None:
+    states = States()
+
+    def look(passed: int, at_ns: int) -> RuleSeen:
+        entries = [(layout.ID.pack(WEB), layout.INDEX.pack(passed))]
+        return states.advance(entries, at_ns, LIMITS, {WEB: "web"}, ON, unpack)[0]
+
+    def unpack(raw: bytes) -> layout.State:
+        return layout.State(counters=Counters(bytes=layout.INDEX.unpack(raw)[0]), once_bytes=None)
+
+    look(1, SECOND)
+    assert (look(51, 2 * SECOND).rate, look(51, 3 * SECOND).once) == (50, None)
 
 
 def test_what_did_not_change_is_not_worked_out_anew() -> None:

@@ -232,7 +232,9 @@ class App:
         parts += ["PAUSED"] if self.paused else []
         parts += [self._notice] if self._notice and found else []
         parts.append(f"{binding} hold{'s' if binding == 1 else ''} back")
-        parts.append(f"now {short_rate(int(sum(rule.rate for rule in found)))}")
+        once = [rule.once for rule in found if rule.once is not None]
+        if len(once) == len(found):
+            parts.append(f"now {short_rate(int(sum(once)))}")
         parts += [f"with {self.rows.filter!r}: {len(self.rows.shown)}"] if self.rows.filter else []
         parts.append(f"by {self.rows.sort}{', reversed' if self.rows.reverse else ''}")
         parts.append(f"every {self._every:.3g} s")
