@@ -2,7 +2,7 @@
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
 STEPS = lint sanity units packaging property simulation integration kernel traffic held-up
 
-.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench setup-browser demo docs guide pictures browser test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench setup-browser demo docs guide dashboard pictures browser test test-ansible kernels test-kernels test-userlands bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -40,6 +40,10 @@ docs: setup-docs
 # The outputs in docs/troubleshooting.md, and pictures of `limiter top`, from a host that is limited.
 guide: setup-test
 	@tests/sandbox .venv/bin/python tools/guide
+
+# The panels of the dashboard for Grafana, from the metrics of a host that is limited.
+dashboard: setup-test
+	@tests/sandbox .venv/bin/python tools/dashboard
 
 # The page of the playbook `report` in a real browser.
 browser: setup-browser

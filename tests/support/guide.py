@@ -114,14 +114,14 @@ class Guided:
         pids = {}
         host.path("/tmp/inventory").write_text("db1 ansible_connection=local\n")
         host.task("speed_limit_command")
-        self._make("limiter set --name batch -r 100mbit --cgroup-path /batch.slice")
+        self.make("limiter set --name batch -r 100mbit --cgroup-path /batch.slice")
         for name, service in SERVICES.items():
             program = Path("/usr/local/bin", name)
             program.write_text(service.program)
             program.chmod(0o755)
             host.unit(f"{name}.service", f"[Service]\nSlice={service.slice}\nExecStart={program}")
             if service.rule:
-                self._make(f"limiter set --name {name} {service.rule} --unit {name}")
+                self.make(f"limiter set --name {name} {service.rule} --unit {name}")
             host.run("systemctl", "start", name)
             pids[name] = host.run("systemctl", "show", "-p", "MainPID", "--value", name)
         (ours,) = [one for one in host.task("speed_limit_info", gather=["hook"])["hook"] if one["ours"]]
@@ -136,7 +136,7 @@ class Guided:
             prompt = "$" if command.startswith("ansible") else "#"
             shown.append(f"{prompt} {command}\n{self._shown(command)}")
         if name == "idle":
-            self._make("limiter reload")
+            self.make("limiter reload")
             until(self._is_limited)
         return "\n".join(shown)
 
@@ -144,7 +144,7 @@ class Guided:
         """What to run for a command on the host."""
         return [*self._host.prefix, *words]
 
-    def _make(self, command: str) -> None:
+    def make(self, command: str) -> None:
         self._host.run(*command.split())
 
     def _is_limited(self) -> bool:
