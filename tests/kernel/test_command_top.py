@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.cli import main
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 from ansible_collections.speed_limiter.ebpf.tests.support.net import PORT
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, Scene
 from ansible_collections.speed_limiter.ebpf.tests.support.terminal import terminal
@@ -121,6 +123,25 @@ def test_a_time_namespace_whose_clock_is_another_shows_the_same_rate(busy: Scene
         pytest.skip("this kernel has no time namespaces")
     with terminal(["unshare", "--time", "--monotonic", "100000", "--fork", *top("--interval", "0.2")]) as shown:
         shown.until(lambda lines: re.search(r"(9\.\d+|1\d(\.\d)?) Mbit/s +(9\d|1\d\d)%", line_of("busy", lines)))
+
+
+def test_what_is_told_of_times_is_right_in_a_time_namespace(busy: Scene) -> None:
+    """Programs know no such namespaces; whoever compares their times with his own has to."""
+    if not os.path.exists("/proc/self/ns/time"):
+        pytest.skip("this kernel has no time namespaces")
+
+    def said(*words: str) -> dict[str, Any]:
+        elsewhere = ["unshare", "--time", "--monotonic", "100000", "--fork", *COMMAND]
+        found: dict[str, Any] = json.loads(subprocess.check_output([*elsewhere, *words, "--json"]))
+        return found
+
+    def is_told() -> bool:
+        (rule,) = said("list", "--name", "busy")["rules"]
+        return bool(rule["use"]["binds"] and rule["pacing"]["active_connections"] == 2)
+
+    until(is_told)
+    traced = said("trace", "--max-events", "1", "--duration", "60")
+    assert [0 <= session["seconds"] < 60 for session in traced["sessions"]] == [True]
 
 
 def test_1000_rules(scene: Scene) -> None:

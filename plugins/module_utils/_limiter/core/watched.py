@@ -85,9 +85,7 @@ class States:
 def _known(number: int, raw: bytes, at_ns: int, unpack: t.Callable[[bytes], State]) -> _Known:
     state = unpack(raw)
     counters = state.counters
-    return _Known(
-        raw, at_ns, state.limit or number, state, counters.bytes, counters.dropped_packets, state.once_bytes
-    )
+    return _Known(raw, at_ns, state.limit or number, state, counters.bytes, counters.dropped_packets, state.once_bytes)
 
 
 class _Sum:

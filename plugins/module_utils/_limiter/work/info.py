@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import sys
-import time
 import typing as t
 
 from ..core import association, pacing, policy, shortcomings, use
@@ -20,7 +19,7 @@ from ..core.errors import LimiterError
 from ..core.layout import State
 from ..core.model import HostState, Process, Rule
 from ..core.patterns import rules_on
-from ..host import kernel, store
+from ..host import clock, kernel, store
 from ..host.bpf import budgets, build, pins
 from ..host.bpf.libbpf import load
 from ..host.bpf.maps import other_schema
@@ -286,7 +285,7 @@ class Info:
         """Of cgroups that have one, by the ids of their rules."""
         if host.maps is None or not any(rule.each for rule in rules):
             return {}
-        found = budgets.busy(host.maps, time.monotonic_ns())
+        found = budgets.busy(host.maps, clock.now())
         return {rule: list(states.values()) for rule, states in found.items()}
 
     def _state(
@@ -298,7 +297,7 @@ class Info:
     ) -> Facts:
         """How the rule limits, and how much of its limit is used; ``shares``: the budgets of its cgroups."""
         seen = (state_of(rule.cgroup_id) if rule.cgroup_id else None) or State()
-        now = time.monotonic_ns()
+        now = clock.now()
         found = pacing.of_rule(can, rule.limit, seen.fair, now, [state.fair for state in shares])
         if self.sockets.state == association.LOST:
             found.update(mode="none", reason=association.NOT_LIMITED)

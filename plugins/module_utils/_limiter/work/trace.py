@@ -20,7 +20,7 @@ from ..core.model import Program, Request
 from ..core.patterns import parse
 from ..core.places import normal
 from ..core.tracing import OTHER_PROGRAM, Packet, Session
-from ..host import kernel
+from ..host import clock, kernel
 from ..host.bpf import build
 from ..host.bpf import tracing as port
 from ..host.groups import processes
@@ -186,7 +186,7 @@ class _Trace:
             raise
         if not places and wanted.direction != "in":
             refused = {**refused, catalog.TRACE_REFUSAL: "/proc/kallsyms does not tell where its functions are"}
-        self._begin_ns = time.monotonic_ns()
+        self._begin_ns = clock.now()
         self._tell_refusals(refused)
 
     def _tell_refusals(self, refused: t.Mapping[t.Any, str]) -> None:

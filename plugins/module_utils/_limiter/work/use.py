@@ -16,6 +16,7 @@ from ..core.measured import Connections, Facts, Look, Measured
 from ..core.model import Rule
 from ..core.pacing import Ability
 from ..core.patterns import rules_on
+from ..host import clock
 from ..host.bpf import budgets
 from ..host.groups import processes
 from ..host.sockets import connections
@@ -44,11 +45,11 @@ def look(host: Host, rules: t.Iterable[Rule], cgroups: t.Container[int] | None =
     states = {number: state for number in ids for state in [read(number)] if state}
     busy = {
         rule: {cgroup: state for cgroup, state in several.items() if cgroups is None or cgroup in cgroups}
-        for rule, several in budgets.busy(maps, time.monotonic_ns()).items()
+        for rule, several in budgets.busy(maps, clock.now()).items()
     }
     count = counter(host, len(states), states.get)
     counters = {number: count(number).counters for number in states}
-    return Look(time.monotonic_ns(), states, busy, counters)
+    return Look(clock.now(), states, busy, counters)
 
 
 class Watched:
@@ -172,7 +173,7 @@ def measure(
     states |= {cgroup for rule in list(states) for cgroup in before.budgets.get(rule, ())}
     if watched:
         watched.look(states)
-    time.sleep(max(0.0, SECONDS - (time.monotonic_ns() - before.at_ns) / 1e9))
+    time.sleep(max(0.0, SECONDS - (clock.now() - before.at_ns) / 1e9))
     after = look(host, rules, cgroups)
     if watched:
         watched.look(states)

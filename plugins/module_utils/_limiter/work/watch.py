@@ -14,7 +14,7 @@ from ..core.errors import LimiterError
 from ..core.model import Rule
 from ..core.pacing import NO_PROGRAM, Ability
 from ..core.watched import RuleSeen, States
-from ..host import apart
+from ..host import apart, clock
 from ..host.bpf import pins
 from . import places
 from .host import Host, RunCommand
@@ -64,7 +64,7 @@ class Watch:
             schema = maps.schema
             rules = self._states.advance(
                 entries,
-                time.monotonic_ns(),
+                clock.now(),
                 limits,
                 names,
                 self.ability,

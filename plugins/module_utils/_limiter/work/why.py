@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import time
 import typing as t
 
 from ..core import layout, measured, why
 from ..core.measured import Connections, Facts
 from ..core.model import Process, Rule
 from ..core.pacing import Ability
+from ..host import clock
 from ..host.bpf import budgets
 from ..host.groups import processes
 from .host import Host
@@ -34,7 +34,7 @@ def explain(
         watched.look(None)
         sockets = set(watched.found.kept)
         cgroups |= sockets
-        owners = {cgroup: rule for rule, found in budgets.busy(maps, time.monotonic_ns()).items() for cgroup in found}
+        owners = {cgroup: rule for rule, found in budgets.busy(maps, clock.now()).items() for cgroup in found}
         ids = {owners.get(state, state) for state in sockets} - {rule.cgroup_id for rule in rules}
         rules = [*rules, *(rule for _name, rule in sorted(every.items()) if rule.cgroup_id in ids)]
     if not rules or maps is None:

@@ -94,8 +94,8 @@ def test_of_a_cgroup_that_is_not_seen_from_a_container_nothing_is_claimed(cgroup
     """Such as that of the kernel's threads."""
     found = why.about({**PROCESS, "cgroup": cgroup}, [], ON, Connections(), NAMES, why.Held())
     assert found["text"] == (
-        "Process 812 (restic) is in a cgroup outside of this cgroup namespace, so the rules that hold for it are not seen "
-        "from here: ask on the host."
+        "Process 812 (restic) is in a cgroup outside of this cgroup namespace, so the rules that hold for it are not "
+        "seen from here: ask on the host."
     )
     found = why.about({**PROCESS, "cgroup": cgroup}, [INNER], ON, Connections(), NAMES, why.Held())
     assert "outside of this cgroup namespace. One rule holds for what it sends: inner (" in found["text"]

@@ -18,7 +18,7 @@ import typing as t
 
 from ...core.connections import TCP_INFO_SIZE, Gathered, Seen, Sent, Summary, seen, sent
 from ...core.errors import LimiterError
-from .. import apart, memory
+from .. import apart, clock, memory
 from ..errnos import errno_text
 from ..groups import processes
 from . import diag, namespaces
@@ -81,7 +81,7 @@ def look(
         holders, slow = _find(connections, pids_of, own or known or {}, tell)
         tell([list(holders.values()), slow])
 
-    now = time.monotonic_ns()
+    now = clock.now()
     outcome = apart.run(work, [storage], _LOOK_SECONDS, _LOOK_SILENCE)
     said = [one for one in outcome.said if one]
     late = "looking at the connections of this host took too long"
