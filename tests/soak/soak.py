@@ -100,6 +100,7 @@ class Soak:
                 self._demand(not result["changed"], f"the same task changes something again: {result}")
         else:
             self._spoil(task, fate)
+            self._send_home()
             if self.dice.random() < 0.4:
                 self._between()
             self._finish(task, task.after(self.host, self.members))
@@ -157,6 +158,16 @@ class Soak:
             self.text += f" before step {step}: {end.value} {text}"
             if end is End.DONE and text == UNTOUCHED:
                 self.done["task with fewer steps"] += 1
+
+    def _send_home(self) -> None:
+        """Processes are kept in a rule's own cgroup, and that is told, where the kernel has refused to make another."""
+        members = self.members
+        found = limiter.snapshot(*members).places
+        moved = [pid for pid, place in found.items() if place and place.startswith("/speed_limiter/")]
+        if moved:
+            options = {"pids": moved, "state": "absent", "children": False}
+            limiter.rule(**options)
+            self.host = self.host._replace(wanted=self.host.wanted.after(options, members))
 
     def _at_once(self, task: Task, count: int, seconds: float | None) -> None:
         children = [self._child(task) for _number in range(count)]
