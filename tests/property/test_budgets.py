@@ -21,71 +21,7 @@ RULE, RATE, BUCKET = 1, 1000, 5000
 LEAST, MOST, REST = 16, 64, 20  # slots at first and at most, seconds
 
 SHIM = """
-#include <stdbool.h>
-#include <errno.h>
-#include <string.h>
-#include <linux/bpf.h>
-#undef __always_inline
-#define __always_inline inline __attribute__((always_inline))
-#undef __noinline
-#define __noinline static __attribute__((noinline, unused))
-#define SEC(name)
-#define __uint(name, value) int (*name)[value]
-#define __type(name, value) __typeof__(value) *name
-static void *bpf_map_lookup_elem(void *map, const void *key);
-static long bpf_map_update_elem(void *map, const void *key, const void *value, __u64 flags);
-static long bpf_map_delete_elem(void *map, const void *key);
-static __u64 clock_ns;
-static __u64 bpf_ktime_get_ns(void) { return clock_ns; }
-static void bpf_spin_lock(struct bpf_spin_lock *lock) { (void)lock; }
-static void bpf_spin_unlock(struct bpf_spin_lock *lock) { (void)lock; }
-/* What a loader sets. */
-#define const
-#include "budget.h"
-#undef const
-
-#define STATES 512
-static struct { __u64 key; bool used; struct rate_limit_state state; } states[STATES];
-static struct rate_limit_slot slots[LIMITER_MAX_BUDGETS];
-static struct rate_limit_config config;
-
-static void *bpf_map_lookup_elem(void *map, const void *key)
-{
-    if (map == &rate_limit_slot_map)
-        return &slots[*(const __u32 *)key];
-    if (map == &rate_limit_config_map)
-        return *(const __u64 *)key == 1 && config.rate_bps ? &config : NULL;
-    for (int i = 0; i < STATES; i++)
-        if (states[i].used && states[i].key == *(const __u64 *)key)
-            return &states[i].state;
-    return NULL;
-}
-
-static long bpf_map_update_elem(void *map, const void *key, const void *value, __u64 flags)
-{
-    if (bpf_map_lookup_elem(map, key))
-        return -EEXIST;
-    for (int i = 0; i < STATES; i++) {
-        if (states[i].used)
-            continue;
-        states[i].used = true;
-        states[i].key = *(const __u64 *)key;
-        memcpy(&states[i].state, value, sizeof(states[i].state));
-        return 0;
-    }
-    return -E2BIG;
-}
-
-static long bpf_map_delete_elem(void *map, const void *key)
-{
-    for (int i = 0; i < STATES; i++) {
-        if (states[i].used && states[i].key == *(const __u64 *)key) {
-            states[i].used = false;
-            return 0;
-        }
-    }
-    return -ENOENT;
-}
+#include "user_space.h"
 
 void start(__u64 rate, __u64 bucket)
 {
@@ -179,6 +115,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     directory = tmp_path_factory.mktemp("budget")
     (directory / "shim.c").write_text(SHIM, encoding="ascii")
     command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-Wno-missing-braces", "-I", str(BPF)]
+    command += ["-I", str(Path(__file__).with_name("hostile"))]
     subprocess.run([*command, "-o", str(directory / "shim.so"), str(directory / "shim.c")], check=True)
     library = ctypes.CDLL(str(directory / "shim.so"))
     library.sends.argtypes = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint64]

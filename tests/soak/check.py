@@ -23,9 +23,11 @@ from .tasks import Host, stored
 PASSING_PACKETS = 100
 
 
-def differences(host: Host, members: Mapping[int, Member], pins: Mapping[str, Collection[str]], tidy: bool) -> list[str]:
-    """In words. ``pins``: those of each state of the program; ``tidy``: no process has ended since everything was tidied
-    up. Else rules may keep cgroups that nobody is in any more.
+def differences(
+    host: Host, members: Mapping[int, Member], pins: Mapping[str, Collection[str]], tidy: bool
+) -> list[str]:
+    """In words. ``pins``: those of each state of the program; ``tidy``: no process has ended since all was tidied up.
+    Else rules may keep cgroups that nobody is in any more.
     """
     found, wanted = limiter.snapshot(*members), host.wanted
     own = {name: f"/speed_limiter/{name}" for name in wanted.rules}
@@ -104,7 +106,12 @@ def went_back(before: Mapping[int, Counters], after: Mapping[int, Counters]) -> 
     """Which counters of a rule are less than they were. A rule that is made again is another one."""
     told = []
     for rule in before.keys() & after.keys():
-        for name, most in (("packets", PASSING_PACKETS), ("bytes", PASSING), ("dropped_packets", 0), ("dropped_bytes", 0)):
+        for name, most in (
+            ("packets", PASSING_PACKETS),
+            ("bytes", PASSING),
+            ("dropped_packets", 0),
+            ("dropped_bytes", 0),
+        ):
             old, new = getattr(before[rule], name), getattr(after[rule], name)
             if new < old - most:
                 told.append(f"{name} of the rule with id {rule} went from {old} to {new}")

@@ -47,7 +47,9 @@ class Bound:
         self._last = reading
         self.bytes += arrived
         most = self.budget.bucket + OVERDRAFT
-        assert self._beyond <= most, f"{self.budget} has passed {self._beyond:.0f} bytes beyond its rate, not {most:.0f}"
+        assert self._beyond <= most, (
+            f"{self.budget} has passed {self._beyond:.0f} bytes beyond its rate, not {most:.0f}"
+        )
 
 
 class Charged:

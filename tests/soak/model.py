@@ -25,7 +25,7 @@ class Member(NamedTuple):
     pid: int
     home: str  # its cgroup, without what rules make below it
     parent: int | None  # among the members; None: it is gone
-    tag: str  # a word of its command line
+    name: str
 
 
 class Hold(NamedTuple):
@@ -120,8 +120,8 @@ class Wanted(NamedTuple):
 
 def meant(options: Options, members: Mapping[int, Member]) -> set[int]:
     """The processes that a task names, by their descent, too."""
-    tag = (options.get("processes") or {}).get("cmdline")
-    chosen = {member.pid for member in members.values() if tag and member.tag == tag} | set(options.get("pids", ()))
+    name = options.get("processes", {}).get("name")
+    chosen = {member.pid for member in members.values() if member.name == name} | set(options.get("pids", ()))
     more = set(chosen)
     while more and options.get("children", True):
         more = {member.pid for member in members.values() if member.parent in more} - chosen

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One process of the soak: sender.py ADDRESS PORT TAG
+"""One process of the soak: sender.py ADDRESS PORT NAME
 
 Offers datagrams and a TCP connection a steady rate, whatever comes of them, until it is killed. Each line on its
 standard input is an order, and is answered by a number: ``fork`` makes a child that sends likewise through sockets of
@@ -53,6 +53,8 @@ class Sockets:
 
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that are killed leave nothing
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(sys.argv[3])
     sockets = Sockets(sys.argv[1], int(sys.argv[2]))
     print("ready", flush=True)
     orders: list[int] = [0]

@@ -63,7 +63,7 @@ def some_processes(dice: random.Random, members: Members) -> dict[str, Any]:
         return {}
     member = members[dice.choice(sorted(members))]
     if dice.random() < 0.3:
-        return {"processes": {"cmdline": member.tag}}
+        return {"processes": {"name": member.name}}
     return {"pids": [member.pid], **({"children": False} if dice.random() < 0.2 else {})}
 
 

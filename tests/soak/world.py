@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, world: World, link: int) -> None:
         self._world, self.link, self.home = world, link, HOMES[link]
-        self.tag = f"soak-{os.getpid()}-{link}"
+        self.name = f"s{os.getpid()}-{link}"
         self.children: list[int] = []
         self.start()
 
@@ -60,14 +60,14 @@ class Service:
     def members(self) -> Iterator[Member]:
         first = self.process.pid if self.process else None
         for pid in self.pids:
-            yield Member(pid, self.home, None if pid == first or pid in self.orphans else first, self.tag)
+            yield Member(pid, self.home, None if pid == first or pid in self.orphans else first, self.name)
 
     def start(self) -> None:
         os.makedirs(self.directory, exist_ok=True)
         procs = self.directory / "cgroup.procs"
         self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self._world.pair.sender}", sys.executable, SENDER]
-            + [address(self.link, 2), str(PORT), self.tag],
+            + [address(self.link, 2), str(PORT), self.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             preexec_fn=lambda: procs.write_text("0", encoding="ascii") and None,

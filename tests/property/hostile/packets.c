@@ -1,15 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * bpf/wire.h and random packets: every combination of headers is measured as it was built, and what is cut, or is no
- * packet at all, is read within its bounds.
- *
- * Usage: packets CASES SEED
+ * bpf/wire.h: every combination of headers is measured as it was built, and what is cut, or is no packet at all, is
+ * read within its bounds.
  */
 #include <netinet/in.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #define __sk_buff uapi_sk_buff /* its pointers have 32 bits */
 #include <linux/bpf.h>
 #undef __sk_buff
@@ -17,7 +12,7 @@
 #define __always_inline inline __attribute__((always_inline))
 #define __noinline __attribute__((noinline))
 
-#include "random.h"
+#include "input.h"
 
 struct __sk_buff {
 	unsigned long data, data_end; /* the linear part */
@@ -38,6 +33,7 @@ static long bpf_skb_load_bytes(const struct __sk_buff *skb, __u32 offset, void *
 #include "wire.h"
 
 #define MOST 4096
+#define MOST_HEADERS 512
 
 struct built {
 	__u8 bytes[MOST];
@@ -77,8 +73,11 @@ static void build(struct built *it)
 	__u8 chain[WIRE_MAX_EXTENSIONS + 1], transport = below(2) ? IPPROTO_TCP : IPPROTO_UDP;
 	__u32 count = 0;
 
-	for (__u32 i = 0; i < MOST; i++)
-		it->bytes[i] = any();
+	for (__u32 i = 0; i < MOST_HEADERS; i += sizeof(__u64)) {
+		__u64 number = noise();
+
+		memcpy(it->bytes + i, &number, sizeof(number));
+	}
 	it->header = 0;
 	it->tcp = it->plain = transport == IPPROTO_TCP;
 	if (below(3) == 0) {
@@ -129,39 +128,31 @@ static struct packet measured(const __u8 *bytes, __u32 length, __u32 linear, __u
 	return packet;
 }
 
-static void check(bool holds, const char *what, __u64 number)
+static void a_whole_packet(void)
 {
-	if (holds)
-		return;
-	fprintf(stderr, "packet %llu: %s\n", (unsigned long long)number, what);
-	abort();
-}
-
-static void a_whole_packet(__u64 number)
-{
-	struct built it;
+	static struct built it;
 	struct packet packet;
 	__u32 segments, size, payload;
 
 	build(&it);
 	payload = it.length - it.header;
 	packet = measured(it.bytes, it.length, it.length, 0, 0);
-	check(packet.bytes == it.length && packet.segments == 1, "a plain packet's size", number);
-	check(packet.tcp == it.plain, "a plain packet's protocol", number);
-	check(packet.control == (it.plain && !payload), "a plain packet's payload", number);
+	check(packet.bytes == it.length && packet.segments == 1, "a plain packet's size");
+	check(packet.tcp == it.plain, "a plain packet's protocol");
+	check(packet.control == (it.plain && !payload), "a plain packet's payload");
 	size = 1 + below(1500);
 	segments = below(3) ? 1 + payload / size : 0;
 	packet = measured(it.bytes, it.length, it.header, segments, size);
 	if (!segments)
 		segments = payload ? (payload + size - 1) / size : 1;
-	check(packet.segments == segments, "a GSO packet's segments", number);
-	check(packet.bytes == it.length + (segments - 1) * it.header, "a GSO packet's size", number);
-	check(packet.tcp == it.tcp, "a GSO packet's protocol", number);
+	check(packet.segments == segments, "a GSO packet's segments");
+	check(packet.bytes == it.length + (segments - 1) * it.header, "a GSO packet's size");
+	check(packet.tcp == it.tcp, "a GSO packet's protocol");
 }
 
-static void what_is_no_packet(__u64 number)
+static void a_spoiled_packet(void)
 {
-	struct built it;
+	static struct built it;
 	struct packet packet;
 	__u32 length, linear;
 
@@ -171,17 +162,27 @@ static void what_is_no_packet(__u64 number)
 	length = below(3) ? below(it.length + 1) : it.length;
 	linear = below(3) ? below(length + 1) : length;
 	packet = measured(it.bytes, length, linear, below(2) ? 0 : below(65536), below(2) ? 0 : 1 + below(65535));
-	check(packet.bytes >= length, "less than its length is charged", number);
+	check(packet.bytes >= length, "less than its length is charged");
 }
 
-int main(int count, char **arguments)
+static void any_bytes(void)
 {
-	__u64 cases = count > 1 ? strtoull(arguments[1], NULL, 10) : 1;
+	__u32 segments = below(2) ? 0 : below(65536);
+	__u32 size = below(2) ? 0 : 1 + below(65535), linear = any(), length = input_end - input;
+	struct packet packet;
 
-	dice = (count > 2 ? strtoull(arguments[2], NULL, 10) : 1) * 2 + 1;
-	for (__u64 number = 0; number < cases; number++) {
-		a_whole_packet(number);
-		what_is_no_packet(number);
+	packet = measured(input, length, linear < length ? linear : length, segments, size);
+	check(packet.bytes >= length, "less than its length is charged");
+}
+
+static void one(void)
+{
+	switch (below(3)) {
+	case 0:
+		return a_whole_packet();
+	case 1:
+		return a_spoiled_packet();
+	default:
+		return any_bytes();
 	}
-	return 0;
 }

@@ -2,18 +2,13 @@
 /*
  * bpf/verdict.h, fair_share.h, demand.h and token_bucket.h with states that no program of ours leaves: nothing is
  * computed that C does not define, and the limit holds.
- *
- * Usage: states CASES SEED
  */
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <linux/bpf.h>
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 
-#include "random.h"
+#include "input.h"
 #include "use.h"
 #include "verdict.h"
 
@@ -23,14 +18,6 @@
 static __u64 a_rate(void)
 {
 	return below(2) ? 8000 + below(1000000) : 8000 + any() % 12499992000;
-}
-
-static void spoil(void *place, size_t size)
-{
-	__u64 *words = place;
-
-	for (size_t i = 0; i < size / sizeof(*words); i++)
-		words[i] = below(4) ? awkward() : awkward() << 32 | (awkward() & 0xffffffff);
 }
 
 static struct packet a_packet(void)
@@ -54,7 +41,7 @@ static struct packet a_packet(void)
 	return it;
 }
 
-static void one(__u64 number)
+static void one(void)
 {
 	struct rate_limit_state state;
 	struct fair_share_mark marks[4];
@@ -93,19 +80,5 @@ static void one(__u64 number)
 		latest = now > latest ? now : latest;
 	}
 	most = bucket + (__u64)((unsigned __int128)rate * (latest - begin) / NANOSECONDS) + 1 + 65536 + LARGEST;
-	if (passed > most) {
-		fprintf(stderr, "state %llu: %llu bytes passed, %llu may\n", (unsigned long long)number,
-			(unsigned long long)passed, (unsigned long long)most);
-		abort();
-	}
-}
-
-int main(int count, char **arguments)
-{
-	__u64 cases = count > 1 ? strtoull(arguments[1], NULL, 10) : 1;
-
-	dice = (count > 2 ? strtoull(arguments[2], NULL, 10) : 1) * 2 + 1;
-	for (__u64 number = 0; number < cases; number++)
-		one(number);
-	return 0;
+	check(passed <= most, "more passed than may");
 }
