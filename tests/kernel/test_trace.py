@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -518,6 +519,29 @@ def test_a_terminal_shows_sessions_as_they_come_until_somebody_ends_it() -> None
         assert "Traceback" not in text
         assert attached() == before
     limiter.task("speed_limit_command", state="absent")
+
+
+def test_whoever_reads_sessions_may_stop_early() -> None:
+    """As `limiter trace | head -1` does. The next packet ends the trace, and what it replaced has its place again."""
+    with limiter.senders("/home") as [sender]:
+        rule(name="web", rate="1m", cgroup_path="/home")
+        before = attached()
+        code = f"import sys; from {main.__name__} import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "trace", "--name", "web", "--duration", "60", "--max-events", "10000"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            assert running.stdout and running.stderr
+            until(lambda: attached()["name"] == catalog.TRACE.name)
+            sender.charged()
+            assert running.stdout.readline().startswith("SESSION: direction=out")
+            running.stdout.close()
+
+            def is_over() -> bool:
+                sender.charged()
+                return running.poll() is not None
+
+            until(is_over)
+            assert (running.wait(), running.stderr.read()) == (main.READER_GONE, "")
+        assert attached() == before
 
 
 def test_the_command_shows_sessions_and_ends(capsys: pytest.CaptureFixture[str]) -> None:

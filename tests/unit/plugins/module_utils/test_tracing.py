@@ -1,16 +1,21 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""core/tracing.py: what a trace is asked for as bytes, and what it tells as a result and as text."""
+"""core/tracing.py: what a trace is asked for as bytes, and what it tells as a result and as text. And where the kernel's
+functions are, of host/bpf/tracing.py.
+"""
 
 from __future__ import annotations
 
+import re
 import typing as t
+from pathlib import Path
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import tracing
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import REASONS
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import tracing as port
 
 WANTED = tracing.Wanted(duration=2.5, most=10)
 DROP, PASS, NOTICE = 2, 1, 3
@@ -155,3 +160,36 @@ def test_ipv6_and_protocols_without_ports_and_packets_that_arrive() -> None:
     strange = tracing.session(packet(protocol=200, version=9, ports=bytes(4)), 0, NAMES)
     assert (strange["protocol"], strange["source"], strange["source_port"]) == ("200", None, None)
     assert "200 - > - " in tracing.lines(strange)[2]
+
+
+SYMBOLS = """\
+ffffffff81000000 T _text
+ffffffff81ffc440 t ip_finish_output.part.0
+ffffffff81ffc440 d ip_table
+ffffffff81ffc440 t __pfx_ip_fragment
+ffffffff81ffc500 T ip_fragment
+ffffffff81ffc600 T ip_finish_output2
+ffffffffc0a81000 t ip6_finish_output\t[ipv6]
+ffffffffc0a81200 t ip6_fragment\t[ipv6]
+ffffffffc0a90000 t ip_mc_finish_output
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        (SYMBOLS, [(0xFFFFFFFF81FFC440, 0xFFFFFFFF81FFC500), (0xFFFFFFFFC0A81000, 0xFFFFFFFFC0A81200)]),
+        (re.sub(r"^\w+", "0" * 16, SYMBOLS, flags=re.MULTILINE), []),  # as the kernel tells those who may not know
+        ("", []),
+        (None, []),
+    ],
+    ids=["some", "hidden", "empty", "none"],
+)
+def test_where_functions_begin_and_end_is_read_of_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, places: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "kallsyms"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(port, "_SYMBOLS", str(path))
+    assert port.places_of_refusals() == places

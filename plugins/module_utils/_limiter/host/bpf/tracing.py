@@ -26,7 +26,8 @@ from .maps import Map
 _NAME_BYTES = 15  # of what the kernel keeps of a name
 _FAILED = re.compile(r"prog '(\w+)': ")  # libbpf names the program that the kernel refuses
 # In which a packet ends that a program of the hook refuses; compilers add endings such as .part.0.
-_PLACES = ("ip_finish_output", "ip6_finish_output", "ip_mc_finish_output")
+_PLACE = re.compile(rb"^([0-9a-f]+) [tT] (?:ip|ip6|ip_mc)_finish_output(?:\.\S*)?\s", re.MULTILINE)
+_FUNCTION = re.compile(rb"^([0-9a-f]+) [tT] ", re.MULTILINE)
 _SYMBOLS = "/proc/kallsyms"
 _LOG_LINES = 200
 _MOST_INTERRUPTIONS = 5
@@ -271,19 +272,16 @@ def places_of_refusals() -> list[tuple[int, int]]:
     """Where the functions begin and end in which a packet ends that a program of the egress hook refuses; empty where
     the kernel does not tell.
     """
-    starts: list[int] = []
     found: list[tuple[int, int]] = []
     try:
-        with open(_SYMBOLS, "rb") as symbols:
-            for line in symbols:
-                where, kind, name = line.split()[:3]
-                if kind not in (b"t", b"T"):
-                    continue
-                at = int(where, 16)
-                found += [(start, at) for start in starts if at > start]
-                starts = [start for start in starts if at <= start]
-                if at and name.decode("ascii", "replace").partition(".")[0] in _PLACES:
-                    starts.append(at)
-    except (OSError, ValueError):
+        with open(_SYMBOLS, "rb") as file:
+            symbols = file.read()  # at once: there are 100,000 and more
+    except OSError:
         return []
+    for place in _PLACE.finditer(symbols):
+        start = int(place[1], 16)  # 0 where the kernel hides it
+        ends = (int(line[1], 16) for line in _FUNCTION.finditer(symbols, place.end()))
+        end = next((at for at in ends if at > start), None) if start else None
+        if end:
+            found.append((start, end))
     return found[: tracing.PLACES]
