@@ -8,6 +8,9 @@
 
 #include "token_bucket.h"
 
+/* Epochs, beside a second, after which nobody is held back any more: as in user space, core/pacing.py. */
+#define USE_PAUSE_EPOCHS 4
+
 /* Must be called for every packet, before it is counted: ends the span of time when it is over. */
 static __always_inline void use_measure(struct rate_limit_state *state, __u64 now)
 {
@@ -27,9 +30,20 @@ static __always_inline void use_measure(struct rate_limit_state *state, __u64 no
 	state->use_start_ns = now;
 }
 
+/* Must be called for every packet of a connection that this rule holds. A pause as long as this ends what lasted. */
+static __always_inline void use_bind(struct rate_limit_state *state, __u64 now)
+{
+	__s64 elapsed = now - state->use_bound_ns, pause = NANOSECONDS + USE_PAUSE_EPOCHS * state->fair.period_ns;
+
+	if (elapsed > pause || elapsed < -(__s64)NANOSECONDS)
+		state->use_since_ns = now;
+	state->use_bound_ns = now;
+}
+
 /* Must be called for every packet that is dropped or gets a notice. */
 static __always_inline void use_withhold(struct rate_limit_state *state, __u64 now)
 {
 	state->use_withheld_ns = now;
+	use_bind(state, now);
 }
 #endif

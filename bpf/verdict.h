@@ -297,6 +297,8 @@ static __always_inline struct answer verdict_charge(struct rate_limit_state *sta
 	answer = verdict_take(state, &bounds, packet, now);
 	if (!paces)
 		return answer;
+	if (packet->held && !packet->elsewhere && !packet->control)
+		use_bind(state, now);
 	if (packet->tcp)
 		answer.counted = demand_note(&state->fair, mark, packet, answer.verdict != VERDICT_DROP, now);
 	else

@@ -380,7 +380,7 @@ rules:
           is paced or not. One look is enough, since the program measures all the time.
       type: dict
       returned: success
-      sample: {rate: 2613115, utilization: 0.997, binds: true, waiting_elsewhere: 0, reason: null}
+      sample: {rate: 2613115, utilization: 0.997, binds: true, binds_seconds: 312.4, waiting_elsewhere: 0, reason: null}
       contains:
         rate:
           description:
@@ -407,6 +407,13 @@ rules:
           type: bool
           returned: success
           sample: true
+        binds_seconds:
+          description:
+            - For how long it has done so without a break longer than a second and four epochs. Null where it does not,
+              and where an earlier version of this collection counts.
+          type: float
+          returned: success
+          sample: 312.4
         waiting_elsewhere:
           description:
             - TCP connections that would send more and that another rule holds back, one above or below this one.
@@ -462,6 +469,11 @@ use:
       type: bool
       returned: success
       sample: true
+    binds_seconds:
+      description: As RV(rules[].use.binds_seconds).
+      type: float
+      returned: success
+      sample: 312.4
     binding_rule:
       description:
         - The rule that holds the senders back. It is this one, or the one that most of its waiting connections wait
@@ -616,8 +628,8 @@ why:
       sample: >-
         Process 812 (restic backup /home) is in /system.slice/backup.service. One rule holds for what it sends: backup
         (21 Mbit/s, 100 % used). backup holds it back now: 4 of its 5 connections wait for it. Together they send
-        20.9 Mbit/s. It did so all the 1 s of this look; since when is not recorded. Without backup, no rule would hold
-        it back, but only the path and the other side; its TCP windows allow 129 Mbit/s now.
+        20.9 Mbit/s. It has held somebody back for 5 min without a break. Without backup, no rule would hold it back,
+        but only the path and the other side; its TCP windows allow 129 Mbit/s now.
     pid:
       description: The process.
       type: int
@@ -665,11 +677,11 @@ why:
       sample: 2613115
     held_seconds:
       description:
-        - For how long RV(why.binding_rule) was seen to hold its senders back. 0 where that began or ended in this time.
-          Since when it had been so before is not recorded. Null without such a rule.
+        - For how long RV(why.binding_rule) has held somebody back, as its C(binds_seconds) in RV(use). Null without
+          such a rule, and where that is not known.
       type: float
       returned: success
-      sample: 1.003
+      sample: 312.4
     without:
       description: What it would get without RV(why.binding_rule). Null without such a rule.
       type: dict

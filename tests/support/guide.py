@@ -203,8 +203,7 @@ _VARIES = (
     (r"\s+", " "),
     # A busy machine withholds from a sender what it would use.
     (r"\b(?:yes|no)(?= N /)", "BINDS"),
-    (r"It did so all the N s of this look; since when is not recorded\.", "FOR"),
-    (r"It was not so all the time of this look\.", "FOR"),
+    (r"for (?:N h )?N (?:s|min) without a break", "FOR"),
 )
 
 

@@ -70,6 +70,7 @@ def test_the_rate_is_what_arrives_and_goes_to_nothing_when_nothing_is_sent(scene
         "rate": 0,
         "utilization": 0.0,
         "binds": False,
+        "binds_seconds": None,
         "waiting_elsewhere": 0,
         "reason": None,
         "waiting": 0,

@@ -38,7 +38,7 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
 CONTROL = struct.Struct("=IIIIII64s")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
@@ -95,6 +95,8 @@ class Use(t.NamedTuple):
     bytes: int = 0  # Counters.bytes at that time
     rate: int = 0  # what passed in the span before, in bytes per second
     withheld_ns: int = 0  # CLOCK_MONOTONIC, when a packet was last dropped or got a notice; 0: never
+    bound_ns: int = 0  # ... when the rule last held somebody back, by that or as a bottleneck
+    since_ns: int = 0  # ... since when it did so, without a break
 
 
 class State(t.NamedTuple):
@@ -157,6 +159,8 @@ STATE_FIELDS = (
     "use_bytes",
     "use_rate",
     "use_withheld_ns",
+    "use_bound_ns",
+    "use_since_ns",
     "once_bytes",
     *(f"fair.{field}" for field in FairShare._fields),
     *(f"drops[{index}]" for index in range(len(REASONS))),

@@ -96,17 +96,6 @@ def of_rule(
     }
 
 
-def binding(rules: t.Iterable[Rule], can: pacing.Ability, seen: Look) -> set[str]:
-    """Those that hold their senders back."""
-    return {
-        rule.name
-        for rule in rules
-        for own in [seen.states.get(rule.cgroup_id or 0)]
-        if own
-        and use.of_rule(can, rule.limit, own, seen.at_ns, seen.budgets.get(rule.cgroup_id or 0, {}).values())["binds"]
-    }
-
-
 def _unpaced(summary: Summary, can: pacing.Ability) -> list[Facts]:
     """Which connections do not pace themselves: how many for each reason."""
     counted: dict[str, int] = {}

@@ -61,6 +61,7 @@ class Use(t.NamedTuple):
     binds: bool
     waiting_elsewhere: int
     reason: str | None
+    binds_seconds: float | None = None  # for how long it has done so; None: it does not, or that is not known
 
 
 def of_rule(
@@ -75,6 +76,7 @@ def of_rule(
         "rate": sum(part.rate for part in parts),
         "utilization": fullest.utilization,
         "binds": any(part.binds for part in parts),
+        "binds_seconds": max((part.binds_seconds for part in parts if part.binds_seconds is not None), default=None),
         "waiting_elsewhere": sum(part.waiting_elsewhere for part in parts),
         "reason": next((part.reason for part in parts if part.reason), None),
     }
@@ -96,7 +98,8 @@ def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int
     elif unused and found.waiting_elsewhere:
         reason = ANOTHER_RULE
     binds = found.waiting > 0 or withheld
-    return Use(rate, round(rate / limit.rate, 3), binds, found.waiting_elsewhere, reason)
+    seconds = _binds_seconds(seen, now) if binds else None
+    return Use(rate, round(rate / limit.rate, 3), binds, found.waiting_elsewhere, reason, seconds)
 
 
 def _withheld(seen: State, now: int) -> bool:
@@ -105,6 +108,10 @@ def _withheld(seen: State, now: int) -> bool:
     """
     # Another CPU may have written after our look; what is further away is from another time namespace.
     return bool(seen.use.withheld_ns) and abs(now - seen.use.withheld_ns) < _SECOND_NS
+
+
+def _binds_seconds(seen: State, now: int) -> float | None:
+    return round(max(now - seen.use.since_ns, 0) / _SECOND_NS, 3) if seen.use.since_ns else None
 
 
 def is_used(rate: int, limit: int) -> bool:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``why`` of speed_limit_info: what the limiter does to one process, as figures and as one paragraph.
 
-It says only what two looks show. The programs do not note when a rule began to hold somebody back.
+It says only what two looks show, and since when the program has seen the rule hold somebody back.
 """
 
 from __future__ import annotations
@@ -17,20 +17,12 @@ from .rates import short_rate
 _MOST_NAMED = 8  # only sockets that were opened elsewhere bring more than four
 
 
-class Held(t.NamedTuple):
-    """Which rules held their senders back, by their names: at the first look, and at the second one."""
-
-    before: t.Collection[str] = ()
-    after: t.Collection[str] = ()
-
-
 def about(
     process: Facts,
     rules: t.Sequence[Facts],
     can: pacing.Ability,
     found: Connections,
     names: Names,
-    held: Held,
 ) -> Facts:
     """``process``: as in a module's result. ``rules``: all that hold for it, the outermost first, as measured;
     ``found``: its connections under them.
@@ -47,7 +39,7 @@ def about(
         "connections": len(found.most) if found.summary else None,
         "waiting_connections": waiting.get(binding["name"], 0) if binding else 0,
         "rate": rate if found.summary else None,
-        "held_seconds": _held_seconds(binding, held),
+        "held_seconds": binding["binds_seconds"] if binding else None,
         "without": _without(binding, rules, rate, found, names) if binding else None,
     }
     said = [_where(facts, rules), *_what(facts, rules, can, binding)]
@@ -76,13 +68,6 @@ def _binding(rules: t.Sequence[Facts], waiting: t.Mapping[str, int], found: Conn
         return None
     dropping = [rule for rule in rules if rule["counters"]["dropped_packets"]]
     return max(dropping, key=lambda rule: rule["counters"]["dropped_packets"], default=None)
-
-
-def _held_seconds(binding: Facts | None, held: Held) -> float | None:
-    """How long it was seen to hold; 0 where it began, or was not seen, in the second that was looked at."""
-    if binding is None:
-        return None
-    return binding["seconds"] if binding["name"] in held.before and binding["name"] in held.after else 0.0
 
 
 def _without(binding: Facts, rules: t.Sequence[Facts], rate: int, found: Connections, names: Names) -> Facts:
@@ -162,9 +147,9 @@ def _holds(facts: Facts, binding: Facts) -> str:
 
 
 def _since(facts: Facts) -> str:
-    if facts["held_seconds"]:
-        return f"It did so all the {_seconds(facts['held_seconds'])} of this look; since when is not recorded."
-    return "It was not so all the time of this look."
+    if facts["held_seconds"] is None:
+        return "Since when is not known."
+    return f"It has held somebody back for {_lasting(facts['held_seconds'])} without a break."
 
 
 def _else(facts: Facts, binding: Facts) -> str:
@@ -180,6 +165,13 @@ def _else(facts: Facts, binding: Facts) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s"
+
+
+def _lasting(seconds: float) -> str:
+    if seconds < 60:
+        return _seconds(seconds)
+    minutes = int(seconds) // 60
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _number(count: int) -> str:

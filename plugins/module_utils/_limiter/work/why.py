@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ..core import layout, measured, why
+from ..core import layout, why
 from ..core.measured import Connections, Facts
 from ..core.model import Process, Rule
 from ..core.pacing import Ability
@@ -38,12 +38,11 @@ def explain(
         ids = {owners.get(state, state) for state in sockets} - {rule.cgroup_id for rule in rules}
         rules = [*rules, *(rule for _name, rule in sorted(every.items()) if rule.cgroup_id in ids)]
     if not rules or maps is None:
-        return Use([], []), why.about(named, [], can, Connections(), {}, why.Held())
+        return Use([], []), why.about(named, [], can, Connections(), {})
     second = measure(host, rules, can, most, watched, cgroups)
-    held = why.Held(*(measured.binding(rules, can, seen) for seen in (second.before, second.after)))
     names = names_of_states(host.cgroups.rules_by_id(), second.after)
     found = watched.of(second.states) if watched else Connections()
-    return second.use, why.about(named, second.use.rules, can, found, names, held)
+    return second.use, why.about(named, second.use.rules, can, found, names)
 
 
 def _way_up(host: Host, cgroup: str) -> set[int]:

@@ -1,8 +1,8 @@
 # Copyright (c) 2026, the speed_limiter.ebpf contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""core/tracing.py: what a trace is asked for as bytes, and what it tells as a result and as text. And where the kernel's
-functions are, of host/bpf/tracing.py.
+"""core/tracing.py: what a trace is asked for as bytes, and what it tells as a result and as text. Of
+host/bpf/tracing.py, where functions of the kernel are.
 """
 
 from __future__ import annotations

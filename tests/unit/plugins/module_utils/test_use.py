@@ -102,6 +102,7 @@ def test_a_rule_that_nothing_was_ever_sent_under_is_not_used() -> None:
         "rate": 0,
         "utilization": 0.0,
         "binds": False,
+        "binds_seconds": None,
         "waiting_elsewhere": 0,
         "reason": None,
     }
@@ -185,6 +186,19 @@ def test_a_lump_that_took_a_small_bucket_does_not_make_a_rule_bind() -> None:
     small = Limit(RATE, 4096)
     seen = state(before=1.0)._replace(tokens=100)
     assert not of(seen, limit=small)["binds"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "seconds"),
+    [
+        (state(WAITING), None),  # counted by an earlier version
+        (state(WAITING)._replace(use=Use(since_ns=NOW - 90 * SECOND)), 90.0),
+        (state(WAITING)._replace(use=Use(since_ns=NOW + 5)), 0.0),  # another CPU was faster than our look
+        (state(NOBODY)._replace(use=Use(since_ns=NOW - 90 * SECOND)), None),
+    ],
+)
+def test_since_when_a_rule_binds_is_told_while_it_does(seen: State, seconds: float | None) -> None:
+    assert of(seen)["binds_seconds"] == seconds
 
 
 # ---- why not all of it is used
