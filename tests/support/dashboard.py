@@ -191,7 +191,7 @@ def _fitted(text: str, width: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    power = 10 ** math.floor(math.log10(value))
+    power = 10.0 ** math.floor(math.log10(value))
     return next(power * step for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 5, 6, 8, 10) if power * step >= value * 0.9999)
 
 

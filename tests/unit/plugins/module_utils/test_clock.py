@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,5 +40,5 @@ def test_the_offset_of_a_time_namespace_is_taken_off(
     if text is not None:
         path.write_text(text)
     monkeypatch.setattr(clock, "_OFFSETS", str(path))
-    monkeypatch.setattr(clock.time, "monotonic_ns", lambda: 7 * SECOND)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 7 * SECOND)
     assert clock.now() == 7 * SECOND - seconds * SECOND
