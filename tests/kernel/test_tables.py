@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tables of open descriptors: each is looked at once, and for a limited time."""
+"""Tables of open descriptors: each is looked at once, and for a limited time.
+
+LIMITER_TABLES=100x524288 makes so many processes with so many descriptors, and not 20x15000; how long tasks take beside
+them is printed.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
+from typing import Any, Callable
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle, tables, tagging
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets.syscalls import syscall
@@ -16,9 +23,11 @@ from ansible_collections.speed_limiter.ebpf.tests.support.children import Child,
 
 # Processes that share one table (clone with CLONE_FILES); with `copies` each has one of its own.
 SHARING = """
-import ctypes, os, signal, socket, sys
+import ctypes, os, resource, signal, socket, sys
 libc = ctypes.CDLL(None)
 how, count, descriptors = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+most = max(descriptors + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 it = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 null = os.open(os.devnull, os.O_RDONLY)
 for _number in range(descriptors):
@@ -105,6 +114,39 @@ def test_a_look_that_takes_too_long_is_ended_and_that_is_told(
         assert "descriptors of 3 processes was ended" in told
         purged = limiter.purge("all")
         assert any("descriptors of all processes was ended" in text for text in purged["warnings"])
+
+
+def test_a_look_that_comes_too_late_accuses_nobody(clean_host: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter.rule(name="it", rate="1m")
+    monkeypatch.setattr(apart, "IN_ALL", 0.0)
+    purged = limiter.purge("all")
+    assert any("was not done in time" in text for text in purged["warnings"])
+    assert not any("locked" in text for text in purged["warnings"])
+
+
+@pytest.mark.parametrize("how", ["shared", "copies"])
+def test_large_tables_keep_no_task_waiting_without_a_word(clean_host: None, how: str) -> None:
+    """Neither a purge, which looks at all processes, nor a rule for one of them."""
+    count, descriptors = os.environ.get("LIMITER_TABLES", "20x15000").split("x")
+    # What it says if it had no time for all: by the clock of the processor, and on a busy machine by that of the wall.
+    told = ("was ended", "waiting", "in time")
+
+    def measured(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        begin, used = time.monotonic(), sum(os.times()[:4])
+        result = work()
+        print(
+            f"{what} took {time.monotonic() - begin:.2f} s, {sum(os.times()[:4]) - used:.2f} s of a processor, beside "
+            f"{count} processes, {how}, with {descriptors} descriptors; warnings: {len(result['warnings'])}"
+        )
+        return result
+
+    with child() as other, child(SHARING, how, count, descriptors) as process:
+        for whose, pid in (("another's", other.pid), ("one of theirs", process.pid)):
+            made = measured(f"a rule for {whose}", lambda pid=pid: limiter.rule(name="it", pid=pid, rate="1m"))
+            assert all(any(words in text for words in told) for text in made["unenforced"])
+            purged = measured("a purge", lambda: limiter.purge("all"))
+            assert all(any(words in text for words in told) for text in purged["warnings"])
+            assert limiter.snapshot() == limiter.nothing()
 
 
 def test_small_tables_are_looked_at_before_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:

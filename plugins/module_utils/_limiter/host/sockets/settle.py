@@ -79,20 +79,24 @@ def _settle_in(pids: t.Sequence[int] | None) -> list[str]:
 def _unfinished(outcome: apart.Outcome) -> list[str]:
     """What a child told, and what it did not do."""
     problems = [str(problem) for problem in outcome.said if problem]
-    if outcome.late:
+    blamed = holders.who() if outcome.late else ""
+    # Whom the kernel makes wait for a lock cannot be ended: without such a child, this host was merely too busy.
+    if outcome.late and not blamed and not outcome.left:
+        problems.append("the look at open sockets was not done in time: some may not have been seen")
+    elif outcome.late:
         stays = f"; process {outcome.left} stays behind, as long as that lasts" if outcome.left else ""
-        problems.append(f"{_locked_by()}{stays}")
+        problems.append(f"{_locked_by(blamed)}{stays}")
     elif not outcome.complete:
         problems.append(outcome.why)
     return list(dict.fromkeys(problems))
 
 
 def _held(held: apart.HeldError) -> str:
-    return f"{_locked_by()}, and process {held.pid} of an earlier task waits for it still"
+    return f"{_locked_by(holders.who())}, and process {held.pid} of an earlier task waits for it still"
 
 
-def _locked_by() -> str:
-    return f"{holders.who() or 'a process that the kernel does not name'} keeps a socket locked"
+def _locked_by(blamed: str) -> str:
+    return f"{blamed or 'a process that the kernel does not name'} keeps a socket locked"
 
 
 def _settle_each(pids: t.Sequence[int] | None, tell: apart.Tell) -> None:
