@@ -53,7 +53,7 @@ class Soak:
         self.done: collections.Counter[str] = collections.Counter()
         self.text = "the beginning"
         self._counted = check.counted()
-        self._keep: list[tuple[list[Budget], list[Budget]]] = []
+        self._keep: list[tuple[list[Budget], list[Budget]]] = []  # what pays before a step, and if a task succeeds
         self._pins: dict[str, list[str]] = {"none": []}
 
     def begin(self) -> None:
@@ -67,7 +67,7 @@ class Soak:
         self._pins["maps"] = [name for name in self._pins["on"] if name.endswith("_map")]
         self.host = Host(program="on", maps=True)
         self._run(tasks.steady(), "done")
-        self._verify()
+        self.look()
 
     def step(self) -> None:
         self._keep = [self._budgets()]
@@ -75,7 +75,7 @@ class Soak:
             self._change_world()
         else:
             self._run(tasks.make(self.dice, self.host, self.members, self._ids()), self._fate())
-        self._verify()
+        self.look()
 
     @property
     def members(self) -> dict[int, Member]:
@@ -268,9 +268,11 @@ class Soak:
 
     # ---- what must hold
 
-    def _verify(self) -> None:
+    def look(self) -> None:
+        """What must hold holds."""
         for budgets, rules in [*self._keep, self._budgets()]:
             self.meters.keep(budgets, rules)
+        self._keep = []
         reading, counted = self.world.reading(), check.counted()
         with self._violations():
             self.meters.check(reading, self._passed(counted))
