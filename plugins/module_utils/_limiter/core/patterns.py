@@ -155,9 +155,9 @@ class _Compiler:
                 else:
                     stars.setdefault(name, set()).add(then)
         shapes = self._closed(stars)
-        names = {*whole, *(name for shape in shapes for name in _overlapping(shape))}
-        self._count(len(names) + len(shapes))
-        for name in names:
+        below = {*whole, *(name for shape in shapes for name in _overlapping(shape))}
+        self._count(len(below) + len(shapes))
+        for name in below:
             after = whole.get(name, set()).union(*(then for shape, then in stars.items() if fits(name, shape)))
             node.names[name] = self._node(frozenset(after))
         for shape in sorted(shapes, key=lambda one: (-len(one[0]) - len(one[1]), one)):
