@@ -99,12 +99,7 @@ def _before_apply(monkeypatch: pytest.MonkeyPatch, happen: Any) -> None:
 def test_a_task_in_a_container_says_what_it_cannot_see(cgroups: Cgroups, made: Make) -> None:
     inside, mount = made("/container"), cgroups.mount
     made("/outside")
-    own = (
-        f"umount -l {mount}; mount -t cgroup2 cgroup2 {mount}; mount -t bpf -o mode=0700 bpf {pins.BPFFS}; "
-        'mount -t tmpfs -o mode=0755 tmpfs /run/speed_limiter; exec "$0" "$@"'
-    )
-    prefix = ["sh", "-ec", f'echo $$ >{inside}/cgroup.procs; exec "$0" "$@"', "unshare", "--mount", "--cgroup"]
-    prefix += ["--propagation", "private", "sh", "-ec", own]
+    prefix = elsewhere.in_container(mount, inside, f"mount -t bpf -o mode=0700 bpf {pins.BPFFS}")
     os.makedirs("/run/speed_limiter", exist_ok=True)
     with child() as one:
         cgroups.move(one.pid, "/outside")

@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import hidden, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
-from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import End, Fault, run_with
@@ -214,14 +214,10 @@ def test_a_limiter_of_a_container_is_its_own_affair(libbpf: Libbpf) -> None:
     )
     below = Path(f"{cgroup2()}/container")
     below.mkdir()
-    within = (
-        f"umount -l {cgroup2()}; mount -t cgroup2 cgroup2 {cgroup2()}; mount -t bpf -o mode=0700 bpf {pins.BPFFS}; "
-        'mount -t tmpfs -o mode=0755 tmpfs /run/speed_limiter; exec "$0" -c "$1"'
-    )
-    script = f'echo $$ >{below}/cgroup.procs; exec unshare --mount --cgroup --propagation private sh -ec "$2" "$0" "$1"'
     os.makedirs("/run/speed_limiter", exist_ok=True)
+    prefix = elsewhere.in_container(str(cgroup2()), below, f"mount -t bpf -o mode=0700 bpf {pins.BPFFS}")
     with subprocess.Popen(
-        ["sh", "-ec", script, sys.executable, code, within], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*prefix, sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout and other.stdout.readline() == "ready\n"
         assert info()["warnings"] == []

@@ -116,3 +116,13 @@ def test_a_cgroup_outside_of_the_mount_is_not_found(libbpf: Libbpf) -> None:
     assert libbpf.cgroup_path_of(mount, os.stat(mount).st_ino) == "/"
     assert libbpf.cgroup_path_of(mount, 1) is None
     assert libbpf.cgroup_path_of(mount, 2**63) is None
+    assert libbpf.is_outside(mount, 1)
+    assert not libbpf.is_outside(mount, os.stat(mount).st_ino)
+
+
+def test_a_cgroup_that_is_gone_is_nowhere(libbpf: Libbpf, cgroups: Make) -> None:
+    path = f"{cgroup2()}{cgroups('/gone')}"
+    with open(f"{path}/cgroup.procs"):
+        cgroup_id = os.stat(path).st_ino
+        os.rmdir(path)
+        assert not libbpf.is_outside(str(cgroup2()), cgroup_id)

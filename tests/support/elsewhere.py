@@ -21,6 +21,19 @@ except LimiterError as error:
 """
 
 
+def in_container(mount: str, cgroup: Path, *also: str) -> list[str]:
+    """Runs what follows with this cgroup as its root, a /run/speed_limiter of its own, and what ``also`` mounts."""
+    mounts = [
+        f"umount -l {mount}",
+        f"mount -t cgroup2 cgroup2 {mount}",
+        "mount -t tmpfs -o mode=0755 tmpfs /run/speed_limiter",
+        *also,
+    ]
+    join = ["sh", "-ec", f'echo $$ >{cgroup}/cgroup.procs; exec "$0" "$@"']
+    own = ["unshare", "--mount", "--cgroup", "--propagation", "private"]
+    return [*join, *own, "sh", "-ec", f'{"; ".join(mounts)}; exec "$0" "$@"']
+
+
 def run(prefix: list[str], call: str) -> tuple[int, str]:
     """Runs ``limiter.<call>`` behind a command that ends with running its arguments; exit code and what it printed,
     an error as ``kind: text``.

@@ -18,6 +18,7 @@ from ..host.groups.cgroups import Cgroups
 from ..host.groups.leaves import Leaves
 from ..host.lock import host_lock
 from ..host.root import check_root
+from . import owner
 from .lost import Lost, pinned_again
 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
@@ -41,6 +42,8 @@ class Host:
         self.lost = Lost()
         self._leaves: Leaves | None = None
         self.refresh()
+        if pins.is_mounted():
+            owner.check(libbpf, cgroups, self.maps)
 
     @classmethod
     @contextlib.contextmanager
@@ -66,7 +69,7 @@ class Host:
         """Open what is there; touches nothing. ``any_version``: what another version has left, too.
 
         Raises LimiterError: ``not_root``, ``kernel_32_bit``, ``missing_dependency``, ``no_cgroup2``,
-        ``unsafe_pin_directory``, ``foreign_pin``, ``other_schema``.
+        ``unsafe_pin_directory``, ``foreign_pin``, ``other_schema``, ``other_namespace``.
         """
         check_root()
         kernel.check_bits()

@@ -205,15 +205,9 @@ class Libbpf:
 
         None where no such cgroup exists any more, or where it lies outside of this mount (a cgroup namespace).
         """
-        handle = self.ffi.new("struct cgroup_file_handle *", (8, _FILEID_KERNFS, cgroup_id))
-        with closing_fd(os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as mount_fd:
-            fd = _libc().open_by_handle_at(mount_fd, handle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if fd < 0:
-            number = self.ffi.errno
-            if number in (errno.ESTALE, errno.ENOENT, errno.ENODEV, errno.ENOTDIR):  # ENOTDIR: of a file in a cgroup
+        with self._opened_cgroup(mount, cgroup_id) as fd:
+            if fd is None:
                 return None
-            raise KernelError(f"the cgroup with id {cgroup_id} cannot be opened", number)
-        with closing_fd(fd):
             path = os.readlink(f"/proc/self/fd/{fd}")
         try:  # the path of what is gone or unreachable from here is decorated text
             if os.stat(path).st_ino != cgroup_id:
@@ -224,6 +218,33 @@ class Libbpf:
         if path != root and not path.startswith(root + "/"):
             return None
         return path[len(root) :] or "/"
+
+    def is_outside(self, mount: str, cgroup_id: int) -> bool:
+        """Whether the cgroup with this id exists, and lies outside of this mount."""
+        with self._opened_cgroup(mount, cgroup_id) as fd:
+            if fd is None or self.cgroup_path_of(mount, cgroup_id) is not None:
+                return False
+            try:
+                os.stat("cgroup.procs", dir_fd=fd)  # of one that is gone, older kernels still open the directory
+            except OSError:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def _opened_cgroup(self, mount: str, cgroup_id: int) -> t.Iterator[int | None]:
+        """A descriptor of the cgroup with this id; None where it is gone."""
+        handle = self.ffi.new("struct cgroup_file_handle *", (8, _FILEID_KERNFS, cgroup_id))
+        with closing_fd(os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as mount_fd:
+            fd = _libc().open_by_handle_at(mount_fd, handle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if fd < 0:
+            number = self.ffi.errno
+            # ENOTDIR: the id is that of a file in a cgroup.
+            if number not in (errno.ESTALE, errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
+                raise KernelError(f"the cgroup with id {cgroup_id} cannot be opened", number)
+            yield None
+            return
+        with closing_fd(fd):
+            yield fd
 
     def forget_log(self) -> None:
         _LOG.clear()
