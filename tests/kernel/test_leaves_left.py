@@ -6,16 +6,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any, Callable
 from unittest import mock
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.apply import _Application
-from ansible_collections.speed_limiter.ebpf.tests.support import limiter
+from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import (
     HOME,
@@ -132,11 +135,71 @@ def test_a_leaf_of_a_killed_run_that_is_no_member_yet_goes_with_all(made: Make) 
     users.rmdir()
 
 
+def test_a_unit_or_an_occupied_cgroup_with_such_a_name_is_nobody_s_leaf(made: Make, cgroups: Cgroups) -> None:
+    """As the collection's own units have: a restore may be waiting for the lock in one of them."""
+    made("/system.slice")
+    units = [made(f"/system.slice/speed_limiter{name}") for name in (".service", ".mine", "-metrics.service")]
+    with child() as restore, child() as other:
+        cgroups.move(restore.pid, "/system.slice/speed_limiter.service")
+        cgroups.move(other.pid, "/system.slice/speed_limiter.mine")
+        done = rule(name="web", pid=restore.pid, rate="1m")
+        assert [one["cgroup"] for one in done["matched_units"]] == ["/system.slice/speed_limiter.service"]
+        assert place(restore.pid) == "/system.slice/speed_limiter.service/speed_limiter.web"
+        rule(name="web", state="absent")
+        assert place(restore.pid) == "/system.slice/speed_limiter.service"
+        assert purge("all")["removed"]["stale_leaves"] == []
+        assert place(other.pid) == "/system.slice/speed_limiter.mine"
+    until(lambda: not cgroups.pids("/system.slice"))
+    assert units[0].name not in " ".join(purge("all")["removed"]["stale_leaves"]) and units[0].exists()
+
+
+def test_the_leaves_of_a_limiter_in_a_container_are_its_own(made: Make, cgroups: Cgroups) -> None:
+    inside, mount = made("/container"), cgroups.mount
+    made("/container/program")
+    os.makedirs("/run/speed_limiter", exist_ok=True)
+    prefix = elsewhere.in_container(mount, inside, f"mount -t bpf -o mode=0700 bpf {pins.BPFFS}")
+    code = (
+        "import sys\nfrom ansible_collections.speed_limiter.ebpf.tests.support import limiter\n"
+        "limiter.rule(name='web', pid=int(sys.argv[1]), rate='1m')\nprint('ready', flush=True)\ninput()\n"
+        "limiter.purge('all')"
+    )
+    leaf = "/container/program/speed_limiter.web"
+    with child() as one:
+        cgroups.move(one.pid, "/container/program")
+        with Popen([*prefix, sys.executable, "-c", code, str(one.pid)], stdin=PIPE, stdout=PIPE, text=True) as other:
+            assert other.stdout and other.stdout.readline() == "ready\n"
+            assert place(one.pid) == leaf
+            rule(name="host", pid=one.pid, rate="1m")
+            assert place(one.pid) == f"{leaf}/speed_limiter.host"  # in its limit, too
+            assert purge("all")["removed"]["stale_leaves"] == []
+            assert place(one.pid) == leaf
+            other.communicate("\n")
+            assert place(one.pid) == "/container/program"
+
+
+def test_an_occupied_leaf_of_an_earlier_version_that_is_no_member_any_more_is_known(
+    no_way_home: Service, cgroups: Cgroups
+) -> None:
+    os.removexattr(cgroups.absolute(LEAF), "trusted.speed_limiter")
+    rule(name="web", state="absent")
+    assert place(no_way_home.parent.pid) == LEAF
+    assert purge("all", check=True)["removed"]["stale_leaves"] == [cgroups.absolute(LEAF)]
+
+
+def test_leaves_without_marks_are_leaves_as_long_as_they_are_members(service: Service, cgroups: Cgroups) -> None:
+    """Where the kernel permits no attribute."""
+    with mock.patch.object(os, "setxattr", side_effect=PermissionError(1, "EPERM")):
+        rule(name="web", pid=service.parent.pid, rate="1m")
+        assert place(service.parent.pid) == LEAF
+        rule(name="web", state="absent")
+    assert place(service.parent.pid) == HOME and not cgroups.exists(LEAF)
+
+
 # ---- what a user does in his own part of the hierarchy
 
 
 def test_what_a_user_calls_like_a_leaf_limits_nobody_and_hides_nobody(service: Service, cgroups: Cgroups) -> None:
-    parent = service.parent
+    parent, child_of_it = service
     theirs = Path(cgroups.absolute(LEAF))
     theirs.mkdir()
     os.chown(theirs, 1, 1)
@@ -144,12 +207,15 @@ def test_what_a_user_calls_like_a_leaf_limits_nobody_and_hides_nobody(service: S
     rule(name="web", rate="1m")
     assert parent.charged() == {"tight"}
     assert info(gather=["processes"])["processes"] == []
-    done = rule(name="web", pid=parent.pid)
+    assert not rule(name="web", pid=parent.pid, children=False)["warnings"]
+    assert place(parent.pid) == f"{LEAF}/speed_limiter.web" and parent.charged("new") == {"tight", "web"}
+    done = rule(name="web", pid=child_of_it.pid)
     assert any("somebody else than root has made a cgroup of that name" in warning for warning in done["warnings"])
-    assert place(parent.pid) == "/speed_limiter/web" and parent.charged("new") == {"web"}
+    assert place(child_of_it.pid) == "/speed_limiter/web" and child_of_it.charged("new") == {"web"}
     (theirs / "below").mkdir()
     assert rule(name="web", state="absent")["warnings"] == ()
-    assert parent.charged() == {"tight"} and place(parent.pid) == HOME
+    assert parent.charged() == {"tight"} and place(parent.pid) == LEAF and place(child_of_it.pid) == HOME
+    cgroups.move(parent.pid, HOME)
     cgroups.remove(LEAF)
 
 

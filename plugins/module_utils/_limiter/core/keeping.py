@@ -42,12 +42,12 @@ class Keeping:
             inside.setdefault(process.cgroup, []).append(process)
         if request.selector is not None:
             for cgroup, found in sorted(inside.items()):
-                self._remark(name, f"takes {diff.count(found)} of {home_of(cgroup, self._state.leaves)}")
+                self._remark(name, f"takes {diff.count(found)} of {self._state.home_of(cgroup)}")
         kept = {cgroup: self._keep(cgroup, name, request.where, rules, graph) for cgroup in sorted(inside)}
         return Take(name, tuple(moved), request.pids, request.children, kept)
 
     def _keep(self, cgroup: str, name: str, where: str, rules: t.Mapping[str, Rule], graph: t.Sequence[Node]) -> str:
-        own, home = f"{MANAGED}/{name}", home_of(cgroup, self._state.leaves)
+        own, home = f"{MANAGED}/{name}", self._state.home_of(cgroup)
         if home == "/" or own_rule(home) is not None:
             return own
         leaf = leaf_for(home, name)

@@ -49,8 +49,6 @@ def rule_of(cgroup: str, leaves: Leaves) -> str | None:
 def home_of(cgroup: str, leaves: t.Container[str]) -> str:
     """The cgroup that a leaf is below; any other is a home itself."""
     leaf = leaf_of(cgroup, leaves)
-    if leaf is None and cgroup.rpartition("/")[2].startswith(PREFIX):
-        leaf = cgroup  # of a rule that is gone
     return cgroup if leaf is None else leaf.rpartition("/")[0] or "/"
 
 

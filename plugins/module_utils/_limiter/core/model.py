@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .leaves import NoLeaf
+from .leaves import NoLeaf, home_of
 from .policy import Given, Limit
 
 
@@ -179,3 +179,7 @@ class HostState(t.NamedTuple):
     store: Store = Store()  # what is stored for the next boot
     leaves: t.Mapping[str, str] = {}  # leaf -> name of its rule
     refused: t.Mapping[str, NoLeaf] = {}  # leaves that are not possible
+    homes: t.Mapping[str, str] = {}  # cgroup of a process that is asked for -> its home
+
+    def home_of(self, cgroup: str) -> str:
+        return self.homes.get(cgroup) or home_of(cgroup, self.leaves)

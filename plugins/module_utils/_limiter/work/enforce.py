@@ -9,7 +9,7 @@ import os
 import typing as t
 
 from ..core.errors import LimiterError
-from ..core.leaves import MANAGED, home_of, unit_of
+from ..core.leaves import MANAGED, unit_of
 from ..core.model import Request, Rule, Target
 from ..core.plan import Plan, plan
 from . import boot_unit, places
@@ -29,6 +29,7 @@ class Done(t.NamedTuple):
     program: tuple[str, ...]  # what was done, or would be, to have a program loaded
     before: t.Mapping[str, Facts]  # the rules that change, as they were
     after: t.Mapping[str, Facts]  # and as they are
+    homes: t.Mapping[str, str]  # of the cgroups that processes were found in
 
     @property
     def changed(self) -> bool:
@@ -59,7 +60,7 @@ def enforce(
     told = [*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle, *too_large(host)]
     warnings = dict.fromkeys([*told, *not_made_at_boot(run_command, requests)])
     made = made._replace(before=lost.before + made.before, after=lost.after + made.after)
-    return Done(made, tuple(warnings), idle, (*lost.actions, *applied.program), before, after)
+    return Done(made, tuple(warnings), idle, (*lost.actions, *applied.program), before, after, state.homes)
 
 
 def unenforced(host: Host, made: Plan, check: bool) -> list[str]:
@@ -125,23 +126,23 @@ def _why_unseen(host: Host, cgroup: str) -> str | None:
     )
 
 
-def selection(target: Target) -> Facts:
+def selection(target: Target, homes: t.Mapping[str, str]) -> Facts:
     """What a request matched and what it never takes, for the result.
 
     Not called ``skipped``: Ansible takes a result with that key for a task that did not run.
     """
     return {
         "matched": list(target.matched),
-        "matched_units": _units(target),
+        "matched_units": _units(target, homes),
         "skipped_processes": [skipped._asdict() for skipped in target.skipped],
     }
 
 
-def _units(target: Target) -> list[Facts]:
+def _units(target: Target, homes: t.Mapping[str, str]) -> list[Facts]:
     """Where the processes are that a request matched: who selects them by a name sees whose they are."""
     matched = set(target.matched)
     inside: dict[str, list[int]] = {}
     for process in target.processes:
         if process.pid in matched:
-            inside.setdefault(home_of(process.cgroup, ()), []).append(process.pid)
+            inside.setdefault(homes[process.cgroup], []).append(process.pid)
     return [{"unit": unit_of(home), "cgroup": home, "pids": pids} for home, pids in sorted(inside.items())]

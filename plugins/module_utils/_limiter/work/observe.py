@@ -147,14 +147,16 @@ class _Observation:
         found = store.read(None if self.everything and files else stored)
         if found.unsafe:
             self.warnings.append(f"what is stored for the next boot is neither read nor changed: {found.unsafe}")
-        state = HostState(rules, self.memory, program, lost, earlier, found, self.leaves.rules, refused)
+        inside = {process.cgroup for target in targets for process in target.processes}
+        homes = {cgroup: self.leaves.home_of(cgroup) for cgroup in inside}
+        state = HostState(rules, self.memory, program, lost, earlier, found, self.leaves.rules, refused, homes)
         return state, targets, self.warnings
 
     def _leaves(self, targets: t.Iterable[Target]) -> t.Iterator[str]:
         """The leaves that the processes of targets would be kept in."""
         for target in targets:
             if target.request.present and target.name:
-                homes = {home_of(process.cgroup, self.leaves.rules) for process in target.processes}
+                homes = {self.leaves.home_of(process.cgroup) for process in target.processes}
                 yield from (leaf_for(home, target.name) for home in homes if own_rule(home) is None)
 
     def _refused(self, leaves: t.Iterable[str], attached_to: str) -> dict[str, NoLeaf]:

@@ -10,6 +10,7 @@ import typing as t
 
 from ..core import catalog
 from ..core.errors import LimiterError
+from ..core.leaves import home_of
 from ..core.model import HostState, Rule, Store
 from ..core.names import is_automatic
 from ..core.plan import Plan, plan_removal
@@ -142,7 +143,7 @@ def _remove_leaf(host: Host, leaf: str) -> list[str]:
     try:
         for pid in host.cgroups.pids(leaf):
             try:
-                host.cgroups.move(pid, host.leaves.home_of(leaf))
+                host.cgroups.move(pid, home_of(leaf, (leaf,)))
             except LimiterError as error:
                 if error.kind != "dead_process":
                     raise

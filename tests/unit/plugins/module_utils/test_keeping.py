@@ -40,8 +40,14 @@ def test_from_leaf_to_leaf_the_home_stays() -> None:
 
 
 def test_what_is_only_called_like_a_leaf_is_none() -> None:
-    """Users make directories, too: who is in one is not in the rule, and its process goes to the leaf beside it."""
+    """Units have such names, and users make directories, too: who is in one is not in the rule, and at home there."""
     made = plan(host(rule("web")), [target("web", [(5, 50, "/a/speed_limiter.web")])])
+    assert made.rules["web"].leaves == {"/a/speed_limiter.web/speed_limiter.web": (5,)} and kinds(made) == ["Take"]
+
+
+def test_who_could_not_leave_a_leaf_that_limits_no_more_is_taken_to_the_one_beside_it() -> None:
+    state = host(rule("web"))._replace(homes={"/a/speed_limiter.gone": "/a"})
+    made = plan(state, [target("web", [(5, 50, "/a/speed_limiter.gone")])])
     assert made.rules["web"].leaves == {"/a/speed_limiter.web": (5,)} and kinds(made) == ["Take"]
 
 

@@ -25,7 +25,7 @@ def work(call: Call) -> Result:
         "program_actions": list(done.program),
         "unenforced": list(done.unenforced),
         "warnings": done.warnings,
-        **selection(target),
+        **selection(target, done.homes),
     }
 
 

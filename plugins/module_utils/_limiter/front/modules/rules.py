@@ -36,7 +36,7 @@ def follow(call: Call, requests: t.Sequence[Request], purge: bool) -> Result:
     """Requests, wherever they come from, to result."""
     done = enforce(call.run_command, requests, call.check_mode, everything=True, purge=purge)
     selections = {
-        target.name or target.request.where.rstrip(": "): selection(target)
+        target.name or target.request.where.rstrip(": "): selection(target, done.homes)
         for target in done.plan.targets
         if target.request.takes_processes
     }

@@ -4,7 +4,8 @@
 """The leaves of the rules: which there are, whether the kernel allows one more, how one is made and removed.
 
 The member map knows them by their ids, so nobody walks the whole hierarchy to find them. A leaf becomes a member before
-a process is put into it, and stops being one only when its directory is gone.
+a process is put into it, and stops being one only when its directory is gone. One that is no member, as a killed task
+leaves it, is known by its *mark*: its name alone may be that of a unit, or of the leaf of a limiter in a container.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..bpf.maps import Maps
 from . import processes, trees
 from .cgroups import Cgroups
 
+_MARK = "trusted.speed_limiter"  # an attribute of its directory: the id of the cgroup that whoever made it calls /
 _FOREIGN = "somebody else than root has made a cgroup of that name"
 
 
@@ -60,7 +62,8 @@ class Leaves:
         return leaves.leaf_of(cgroup, self.rules)
 
     def home_of(self, cgroup: str) -> str:
-        return leaves.home_of(cgroup, self.rules)
+        left = cgroup not in self.rules and os.path.basename(cgroup).startswith(leaves.PREFIX) and self._is_left(cgroup)
+        return leaves.home_of(cgroup, (cgroup,) if left else self.rules)
 
     def pids(self, name: str) -> list[int]:
         """The processes of a rule, each once, wherever they are kept."""
@@ -125,6 +128,7 @@ class Leaves:
         # Whoever owns the cgroup above can have put it there a moment ago. What is below it could never be removed.
         if not self._cgroups.is_roots(leaf):
             raise LimiterError("cgroup_not_made", f"the cgroup {leaf} could not be made", _FOREIGN, "End who made it")
+        self._mark(leaf)
 
         def undo() -> None:
             if fresh:
@@ -186,6 +190,7 @@ class Leaves:
                 fresh = self._cgroups.make(cgroup)
                 if not self._cgroups.is_roots(cgroup):
                     return False
+                self._mark(cgroup)
             self._cgroups.move(pid, cgroup)
         except LimiterError as error:
             if fresh:
@@ -197,6 +202,7 @@ class Leaves:
 
     def unlimit(self, leaf: str) -> None:
         """A leaf is no member any more, whoever is in it."""
+        self._mark(leaf)  # one that an earlier version made has none
         leaf_id = self._ids.get(leaf)
         if leaf_id is not None:
             t.cast(Maps, self._maps).remove_member(leaf_id)
@@ -208,8 +214,31 @@ class Leaves:
             t.cast(Maps, self._maps).remove_member(leaf_id)
 
     def forgotten(self) -> list[str]:
-        """What looks like a leaf, belongs to root, and is no member: left by a run that was killed."""
-        return sorted(set(named(self._cgroups)) - set(self.rules) - set(self.orphans))
+        """Leaves that are no members: left by a run that was killed, or since somebody could not leave one."""
+        others = set(named(self._cgroups)) - set(self.rules) - set(self.orphans)
+        return sorted(cgroup for cgroup in others if self._is_left(cgroup) or self._is_unmarked(cgroup))
+
+    def _mark(self, leaf: str) -> None:
+        with contextlib.suppress(OSError):  # gone, or not permitted in this container: it is known as a member
+            os.setxattr(self._cgroups.absolute(leaf), _MARK, str(self._cgroups.identifier("/")).encode())
+
+    def _mark_of(self, cgroup: str) -> str | None:
+        try:
+            return os.getxattr(self._cgroups.absolute(cgroup), _MARK).decode(errors="replace")
+        except (OSError, LimiterError):
+            return None
+
+    def _is_left(self, cgroup: str) -> bool:
+        """Whether a cgroup that is no leaf of a rule was one of ours."""
+        return cgroup in self.orphans or self._mark_of(cgroup) == str(self._cgroups.identifier("/"))
+
+    def _is_unmarked(self, cgroup: str) -> bool:
+        """Whether it looks like what a run left that was killed before it could mark it, or an earlier version: nobody
+        has been in it, and nobody is.
+        """
+        if self._mark_of(cgroup) is not None or leaves.unit_of(os.path.basename(cgroup)) is not None:
+            return False
+        return not trees.children(self._cgroups.absolute(cgroup)) and not self._cgroups.pids(cgroup)
 
     def _add(self, leaf: str, name: str) -> None:
         self.rules[leaf] = name
