@@ -11,13 +11,15 @@ from pathlib import Path
 MAY_BE_SPOILED = "virtme" in Path("/proc/cmdline").read_text()
 
 _CALL = """
-import sys
+import errno, sys
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 try:
     print(limiter.{call})
 except LimiterError as error:
     sys.exit(f"{{error.kind}}: {{error}}")
+except OSError as error:  # as front/task.py tells it
+    sys.exit(f"os_error: {{error.filename}} could not be used: {{errno.errorcode[error.errno]}}")
 """
 
 
