@@ -7,6 +7,7 @@ them is printed.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -142,7 +143,7 @@ def test_large_tables_keep_no_task_waiting_without_a_word(clean_host: None, how:
 
     with child() as other, child(SHARING, how, count, descriptors) as process:
         for whose, pid in (("another's", other.pid), ("one of theirs", process.pid)):
-            made = measured(f"a rule for {whose}", lambda pid=pid: limiter.rule(name="it", pid=pid, rate="1m"))
+            made = measured(f"a rule for {whose}", functools.partial(limiter.rule, name="it", pid=pid, rate="1m"))
             assert all(any(words in text for words in told) for text in made["unenforced"])
             purged = measured("a purge", lambda: limiter.purge("all"))
             assert all(any(words in text for words in told) for text in purged["warnings"])
