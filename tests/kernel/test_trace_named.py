@@ -48,6 +48,18 @@ def test_a_unit_is_traced_and_no_other(host: Host) -> None:
     assert trace(host, users=["0"], duration=0.3) == []  # nobody is logged in
 
 
+def test_a_user_is_traced_and_no_other(host: Host) -> None:
+    """What runs in the slice that systemd gives to a user's sessions."""
+    host.unit("session.service", "[Service]\nSlice=user-1000.slice\nExecStart=/usr/bin/python3 -S -E /root/talk")
+    host.run("systemctl", "start", "session")
+    sessions = trace(host, users=["1000"])
+    host.run("systemctl", "stop", "session")
+    assert len(sessions) == 5
+    assert {(one["cgroup"], one["reason"]) for one in sessions} == {
+        ("/user.slice/user-1000.slice/session.service", "exempt")
+    }
+
+
 def test_a_unit_that_is_not_known_is_refused_and_one_that_has_stopped_is_not(host: Host) -> None:
     assert "nosuch.service" in host.refused("speed_limit_trace", units=["nosuch"])
     host.run("systemctl", "stop", "talk")

@@ -238,6 +238,15 @@ def test_moving_stays_among_the_rules_and_in_sight() -> None:
         assert name in chosen
 
 
+def test_as_many_rules_as_there_can_be() -> None:
+    shown = app(Host(*(rule(f"rule-{number:05}") for number in range(65_535)), BACKUP))
+    assert text(shown)[0].startswith("65536 rules  1 holds back") and "backup" in text(shown)[2]
+    press(shown, "END")
+    assert "rule-65534" in text(shown)[-2]
+    press(shown, "/", *"65000")
+    assert [one.name for one in shown.rows.shown] == ["rule-65000"]
+
+
 def test_a_filter_is_typed_corrected_taken_back_and_kept() -> None:
     shown = app(Host(BACKUP, WEB, IDLE))
     press(shown, "/", "E", "q", "BACKSPACE", "b")
