@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import apply
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, Scene, assert_bound, pause, when_begun
@@ -319,5 +321,22 @@ def test_what_a_killed_task_left_of_a_rules_budgets_is_purged(users: Users) -> N
     Path(Cgroups.find().absolute("/speed_limiter/users")).rmdir()
     removed = limiter.purge("stale")["removed"]
     assert removed["stale_rules"] == [rule]
+    with opened() as maps:
+        assert not [*maps.entries(catalog.STATE)]
+
+
+def test_the_same_task_removes_what_one_left_that_was_killed_before_budgets_went(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users.limit()
+    send(users.new(3))
+    child = os.fork()
+    if child == 0:
+        with exiting():
+            monkeypatch.setattr(apply.budgets, "remove", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
+            limiter.rule(name="users", state="absent")
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len(budgets()) == 3
+    limiter.rule(name="users", state="absent")
     with opened() as maps:
         assert not [*maps.entries(catalog.STATE)]

@@ -104,6 +104,8 @@ class _Application:
         self._tidy({*plan.changed, *(target.name for target in plan.targets if target.name)})
         self._announce()
         self._follow()
+        if self.killed_before and self.host.maps:  # it may have removed rules, and left their budgets
+            self.forgotten |= self.host.maps.state_rules() - self.cgroups.rules_by_id().keys()
         if self.forgotten:
             budgets.remove(self.host.opened_maps, self.forgotten)
         self.origins.close(last, self.cgroups.rule_names(), self.behind)
