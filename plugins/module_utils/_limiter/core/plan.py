@@ -354,6 +354,12 @@ class _Draft:
             rule = self.rules.get(name)
             if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
                 self.remove(name)
+        named = {target.name for target in targets}
+        for name in (f"pid-{pid}" for pid in self.state.memory.in_transit):
+            # A killed run took its last process, or made it for one that it did not take.
+            rule = self.rules.get(name)
+            if rule and not rule.pids and name not in named:
+                self.remove(name)
         removed = {action.name for action in self.actions if isinstance(action, RemoveRule)}
         places = self._places()
         if places is not None:

@@ -136,6 +136,7 @@ class _Observation:
         for target in targets:
             self.names |= {target.name} if target.name else {f"pid-{pid}" for pid in target.request.pids}
             self.names |= {name for name in (self.leaves.rule_of(one.cgroup) for one in target.processes) if name}
+        self.names |= {f"pid-{pid}" for pid in self.memory.in_transit}
         limits = self.host.maps.limits() if self.host.maps and len(self.names) > MANY else None
         rules = {name: rule for name in self.names for rule in [self._rule(name, limits)] if rule}
         self.warnings += too_large(self.host)
