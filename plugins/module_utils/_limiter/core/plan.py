@@ -354,11 +354,9 @@ class _Draft:
             rule = self.rules.get(name)
             if rule and not rule.pids and is_automatic(name) and self.state.rules.get(name, rule).pids:
                 self.remove(name)
-        named = {target.name for target in targets}
-        for name in (f"pid-{pid}" for pid in self.state.memory.in_transit):
-            # A killed run took its last process, or made it for one that it did not take.
-            rule = self.rules.get(name)
-            if rule and not rule.pids and name not in named:
+        # A killed run took its last process, or made it for one that it did not take.
+        for name in {f"pid-{pid}" for pid in self.state.memory.in_transit} - {target.name for target in targets}:
+            if name in self.rules and not self.rules[name].pids:
                 self.remove(name)
         removed = {action.name for action in self.actions if isinstance(action, RemoveRule)}
         places = self._places()

@@ -397,14 +397,3 @@ def test_a_rule_of_a_process_that_the_task_itself_removes_is_not_kept() -> None:
     state = host(rule("web"), rule("pid-5", pids=[5]), automatic={"pid-5": 50})
     made = plan(state, [target("web", [(5, 50, "/speed_limiter/pid-5")])], purge=True)
     assert made.kept == ()
-
-
-def test_what_is_left_of_a_rule_whose_process_a_killed_run_took_goes() -> None:
-    state = host(rule("pid-9"), rule("pid-8", pids=[8]), rule("web", pids=[9]))
-    state = state._replace(memory=state.memory._replace(in_transit=(8, 9)))
-    made = plan(state, [target("web", [(9, 1, "/speed_limiter/web")])])
-    assert made.actions == (do.RemoveRule("pid-9"),)
-    # Unless it is what is asked for.
-    state = host(rule("pid-9"), automatic={"pid-9": 1})
-    state = state._replace(memory=state.memory._replace(in_transit=(9,)))
-    assert "RemoveRule" not in kinds(plan(state, [target("pid-9", [(9, 1, "/a")], automatic=True)]))
