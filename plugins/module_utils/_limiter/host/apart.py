@@ -169,6 +169,38 @@ def _work(work: t.Callable[[Tell], None], writing: int, keep: set[int]) -> t.NoR
         os._exit(0)
 
 
+@contextlib.contextmanager
+def afterwards(work: t.Callable[[], None]) -> t.Iterator[None]:
+    """At the end of the context ``work`` is done, and also where this process is killed before: by a child that waits
+    for its end. It may be done twice.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        _outlive(work, reading)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        try:
+            work()
+        finally:
+            os.close(writing)
+            os.waitpid(child, 0)
+
+
+def _outlive(work: t.Callable[[], None], reading: int) -> t.NoReturn:
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _close_all_but({reading})
+        os.read(reading, 1)
+        work()
+    finally:
+        os._exit(0)
+
+
 def _close_all_but(keep: set[int]) -> None:
     """All of the task's, also its output: who waits for its end would wait for the child's."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -18,7 +18,7 @@ from ..core.plan import Plan
 from ..core.policy import Limit
 from ..host import store
 from ..host.bpf import budgets
-from ..host.groups import processes
+from ..host.groups import freezing, processes
 from ..host.groups.leaves import Leaves
 from . import pacing, places
 from .following import Following
@@ -26,8 +26,7 @@ from .host import Host
 from .origins import Origins
 from .program import load_if_needed
 
-# Rounds of looking for children that were forked while their parents were being moved. A process that forks faster than
-# this is reported.
+# Rounds of looking for children that were forked while their parents were being moved.
 _FORK_ROUNDS = 20
 
 
@@ -83,6 +82,8 @@ class _Application:
         return self.host.leaves
 
     def run(self, plan: Plan) -> None:
+        if self.killed_before:
+            self.leaves.thaw()
         if self.host.maps:
             self.host.complete()
             places.complete(self.host)
@@ -171,15 +172,11 @@ class _Application:
         self.warnings += loaded.warnings
 
     def _make_rule(self, action: do.MakeRule) -> None:
-        maps, name = self.host.opened_maps, action.name
+        name = action.name
         fresh = not self.cgroups.exists(self.cgroups.rule_cgroup(name))
         if fresh:
             self.undos.append(lambda: self._remove(name))
-        cgroup_id = self.cgroups.make_rule(name)
-        # The limit comes last: a rule without one counts as half made, and is completed by the next run.
-        maps.make_state(cgroup_id, action.limit.bucket)
-        maps.add_member(cgroup_id, cgroup_id)
-        maps.set_limit(cgroup_id, action.limit)
+        self._make(name, action.limit)
         if action.start_time is not None:
             self.origins.made_for(name, action.start_time)
 
@@ -290,21 +287,19 @@ class _Application:
     # Steps that several actions share
 
     def _remove(self, name: str) -> None:
-        """A rule goes: its processes first, then what the kernel knows of it, its cgroup last, so that a killed run is
-        seen by the next.
-        """
+        """A rule goes: its processes first, its cgroup last, so that a killed run is seen by the next."""
         cgroup = self.cgroups.rule_cgroup(name)
         cgroup_id = self.cgroups.identifier(cgroup)
         if cgroup_id is None:
             return
-        inside = self.leaves.pids(name)
         stay: set[int] = set()
-        for _round in range(_FORK_ROUNDS):
-            stay.update(pid for pid in inside if not self._send_home(name, pid))
-            inside = [pid for pid in self.leaves.pids(name) if pid not in stay]
-            if not inside:
-                break
-        else:
+        if not self._sent_home(name, stay):
+            with contextlib.ExitStack() as stack:
+                for kept in (cgroup, *self.leaves.occupied(name)):
+                    stack.enter_context(freezing.frozen(self.cgroups.absolute(kept)))
+                self._sent_home(name, stay)
+        inside = self.cgroups.pids(cgroup)
+        if inside:
             raise LimiterError(
                 "busy_cgroup",
                 f"the rule {name!r} cannot be removed",
@@ -318,16 +313,27 @@ class _Application:
                 self._remove_leaf(name, leaf)
             self.leaves.bury(name)
             if limit is not None:
-                self.undos.append(lambda: self._make_again(name, limit))
+                self.undos.append(lambda: self._make(name, limit))
             self.host.maps.forget(cgroup_id)
             self.forgotten.add(cgroup_id)
         self.cgroups.remove(cgroup)
 
+    def _sent_home(self, name: str, stay: set[int]) -> bool:
+        """Whether nobody is in a rule any more, but for those who ``stay`` since they cannot go home."""
+        for _round in range(_FORK_ROUNDS):
+            inside = [pid for pid in self.leaves.pids(name) if pid not in stay]
+            if not inside:
+                return True
+            stay.update(pid for pid in inside if not self._send_home(name, pid))
+        return False
+
     def _remove_leaf(self, name: str, leaf: str) -> None:
         """A rule loses a leaf. Who cannot go home stays there, and it limits nobody any more."""
         self.undos.append(lambda: self.leaves.make(name, self.host.rule_id(name), leaf))
-        if self.cgroups.pids(leaf):
+        inside = self.cgroups.pids(leaf)
+        if inside:
             self.leaves.unlimit(leaf)
+            self.warnings.append(f"process {inside[0]} and the like stay in {leaf}, which limits nothing")
         else:
             self.warnings += self.leaves.end(leaf)
 
@@ -346,8 +352,10 @@ class _Application:
                     self._remove_leaf(name, leaf)
             self.leaves.bury(name)
 
-    def _make_again(self, name: str, limit: Limit) -> None:
-        """Undoes a removal; where the cgroup was gone already, with a full bucket and counters of 0."""
+    def _make(self, name: str, limit: Limit) -> None:
+        """Also undoes a removal; where the cgroup was gone already, with a full bucket and counters of 0. The limit
+        comes last: a rule without one counts as half made, and is completed by the next run.
+        """
         maps, cgroup_id = self.host.opened_maps, self.cgroups.make_rule(name)
         maps.make_state(cgroup_id, limit.bucket)
         maps.add_member(cgroup_id, cgroup_id)

@@ -19,7 +19,7 @@ from ...core.errors import LimiterError
 from ...core.layout import MAX_DEPTH
 from ..bpf.libbpf import Libbpf
 from ..bpf.maps import Maps
-from . import processes, trees
+from . import freezing, processes, trees
 from .cgroups import Cgroups
 
 _MARK = "trusted.speed_limiter"  # an attribute of its directory: the id of the cgroup that whoever made it calls /
@@ -207,6 +207,12 @@ class Leaves:
         if leaf_id is not None:
             t.cast(Maps, self._maps).remove_member(leaf_id)
         self._forget(leaf)
+
+    def thaw(self) -> None:
+        """A run was killed while it had frozen some, and with it the child that was to do this."""
+        own = (self._cgroups.rule_cgroup(name) for name in self._cgroups.rule_names())
+        for cgroup in (*own, *self.rules, *self.orphans):
+            freezing.thaw(self._cgroups.absolute(cgroup))
 
     def bury(self, name: str) -> None:
         """Takes the leaves of a rule that are gone, with the service that they were in, out of the member map."""
