@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import budgets as of_kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import apply
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, Scene, assert_bound, pause, when_begun
@@ -333,7 +333,7 @@ def test_the_same_task_removes_what_one_left_that_was_killed_before_budgets_went
     child = os.fork()
     if child == 0:
         with exiting():
-            monkeypatch.setattr(apply.budgets, "remove", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
+            monkeypatch.setattr(of_kernel, "remove", lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL))
             limiter.rule(name="users", state="absent")
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert len(budgets()) == 3

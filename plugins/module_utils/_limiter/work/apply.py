@@ -298,8 +298,7 @@ class _Application:
                 for kept in (cgroup, *self.leaves.occupied(name)):
                     stack.enter_context(freezing.frozen(self.cgroups.absolute(kept)))
                 self._sent_home(name, stay)
-        inside = self.cgroups.pids(cgroup)
-        if inside:
+        if inside := self.cgroups.pids(cgroup):
             raise LimiterError(
                 "busy_cgroup",
                 f"the rule {name!r} cannot be removed",
@@ -330,8 +329,7 @@ class _Application:
     def _remove_leaf(self, name: str, leaf: str) -> None:
         """A rule loses a leaf. Who cannot go home stays there, and it limits nobody any more."""
         self.undos.append(lambda: self.leaves.make(name, self.host.rule_id(name), leaf))
-        inside = self.cgroups.pids(leaf)
-        if inside:
+        if inside := self.cgroups.pids(leaf):
             self.leaves.unlimit(leaf)
             self.warnings.append(f"process {inside[0]} and the like stay in {leaf}, which limits nothing")
         else:
