@@ -110,8 +110,9 @@ def test_a_connection_for_each_request_is_seldom_refused_twice(scene: Scene, kin
     assert_bound(before, scene.pair.arrived(), rate, bucket)
     assert used >= USED - 0.1
     assert most <= (2 * cycle + 230) * PATIENCE
-    # A second refusal costs TCP 500 ms more. A small bucket may refuse some a third time: nobody waits for ever.
-    refused = 1730 if bucket < rate else 730 if cycle < 200 else 1230
+    # A second refusal costs TCP 500 ms more. A small bucket may refuse some a third time, and on a busy machine one a
+    # fourth time, for which TCP waits twice as long: nobody waits for ever.
+    refused = 3730 if bucket < rate else 730 if cycle < 200 else 1230
     assert longest <= (2 * cycle + refused) * PATIENCE
 
 
