@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make demo` and `make test` do all their set-up themselves. Run as root: the real kernel is limited and tested.
-STEPS = lint sanity units packaging property simulation integration kernel traffic soak held-up
+STEPS = lint sanity units packaging property simulation integration kernel traffic held-up
 
-.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench setup-browser demo docs guide dashboard pictures browser test test-ansible kernels test-kernels test-userlands fuzz bench bench-quick $(STEPS)
+.PHONY: setup setup-test setup-ansible setup-docs setup-kernels setup-bench setup-browser demo docs guide dashboard pictures browser test test-ansible kernels test-kernels test-userlands soak fuzz bench bench-quick $(STEPS)
 
 setup:
 	@tools/setup
@@ -56,7 +56,7 @@ pictures: setup-browser
 test: setup-kernels
 	@.venv/bin/python tools/test $(STEPS) harness kernels
 
-$(filter-out soak, $(STEPS)): setup-test
+$(STEPS): setup-test
 	@.venv/bin/python tools/test $@
 
 # Random tasks on a host that is limited; an hour of it with MINUTES=60, and SEED=NUMBER for the steps of another run.

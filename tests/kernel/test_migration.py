@@ -14,9 +14,12 @@ from unittest import mock
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 from ansible_collections.speed_limiter.ebpf.tests.support import earlier, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
@@ -209,6 +212,25 @@ def test_two_tasks_at_once_take_it_over_once(network: Pair, service: Path) -> No
     assert schema() == layout.SCHEMA
     assert not set(os.listdir(pins.PIN_DIR)) & set(catalog.PASSING)
     assert_held(network, RATE)
+
+
+def test_who_looks_and_is_slower_than_all_of_it_looks_again(
+    moved: limiter.Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read the schema of before, and finds the maps of after."""
+    look = Maps._open
+    done = []
+
+    def late(libbpf: Libbpf, any_version: bool) -> Maps | None:
+        if not done:
+            done.append(True)
+            limiter.rule(name="web", rate=str(RATE))
+            raise LimiterError("foreign_pin", "a map of another layout", "", "")
+        return look(libbpf, any_version)
+
+    monkeypatch.setattr(Maps, "_open", late)
+    assert limiter.counters()["web"].packets >= 0
+    assert schema() == layout.SCHEMA
 
 
 def test_what_is_foreign_among_the_pins_stays_and_does_not_stop_it(moved: limiter.Sender) -> None:

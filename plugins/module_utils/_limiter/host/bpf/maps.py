@@ -9,6 +9,7 @@ After members or limits were changed comes one `Maps.bump_generation`: the progr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -153,14 +154,14 @@ class Maps:
         Raises LimiterError: as `pins.check`, ``other_schema``.
         """
         while True:  # who looks holds no lock, and the pins of a new layout may be moving
-            before = _passing()
+            before = _moment()
             try:
                 maps = cls._open(libbpf, any_version)
             except LimiterError:
-                if before == _passing():
+                if before == _moment():
                     raise
                 continue
-            if maps is None or (before == _passing() and maps.control().schema == maps.schema):
+            if maps is None or (before == _moment() and maps.control().schema == maps.schema):
                 return maps
             maps.close()
 
@@ -375,8 +376,11 @@ def other_schema(found: int) -> LimiterError:
     )
 
 
-def _passing() -> list[str]:
-    return [name for name in (*catalog.PASSING, catalog.UNTRACED) if pins.exists(name)]
+def _moment() -> tuple[object, ...]:
+    """Another one once pins have come, gone or moved: all of that may happen while this process does not run."""
+    with contextlib.suppress(OSError):
+        return os.stat(pins.PIN_DIR).st_mtime_ns, *filter(pins.exists, (*catalog.PASSING, catalog.UNTRACED))
+    return ()
 
 
 def _control(control: Map) -> Control:
