@@ -219,7 +219,7 @@ def test_who_looks_and_is_slower_than_all_of_it_looks_again(
 ) -> None:
     """It has read the schema of before, and finds the maps of after."""
     look = Maps._open
-    done = []
+    done: list[bool] = []
 
     def late(libbpf: Libbpf, any_version: bool) -> Maps | None:
         if not done:
