@@ -16,9 +16,9 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.g
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import apply
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.apply import _Application
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
-from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
+from ansible_collections.speed_limiter.ebpf.tests.support.children import FAMILY, child, until
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import making, place
-from ansible_collections.speed_limiter.ebpf.tests.support.limiter import purge, rule, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import purge, rule, rules, snapshot
 
 LEAF = "/a/speed_limiter.web"
 # As fast as can be: of many, some would wait for a processor, and be moved. It ends with the one that waits.
@@ -111,3 +111,15 @@ def test_who_cannot_be_got_out_of_a_leaf_is_free_there(cgroups: Cgroups, loops: 
     assert any(f"stay in {LEAF}, which limits nothing" in warning for warning in done["warnings"])
     assert not frozen(cgroups) and not snapshot().members
     cgroups.move(loops, "/a")
+
+
+def test_a_child_that_another_rule_of_the_list_keeps_stays_there(cgroups: Cgroups) -> None:
+    """Its parent leaves that rule for one that comes later: the child was not forked meanwhile."""
+    with child(FAMILY) as one:
+        middle, last = (int(word) for word in one.words)
+        for pid in (one.pid, middle, last):
+            cgroups.move(pid, "/a")
+        rule(name="jobs", pid=one.pid, rate="1m")
+        rules({"name": "jobs", "pids": [middle]}, {"name": "web", "rate": "1m", "pids": [one.pid]})
+        assert cgroups.pids("/a/speed_limiter.jobs") == sorted((middle, last))
+        assert cgroups.pids(LEAF) == [one.pid]

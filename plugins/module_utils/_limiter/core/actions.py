@@ -52,6 +52,7 @@ class Take(t.NamedTuple):
     named: tuple[int, ...]  # pids that the user named: the task fails if one of them is gone
     children: bool
     kept: t.Mapping[str, str]  # cgroup -> where its processes go: a leaf, or the rule's own cgroup
+    beside: tuple[int, ...] = ()  # pids that the list gives to other rules: neither they nor their children are taken
 
 
 class Release(t.NamedTuple):

@@ -225,7 +225,8 @@ class _Draft:
             pids=tuple(sorted({*rule.pids, *pids})),
             leaves={leaf: tuple(sorted(inside)) for leaf, inside in leaves.items()},
         )
-        self._do(action, rule)
+        others = tuple(pid for pid, owner in self.claims.items() if owner != rule.name)
+        self._do(action._replace(beside=others), rule)
 
     def _rule_of(self, process: Process) -> str | None:
         return rule_of(process.cgroup, self.state.leaves)

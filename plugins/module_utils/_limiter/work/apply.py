@@ -204,7 +204,9 @@ class _Application:
         """Children of a process that was moved are born in the rule; those forked before are found here."""
         for _round in range(_FORK_ROUNDS):
             pids = [process.pid for process in taken]
-            found = [processes.read(pid) for pid in processes.descendants(pids) if pid not in self.protected]
+            found = [
+                processes.read(pid) for pid in processes.descendants(pids, action.beside) if pid not in self.protected
+            ]
             late = [process for process in found if process and self.leaves.rule_of(process.cgroup) != action.name]
             for process in late:
                 self.origins.remember(process, action.name, self._kept(process.cgroup, action) or "")

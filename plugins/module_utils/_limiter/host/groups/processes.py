@@ -212,16 +212,17 @@ def protected(own_pid: int) -> set[int]:
     return {1, own_pid, *ancestors(own_pid)}
 
 
-def descendants(pids: t.Iterable[int]) -> list[int]:
-    """Children, their children ... of ``pids``, without these; zombies may be among them.
+def descendants(pids: t.Iterable[int], beside: t.Iterable[int] = ()) -> list[int]:
+    """Children, their children ... of ``pids``, without these, and without those ``beside`` and their own; zombies may
+    be among them.
 
     A process that forks meanwhile may be missed: who moves them looks again until nothing new is found.
     """
     # The file is there if the kernel has CONFIG_PROC_CHILDREN.
     children = _children if os.path.exists("/proc/thread-self/children") else _children_by_scan()
-    found = dict.fromkeys(pids)
+    waiting = list(dict.fromkeys(pids))
+    found = dict.fromkeys((*waiting, *beside))
     roots = set(found)
-    waiting = list(found)
     while waiting:
         fresh = [child for child in children(waiting.pop()) if child not in found]
         found.update(dict.fromkeys(fresh))
