@@ -173,8 +173,7 @@ class _Application:
 
     def _make_rule(self, action: do.MakeRule) -> None:
         name = action.name
-        fresh = not self.cgroups.exists(self.cgroups.rule_cgroup(name))
-        if fresh:
+        if not self.cgroups.exists(self.cgroups.rule_cgroup(name)):
             self.undos.append(lambda: self._remove(name))
         self._make(name, action.limit)
         if action.start_time is not None:
@@ -204,9 +203,8 @@ class _Application:
         """Children of a process that was moved are born in the rule; those forked before are found here."""
         for _round in range(_FORK_ROUNDS):
             pids = [process.pid for process in taken]
-            found = [
-                processes.read(pid) for pid in processes.descendants(pids, action.beside) if pid not in self.protected
-            ]
+            below = processes.descendants(pids, action.beside)
+            found = [processes.read(pid) for pid in below if pid not in self.protected]
             late = [process for process in found if process and self.leaves.rule_of(process.cgroup) != action.name]
             for process in late:
                 self.origins.remember(process, action.name, self._kept(process.cgroup, action) or "")

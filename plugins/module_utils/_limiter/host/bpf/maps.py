@@ -376,11 +376,11 @@ def other_schema(found: int) -> LimiterError:
     )
 
 
-def _moment() -> tuple[object, ...]:
+def _moment() -> list[tuple[str, int]]:
     """Another one once pins have come, gone or moved: all of that may happen while this process does not run."""
-    with contextlib.suppress(OSError):
-        return os.stat(pins.PIN_DIR).st_mtime_ns, *filter(pins.exists, (*catalog.PASSING, catalog.UNTRACED))
-    return ()
+    with contextlib.suppress(OSError), os.scandir(pins.PIN_DIR) as found:
+        return sorted((pin.name, pin.inode()) for pin in found)
+    return []
 
 
 def _control(control: Map) -> Control:
