@@ -17,6 +17,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.g
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter, systemd
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, Service, making, service_in_a_slice
 from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import APART, FIRST, OBJECT
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import Scene, staged
@@ -123,6 +124,19 @@ def clean_host() -> t.Iterator[Cgroups]:
     """For tests that share a loaded program, which is slow to load."""
     with limiter.clean_host() as found:
         yield found
+
+
+@pytest.fixture
+def made(cgroups: Cgroups) -> t.Iterator[Make]:
+    """Makes homes of processes, on the host that a file's own fixture `cgroups` gives each of its tests."""
+    with making(cgroups) as make:
+        yield make
+
+
+@pytest.fixture
+def service(made: Make) -> t.Iterator[Service]:
+    with service_in_a_slice(made) as it:
+        yield it
 
 
 @pytest.fixture(scope="module")

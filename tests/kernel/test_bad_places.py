@@ -15,7 +15,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.apply import apply
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child, refused
-from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, making, place
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, place
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import rule, snapshot
 
 
@@ -24,12 +24,6 @@ def cgroups() -> Iterator[Cgroups]:
     with limiter.clean_host() as found:
         limiter.program()
         yield found
-
-
-@pytest.fixture
-def made(cgroups: Cgroups) -> Iterator[Make]:
-    with making(cgroups) as make:
-        yield make
 
 
 @pytest.mark.parametrize("path", ["/domain/threads", "/domain/thr*", "/*/threads"])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -18,9 +17,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.homes import (
     LEAF,
     Make,
     Service,
-    making,
     place,
-    service_in_a_slice,
 )
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, info, purge, rule, rules, snapshot
 
@@ -30,18 +27,6 @@ def cgroups() -> Iterator[Cgroups]:
     with limiter.clean_host() as found:
         limiter.program()
         yield found
-
-
-@pytest.fixture
-def made(cgroups: Cgroups) -> Iterator[Make]:
-    with making(cgroups) as make:
-        yield make
-
-
-@pytest.fixture
-def service(made: Make) -> Iterator[Service]:
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context(service_in_a_slice(made))
 
 
 def lost(done: dict[str, Any]) -> list[str]:

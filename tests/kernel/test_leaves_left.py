@@ -25,9 +25,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.homes import (
     LEAF,
     Make,
     Service,
-    making,
     place,
-    service_in_a_slice,
 )
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import Sender, info, purge, rule, snapshot
 
@@ -37,18 +35,6 @@ def cgroups() -> Iterator[Cgroups]:
     with limiter.clean_host() as found:
         limiter.program()
         yield found
-
-
-@pytest.fixture
-def made(cgroups: Cgroups) -> Iterator[Make]:
-    with making(cgroups) as make:
-        yield make
-
-
-@pytest.fixture
-def service(made: Make) -> Iterator[Service]:
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context(service_in_a_slice(made))
 
 
 def everything(sender: Sender, new: str) -> dict[str, set[str]]:

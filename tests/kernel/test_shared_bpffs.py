@@ -21,7 +21,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child
-from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, making
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, purge, refused_unchanged, rule
 
 
@@ -29,12 +29,6 @@ from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, p
 def cgroups() -> Iterator[Cgroups]:
     with limiter.clean_host() as found:
         yield found
-
-
-@pytest.fixture
-def made(cgroups: Cgroups) -> Iterator[Make]:
-    with making(cgroups) as make:
-        yield make
 
 
 @pytest.fixture
