@@ -54,8 +54,10 @@ def service_in_a_slice(make: Make) -> Iterator[Service]:
     make("/tight.slice")
     with limiter.senders(HOME, 2) as (parent, child):
         limiter.rule(name="tight", cgroup_paths=["/tight.slice"], rate="10mbit")
-        yield Service(parent, child)
-        limiter.purge()
+        try:
+            yield Service(parent, child)
+        finally:
+            limiter.purge()
 
 
 def place(pid: int) -> str | None:
