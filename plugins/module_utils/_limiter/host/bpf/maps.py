@@ -9,7 +9,6 @@ After members or limits were changed comes one `Maps.bump_generation`: the progr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -154,14 +153,14 @@ class Maps:
         Raises LimiterError: as `pins.check`, ``other_schema``.
         """
         while True:  # who looks holds no lock, and the pins of a new layout may be moving
-            before = _moment()
+            before = pins.inodes()
             try:
                 maps = cls._open(libbpf, any_version)
             except LimiterError:
-                if before == _moment():
+                if before == pins.inodes():
                     raise
                 continue
-            if maps is None or (before == _moment() and maps.control().schema == maps.schema):
+            if maps is None or (before == pins.inodes() and maps.control().schema == maps.schema):
                 return maps
             maps.close()
 
@@ -374,13 +373,6 @@ def other_schema(found: int) -> LimiterError:
         f"{newer}speed_limit_purge with scope=all, which ends that version's program and removes its rules, then the "
         "tasks that make the rules",
     )
-
-
-def _moment() -> list[tuple[str, int]]:
-    """Another one once pins have come, gone or moved: all of that may happen while this process does not run."""
-    with contextlib.suppress(OSError), os.scandir(pins.PIN_DIR) as found:
-        return sorted((pin.name, pin.inode()) for pin in found)
-    return []
 
 
 def _control(control: Map) -> Control:

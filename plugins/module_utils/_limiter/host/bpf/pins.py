@@ -64,6 +64,17 @@ def exists(name: str) -> bool:
     return os.path.lexists(path(name))
 
 
+def inodes() -> list[int]:
+    """Others once pins of ours have come, gone or moved. It takes no descriptor: who is out of them is told, too."""
+    found = []
+    for name in sorted(catalog.PINS):
+        try:
+            found.append(os.lstat(path(name)).st_ino)
+        except OSError:
+            found.append(0)
+    return found
+
+
 def foreign() -> list[str]:
     """Names in our directory that are not ours; they are left alone."""
     return sorted(set(_listed(PIN_DIR)) - set(catalog.PINS))
