@@ -67,6 +67,8 @@ static __always_inline void budget_fold(struct rate_limit_state *own, const stru
 		own->drops[i] += budget->drops[i];
 		own->notices[i] += budget->notices[i];
 	}
+	own->delayed_packets += budget->delayed_packets;
+	own->delay_ns += budget->delay_ns;
 	own->swept++;
 }
 

@@ -40,7 +40,8 @@ struct {
 static __always_inline void carry_to(struct rate_limit_state *state, struct rate_limit_carried *carried,
 				     const struct carry *carry, __u64 now)
 {
-	const __u64 *drops = carry->counters + 3, *notices = drops + LIMITER_REASONS;
+	const __u64 *drops = carry->counters + 3, *notices = drops + LIMITER_REASONS,
+		    *delays = notices + LIMITER_REASONS;
 	__u64 reference = carried->reference_ns;
 
 	bpf_spin_lock(&state->lock);
@@ -55,6 +56,8 @@ static __always_inline void carry_to(struct rate_limit_state *state, struct rate
 		state->drops[i] += drops[i];
 		state->notices[i] += notices[i];
 	}
+	state->delayed_packets += delays[0];
+	state->delay_ns += delays[1];
 	bpf_spin_unlock(&state->lock);
 	carried->tokens += carry->tokens;
 	for (int i = 0; i < LIMITER_COUNTERS; i++)

@@ -9,6 +9,7 @@
 #include "attribution.h"
 #include "graph.h"
 #include "pacing.h"
+#include "queue.h"
 #include "verdict.h"
 #include "wire.h"
 
@@ -18,6 +19,27 @@
 #define CHARGE_COUNTED 2
 #define CHARGE_COUNTED_MASK 0xf
 #define CHARGE_REASON 8
+#define CHARGE_WAITS 6
+/* Instead: it depends on whether the packet's device holds it. */
+#define CHARGE_ASKS (1 << 7)
+/* What charge_rule() is told, in one number: bits, and from their bits on the generation and the packet's room. */
+#define CHARGE_PACES 1
+#define CHARGE_MAY_ASK 2
+#define CHARGE_GENERATION 2
+#define CHARGE_ROOM 34
+
+/*
+ * The room of a packet; CHARGE_ASKS where it depends on the packet's device, which was not looked at yet. Not inlined:
+ * what is known of the packet then would be walked apart.
+ */
+__noinline __u64 charge_room(__s64 tokens, __u64 rate, __u64 measured, __u64 told)
+{
+	struct packet packet = packet_unpack(measured);
+
+	if (!(told & CHARGE_MAY_ASK))
+		return told >> CHARGE_ROOM;
+	return departure_matters(tokens, rate, &packet) ? ~0ULL : 0;
+}
 
 /*
  * Charges one rule; `index` is its number among the rules of the socket. Returns an answer, or 0 where the rule limits
@@ -26,10 +48,10 @@
  * A `__noinline` function is verified once, on its own. Inlined, the 5.10 verifier walks every combination for minutes.
  * On 5.10 it may take only the context and scalars, five at most.
  */
-__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 index, __u64 generation_paces)
+__noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 index, __u64 told)
 {
-	__u32 generation = generation_paces >> 1;
-	bool paces = generation_paces & 1;
+	__u32 generation = told >> CHARGE_GENERATION;
+	bool paces = told & CHARGE_PACES;
 	struct rate_limit_state *state = rule_state(&rule, generation);
 	struct packet packet = packet_unpack(measured);
 	struct rate_limit_pacing *pacing = NULL;
@@ -53,6 +75,10 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 		/* For all rules of this packet, the bottleneck is that of the connection's last packet. */
 		packet.elsewhere = (measured >> PACKET_BOTTLENECK) % LIMITER_MAX_NESTED != index;
 	}
+	/* Read without the lock: who comes in between finds what there is, or is dropped. */
+	packet.room = charge_room(state->tokens, state->rate, measured, told);
+	if ((__s64)packet.room < 0)
+		return CHARGE_ASKS;
 	bpf_spin_lock(&state->lock);
 	/* It was swept meanwhile: what it counts now would be lost. */
 	if (state->limit == LIMITER_NO_RULE) {
@@ -69,7 +95,8 @@ __noinline int charge_rule(struct __sk_buff *skb, __u64 rule, __u64 measured, __
 			connection_note_verdict(pacing, answer.verdict == VERDICT_DROP);
 		connection_take_offer(pacing, index, share);
 	}
-	return answer.verdict | answer.counted << CHARGE_COUNTED | answer.reason << CHARGE_REASON;
+	return answer.verdict | answer.counted << CHARGE_COUNTED | answer.reason << CHARGE_REASON |
+	       connection_less(0, packet.room) << CHARGE_WAITS;
 }
 
 /* Another rule dropped the packet after this one had passed it. */
@@ -102,15 +129,30 @@ struct decision {
 	__u16 answers[LIMITER_MAX_NESTED]; /* of the rules, as charge_rule() returns them; 0: it was not asked */
 };
 
-/* Charges the rules that were found. */
-static __always_inline int charge_rules(struct __sk_buff *skb, struct decision *decision, __u32 generation, bool paces)
+/*
+ * Charges one rule. If that depends on it, looks whether the device holds the packet. Not in charge_rule(), whose stack
+ * leaves none for it on 5.10.
+ */
+static __always_inline int charge(struct __sk_buff *skb, __u64 rule, __u64 measured, __u32 index, __u64 told)
 {
-	__u64 measured = wire_measure(skb), generation_paces = (__u64)generation << 1 | paces;
+	int answer = charge_rule(skb, rule, measured, index, told);
+
+	if (answer != CHARGE_ASKS)
+		return answer;
+	told = (told & ~(__u64)CHARGE_MAY_ASK) | queue_room(skb, rule, measured) << CHARGE_ROOM;
+	return charge_rule(skb, rule, measured, index, told);
+}
+
+/* Charges the rules that were found. */
+static __always_inline int charge_rules(struct __sk_buff *skb, struct decision *decision, __u64 told)
+{
+	__u64 measured = wire_measure(skb), wait = 0;
 	__u64 *rules = decision->found.rules;
 	__u16 *answers = decision->answers;
 	bool notice = false, dropped = false;
+	__u32 waits = 0;
 
-	if (paces && measured >> PACKET_TCP & 1)
+	if (told & CHARGE_PACES && measured >> PACKET_TCP & 1)
 		measured = pacing_look(skb, measured);
 	decision->measured = measured;
 /* Unrolled: the 5.10 verifier takes only constant offsets into the stack. */
@@ -118,13 +160,14 @@ static __always_inline int charge_rules(struct __sk_buff *skb, struct decision *
 	for (int i = 0; i < LIMITER_MAX_NESTED; i++) {
 		if (!rules[i])
 			break;
-		answers[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
+		answers[i] = charge(skb, rules[i], measured, i, told);
 		/* The rule limits nothing, unless it is a budget that was swept. */
 		if (!answers[i]) {
 			rules[i] = graph_again(skb, rules[i]);
 			if (rules[i])
-				answers[i] = charge_rule(skb, rules[i], measured, i, generation_paces);
+				answers[i] = charge(skb, rules[i], measured, i, told);
 		}
+		waits |= answers[i];
 		if ((answers[i] & VERDICT_MASK) == VERDICT_PASS_WITH_NOTICE)
 			notice = true;
 		if ((answers[i] & VERDICT_MASK) == VERDICT_DROP) {
@@ -133,8 +176,15 @@ static __always_inline int charge_rules(struct __sk_buff *skb, struct decision *
 		}
 	}
 	/* Constants, since the verifier does not know what a function may return. */
-	if (!dropped)
+	if (!dropped) {
+		if ((waits >> CHARGE_WAITS | measured >> PACKET_FOLLOWS) & 1) {
+#pragma unroll
+			for (int i = 0; i < LIMITER_MAX_NESTED; i++)
+				wait = queue_wait(rules[i], measured, wait);
+			queue_depart(skb, wait);
+		}
 		return notice ? VERDICT_PASS_WITH_NOTICE : VERDICT_PASS;
+	}
 #pragma unroll
 	for (int i = 0; i < LIMITER_MAX_NESTED - 1; i++)
 		if (answers[i] & VERDICT_PASSES)

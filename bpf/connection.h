@@ -27,6 +27,7 @@
 /* A share below this needs the clamp, and starts with only two segments where the bucket is poor. */
 #define CONNECTION_SLOW_SHARE 2500000 /* bytes per second */
 #define CONNECTION_SLOW_INITIAL_WINDOW 2
+#define CONNECTION_BEGIN_PART 10
 /* BPF programs cannot set a rate from here on (34 Gbit/s), on any kernel so far. */
 #define PACING_MOST 0xffffffffULL
 
@@ -42,6 +43,7 @@
 struct connection {
 	__u64 now_ns;      /* TCP's time stamp */
 	__u64 timer_ns;    /* when its pacing timer was last set to expire */
+	__u64 departs_ns;  /* when TCP lets the packet depart, if fq paces for TCP; else not after now_ns */
 	__u64 pacing_rate; /* its current pacing rate; this and the next are bytes of payload per second */
 	__u64 most_rate;   /* its current SO_MAX_PACING_RATE */
 	__s32 unsent;      /* bytes queued behind the packet */
@@ -83,8 +85,9 @@ static __always_inline void connection_note_segment(const struct connection *see
  * Examines a connection as it sends a packet with data.
  *
  * It is held when only pacing keeps it from sending more. Either it has more to send and both windows have room. Or all
- * is sent, and that began with a wait for the pacing timer, whose last expiry time the socket keeps; so a connection
- * that answers each request with a single packet is detected too. Segments that TCP does not pace tell nothing.
+ * is sent, and that began with a wait for the pacing timer, whose last expiry time the socket keeps, or for fq, which
+ * paces in the timer's place where the device has it; so a connection that answers each request with a single packet is
+ * detected too. Segments that TCP does not pace tell nothing.
  *
  * A process that raises SO_MAX_PACING_RATE above the rate that its connection was told escapes pacing until it is told
  * again. Until then the connection is foreign.
@@ -98,7 +101,8 @@ static __always_inline void connection_look(const struct connection *seen, struc
 	__u32 early = paced & connection_less(seen->sent, CONNECTION_UNPACED_SEGMENTS + packet->segments);
 	__u32 idle = connection_less(seen->out, 1);
 	__u32 waited =
-		(before & flags >> CONNECTION_WAITED) | (~before & connection_less(pacing->sent_ns, seen->timer_ns));
+		(before & flags >> CONNECTION_WAITED) | (~before & (connection_less(pacing->sent_ns, seen->timer_ns) |
+								    connection_less(seen->now_ns, seen->departs_ns)));
 	/* TCP does not use the rest of a window if it is smaller than a segment. */
 	__u32 able = ~connection_less((__s64)seen->room, seen->mss) &
 		     connection_less(seen->out + packet->segments, seen->window);
@@ -154,6 +158,16 @@ static __always_inline __u64 connection_payload(const struct rate_limit_pacing *
 		return share;
 	rate = share * segment / (segment + headers);
 	return rate ? rate : 1;
+}
+
+/*
+ * Whether a connection begins with few segments, where a bucket is poor: TCP's first ten would be dropped. Not where
+ * they can wait in the device's queue for no longer than CONNECTION_BEGIN_PART of a second.
+ */
+static __always_inline bool connection_begins_slowly(const struct rate_limit_pacing *pacing, __u64 segment, bool waits)
+{
+	return pacing->share < CONNECTION_SLOW_SHARE &&
+	       !(waits && CONNECTION_UNPACED_SEGMENTS * segment <= pacing->share / CONNECTION_BEGIN_PART);
 }
 
 /* The congestion window, in segments, that a low share needs; 0 for other shares. */

@@ -20,6 +20,8 @@
  * The bucket pays for the rest.
  */
 #define DEMAND_EARLY_LEAD (50 * MILLISECONDS)
+/* ... where they can wait in the device's queue. */
+#define DEMAND_EARLY_QUEUE (160 * MILLISECONDS)
 /* Room is left for this many new connections that have not sent anything yet. */
 #define DEMAND_SILENT_MOST 20
 /* What was counted of a packet that passed: bits, so that a refund takes back just that. */
@@ -96,7 +98,8 @@ static __always_inline __u32 demand_note(struct fair_share *fair, struct fair_sh
 	 * that the guard would drop paced packets; to unpaced TCP, through what its modest bytes leave of the rate.
 	 */
 	if ((packet->paced || packet->control) &&
-	    (!packet->early || fair_share_lead(fair, now) < (__s64)DEMAND_EARLY_LEAD)) {
+	    (!packet->early ||
+	     fair_share_lead(fair, now) < (__s64)(packet->room ? DEMAND_EARLY_QUEUE : DEMAND_EARLY_LEAD))) {
 		fair->clock_ns += packet->bytes * NANOSECONDS / rate;
 		counted |= DEMAND_CLOCK;
 	}

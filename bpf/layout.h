@@ -108,13 +108,17 @@ struct rate_limit_state {
 	struct fair_share fair;
 	__u64 drops[LIMITER_REASONS];   /* packets dropped, by reason */
 	__u64 notices[LIMITER_REASONS]; /* packets passed with a congestion notice, by reason */
+	__u64 delayed_packets;          /* passed, and waited for their departure time: see departure.h */
+	__u64 delay_ns;                 /* ... in all */
+	__u32 waiting_size;             /* average of those that wait, bytes */
+	__u32 reserved;
 };
 
 /* As `limit`: of a budget that is being made or removed. */
 #define LIMITER_NO_RULE (~0ULL)
 
-/* Counters of a state: packets, bytes, dropped_bytes, drops and notices, in this order. */
-#define LIMITER_COUNTERS (3 + 2 * LIMITER_REASONS)
+/* Counters of a state, in this order: packets, bytes, dropped_bytes, drops, notices, delayed_packets and delay_ns. */
+#define LIMITER_COUNTERS (5 + 2 * LIMITER_REASONS)
 
 /*
  * rate_limit_carried_map: rule -> what its state has of its state in an earlier layout. It exists only while one layout
@@ -212,6 +216,7 @@ struct rate_limit_pacing {
 	__u32 segment;   /* recent payload of its segments, bytes */
 	__u32 round_trip_us;
 	struct fair_share_mark marks[LIMITER_MAX_NESTED];
+	__u64 departs_ns; /* CLOCK_MONOTONIC when the latest of its packets departs that had to wait */
 };
 #define LIMITER_UNPACED (~0ULL)
 
@@ -222,6 +227,12 @@ enum limiter_pacing {
 	LIMITER_PACING_REFUSED, /* the kernel did not load or attach pace_sockets */
 };
 
+/* Whether packets wait where their device has fq, see departure.h: */
+enum limiter_departure {
+	LIMITER_DEPARTURE_AUTO,
+	LIMITER_DEPARTURE_OFF, /* departure: off of speed_limit_program */
+};
+
 /* rate_limit_control_map: one entry, key 0 */
 struct rate_limit_control {
 	__u32 schema;     /* the maps' LIMITER_SCHEMA */
@@ -230,6 +241,7 @@ struct rate_limit_control {
 	__u32 program_id;     /* the kernel's id of the program that `identity` names */
 	__u32 pacing;         /* enum limiter_pacing */
 	__u32 blind;       /* 1: limit_egress was loaded without its looks into the kernel's memory, kernel_memory.h */
-	char identity[64]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
+	char identity[60]; /* what was loaded: "source:<sha256, 48 hex digits>" or "object:..."; NUL-padded */
+	__u32 departure;   /* enum limiter_departure */
 };
 #endif

@@ -39,6 +39,7 @@ static __always_inline int limit(struct __sk_buff *skb, struct decision *decisio
 	struct rate_limit_control *ctl = control();
 	__u32 generation;
 	int verdict;
+	__u64 told;
 
 	if (!ctl)
 		return VERDICT_PASS;
@@ -50,7 +51,10 @@ static __always_inline int limit(struct __sk_buff *skb, struct decision *decisio
 		return VERDICT_PASS;
 	if (ipsec_suspected(skb) && ipsec_charged(skb))
 		return VERDICT_PASS;
-	verdict = charge_rules(skb, decision, generation, ctl->pacing == LIMITER_PACING_ON);
+	told = (__u64)generation << CHARGE_GENERATION;
+	told |= ctl->pacing == LIMITER_PACING_ON ? CHARGE_PACES : 0;
+	told |= ctl->departure == LIMITER_DEPARTURE_AUTO ? CHARGE_MAY_ASK : 0;
+	verdict = charge_rules(skb, decision, told);
 	if (ipsec_seen && verdict != VERDICT_DROP)
 		ipsec_give(skb);
 	return verdict;
@@ -168,7 +172,7 @@ int pace_sockets(struct bpf_sock_ops *ops)
 	if (ops->op != BPF_SOCK_OPS_RTT_CB) {
 		pacing = on ? established(ops, sk, tcp, generation) : NULL;
 		if (pacing)
-			pacing_begin(ops, tcp, pacing, generation);
+			pacing_begin(ops, tcp, pacing, generation, ctl->departure == LIMITER_DEPARTURE_AUTO);
 		return 1;
 	}
 	pacing = bpf_sk_storage_get(&rate_limit_pacing_map, sk, NULL, 0);

@@ -10,6 +10,7 @@
 #define LIMITER_PACING_H
 
 #include "connection.h"
+#include "queue.h"
 #include "rule_state.h"
 #include "tcp_states.h"
 
@@ -76,9 +77,11 @@ __noinline __u64 pacing_look(struct __sk_buff *skb, __u64 measured)
 	/* Replaced by the offers of the rules that limit the connection. */
 	pacing->share = OFFER_NONE;
 	more = (__u64)(pacing->tightest % LIMITER_MAX_NESTED) << PACKET_BOTTLENECK;
+	more |= (__u64)connection_less(tcp->tcp_clock_cache, pacing->departs_ns) << PACKET_FOLLOWS;
 	if (!packet.control && tcp_sends_data(tcp)) {
 		seen.now_ns = tcp->tcp_clock_cache;
 		seen.timer_ns = tcp->pacing_timer.node.expires;
+		seen.departs_ns = tcp->tcp_wstamp_ns;
 		seen.pacing_rate = tcp->inet_conn.icsk_inet.sk.sk_pacing_rate;
 		seen.most_rate = tcp->inet_conn.icsk_inet.sk.sk_max_pacing_rate;
 		seen.unsent = tcp->write_seq - tcp->snd_nxt - packet.bytes;
@@ -222,15 +225,25 @@ static __always_inline void pacing_call_back(struct bpf_sock_ops *ops)
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
-static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
-					 struct rate_limit_pacing *pacing, __u32 generation)
+/* Whether the device that the connection's route leads to holds packets. */
+static __always_inline bool pacing_waits(const struct tcp_sock *tcp)
 {
+	const struct dst_entry *route = tcp->inet_conn.icsk_inet.sk.sk_dst_cache;
+
+	return kernel_memory && route && queue_of_device((__u64)BPF_CORE_READ(route, dev));
+}
+
+/* `departs`: packets may wait for their departure time. */
+static __always_inline void pacing_begin(struct bpf_sock_ops *ops, const struct tcp_sock *tcp,
+					 struct rate_limit_pacing *pacing, __u32 generation, bool departs)
+{
+	__u64 segment = tcp->mss_cache + pacing_headers(tcp);
 	__u32 window = CONNECTION_SLOW_INITIAL_WINDOW;
 	bool poor;
 
 	pacing_call_back(ops);
 	poor = pacing_join(pacing, generation);
-	if (poor && pacing->share < CONNECTION_SLOW_SHARE && ops->snd_cwnd > window)
+	if (poor && ops->snd_cwnd > window && connection_begins_slowly(pacing, segment, departs && pacing_waits(tcp)))
 		bpf_setsockopt(ops, SOL_TCP, TCP_BPF_IW, &window, sizeof(window));
 	pacing_tell(ops, tcp, pacing);
 }

@@ -21,6 +21,7 @@ struct packet {
 	bool elsewhere;      /* another rule is the connection's bottleneck */
 	bool starved;        /* nothing of the connection has passed for seconds */
 	__u64 round_trip_ns; /* 0: not known yet */
+	__u64 room;          /* bytes of debt that its device lets it wait for, see departure.h; 0: it does not wait */
 };
 
 /*
@@ -41,6 +42,7 @@ struct packet {
 #define PACKET_CLOCK 59 /* TCP's time stamp was taken as it began to send */
 #define PACKET_STARVED 60
 #define PACKET_HANDSHAKE 61
+#define PACKET_FOLLOWS 62 /* an earlier packet of its connection waits for its departure time */
 #define PACKET_SEGMENTS_MOST 0xffff
 
 static __always_inline __u64 packet_pack(const struct packet *packet)

@@ -47,6 +47,14 @@ enum verdict {
 #define VERDICT_NOTICE_PART 16
 /* Paced TCP may lead its rate by this and twice its lag before packets are dropped. */
 #define VERDICT_GUARD_LEAD (100 * MILLISECONDS)
+/* ... and by this where packets wait in the device's queue: by what early ones may wait there. */
+#define VERDICT_GUARD_QUEUE (160 * MILLISECONDS)
+/*
+ * What TCP may wait for in that queue. Its shortest timer ends after 200 ms, and it would send again what only waits;
+ * who was refused once has waited for that timer already.
+ */
+#define VERDICT_QUEUE_MS 160
+#define VERDICT_QUEUE_REFUSED_MS 30
 /* A packet that lasts longer than this at its share is a lump: its connection's window is too large. */
 #define VERDICT_LUMP_LONGEST_MS 100
 /*
@@ -93,6 +101,18 @@ static __always_inline __s64 verdict_half_debt(__u64 rate)
 }
 
 /*
+ * The debt in bytes that TCP may have where its packets can wait. Some of it is for who was refused before, and more
+ * for packets without data.
+ */
+static __always_inline __s64 verdict_queue(__u64 rate, const struct packet *packet)
+{
+	__u64 ms = VERDICT_QUEUE_MS + packet->refused * VERDICT_QUEUE_REFUSED_MS;
+
+	return packet->control ? rate / 1000 * (VERDICT_QUEUE_MS + VERDICT_QUEUE_REFUSED_MS) + verdict_debt(rate) / 2
+			       : rate / 1000 * ms;
+}
+
+/*
  * The bound at which a packet leaves at most this debt: one byte less than just enough. A larger packet passes if there
  * is no debt yet.
  */
@@ -121,6 +141,7 @@ static __always_inline void verdict_foreign(const struct rate_limit_state *state
 	__s64 half = verdict_half_debt(state->rate);
 
 	bounds->drop = (struct bound){ whole > half ? whole - half - 1 : 0, LIMITER_REASON_EMPTY };
+	bounds->drop.tokens -= packet->room;
 	if (paces && state->fair.active_before && fair_share_flooded(state))
 		verdict_raise(&bounds->drop, fair_share_reserve(state) / 2, LIMITER_REASON_TCP_RESERVE);
 }
@@ -163,7 +184,7 @@ static __always_inline void verdict_admit(const struct rate_limit_state *state, 
 {
 	__s64 begin = verdict_begin(state), half = fair_share_reserve(state) / 2;
 
-	if (!packet->begins || packet->waited || fair_share_flooded(state))
+	if (!packet->begins || packet->waited || packet->room || fair_share_flooded(state))
 		return;
 	if (packet->refused && begin > half)
 		begin = half;
@@ -178,7 +199,8 @@ static __always_inline void verdict_guard(const struct rate_limit_state *state, 
 					  struct bounds *bounds)
 {
 	const struct fair_share *fair = &state->fair;
-	__s64 allowed = VERDICT_GUARD_LEAD + 2 * fair->lag_ns, lead = fair_share_lead(fair, now);
+	__s64 allowed = VERDICT_GUARD_LEAD + 2 * fair->lag_ns + (packet->room ? VERDICT_GUARD_QUEUE : 0),
+	      lead = fair_share_lead(fair, now);
 	/* A single segment cannot be made smaller. */
 	bool lump = fair->share && packet->bytes > FAIR_SHARE_BURST_SMALLEST && packet->segments > 1 &&
 		    packet->bytes * 1000ULL > VERDICT_LUMP_LONGEST_MS * fair->share;
@@ -216,6 +238,8 @@ static __always_inline void verdict_paced(const struct rate_limit_state *state, 
 	__s64 half = verdict_half_debt(state->rate), idle = verdict_debt(state->rate) - packet->bytes;
 
 	bounds->drop.tokens = packet->idle && idle > half ? -idle : -half;
+	if (packet->room)
+		bounds->drop.tokens = -verdict_queue(state->rate, packet);
 	if (packet->early || packet->waited)
 		verdict_admit(state, packet, bounds);
 	else
@@ -237,6 +261,8 @@ static __always_inline struct bounds verdict_bounds(const struct rate_limit_stat
 			rate / VERDICT_NOTICE_PART < bucket / 2 ? rate / VERDICT_NOTICE_PART : bucket / 2;
 		bounds.drop.tokens =
 			verdict_leave(packet->control ? verdict_debt(rate) : verdict_debt(rate) / 2, packet);
+		if (packet->room)
+			bounds.drop.tokens = -verdict_queue(rate, packet);
 	}
 	return bounds;
 }

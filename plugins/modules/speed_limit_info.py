@@ -244,6 +244,32 @@ program:
           type: str
           returned: success
           sample: "the kernel refuses settle_sockets: the warning of speed_limit_program with state=reloaded says why"
+    departure:
+      description:
+        - Whether packets that a limit has no room for wait where their device has the queueing discipline C(fq). What
+          waited is in RV(rules[].counters).
+      type: dict
+      returned: success
+      sample: {state: "on", reason: null, devices: [eth0]}
+      contains:
+        state:
+          description: V(on), V(off) where it is switched off, or V(refused) by the kernel.
+          type: str
+          returned: success
+          sample: "on"
+        reason:
+          description: Why not, in words. Null where they may.
+          type: str
+          returned: success
+          sample: "departure times are switched off: speed_limit_program with departure=auto switches them on"
+        devices:
+          description:
+            - Devices of the task's network namespace that hold packets, as C(fq) is at their root, or below each queue
+              of C(mq). On others such packets are dropped.
+          type: list
+          elements: str
+          returned: success
+          sample: [eth0]
 boot:
   description: What is stored for the next boot, and what is wrong with it. Null where it could not be looked at.
   type: dict
@@ -315,6 +341,8 @@ rules:
         dropped_packets: 3
         dropped_bytes: 4500
         congestion_marks: 12
+        delayed_packets: 40
+        mean_delay_us: 12000
         drops: {unknown: 0, empty: 3, tcp_reserve: 0, debt: 0, admission: 0, ahead: 0, lump: 0}
         notices: {unknown: 0, ahead: 12, lump: 0, low: 0}
     pacing:

@@ -55,6 +55,15 @@ options:
         after a reboot say, loads it with the defaults, so run this module first where they are not wanted.
     type: bool
     default: true
+  departure:
+    description:
+      - Whether packets that the limit has no room for wait, where their device has the queueing discipline C(fq), until
+        the limit has room. Datagrams wait for 50 ms at most, TCP for less than its shortest timer.
+      - With V(off), and on every other device, they are dropped. Queueing disciplines are never changed.
+      - It is switched without loading the program again.
+    type: str
+    choices: [auto, "off"]
+    default: auto
 seealso:
   - module: speed_limiter.ebpf.speed_limit_info
     description: What is limited on a host, by which rule, and what the host lacks.
@@ -79,6 +88,10 @@ EXAMPLES = r"""
 - name: Limit by dropping alone
   speed_limiter.ebpf.speed_limit_program:
     pacing: false
+
+- name: Drop what a limit has no room for, on devices with fq, too
+  speed_limiter.ebpf.speed_limit_program:
+    departure: "off"
 
 - name: Unload the program
   speed_limiter.ebpf.speed_limit_program:
@@ -131,6 +144,11 @@ program:
           type: str
           returned: success
           sample: "the kernel refuses settle_sockets: the warning of speed_limit_program with state=reloaded says why"
+    departure:
+      description: O(departure) as it is then.
+      type: str
+      returned: success
+      sample: auto
 actions:
   description: What was done, or would be.
   type: list

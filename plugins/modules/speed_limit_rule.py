@@ -345,6 +345,8 @@ rule:
         - V(lump), one packet lasts longer than 100 milliseconds at its connection's share.
         - V(low), the bucket runs low for TCP that is not paced.
         - V(unknown), counted by a version that kept no reasons.
+        - C(delayed_packets) passed and waited in the queue of their device, C(mean_delay_us) microseconds each (null
+          where none did), as O(speed_limiter.ebpf.speed_limit_program#module:departure) allows.
       type: dict
       returned: success
       sample:
@@ -353,6 +355,8 @@ rule:
         dropped_packets: 3
         dropped_bytes: 4500
         congestion_marks: 12
+        delayed_packets: 40
+        mean_delay_us: 12000
         drops: {unknown: 0, empty: 3, tcp_reserve: 0, debt: 0, admission: 0, ahead: 0, lump: 0}
         notices: {unknown: 0, ahead: 12, lump: 0, low: 0}
 previous:

@@ -98,6 +98,8 @@ def spans_from(result: Result, first: int) -> Bin:
         added(span.dropped for span in spans),
         [max(column) for column in zip(*(span.silence for span in spans))],
         added(span.rules for span in spans),
+        added(span.lost for span in spans),
+        [max(column) for column in zip(*(span.wait for span in spans))],
     )
 
 

@@ -46,6 +46,8 @@ class Flow:
     foreign: bool = False
     gso: bool = False
     rules: tuple[int, ...] = (0,)
+    clump: int = 1  # datagrams at a time
+    waits: bool = False  # its device has fq
 
     @property
     def tcp(self) -> bool:
@@ -82,6 +84,9 @@ class Scenario:
     probe_every: float = 10  # bbr's pause to measure the round trip
     garbage_at: float = 0
     garbage_kind: int = 0
+    horizon: float = 10  # of fq, seconds
+    limit: int = 10_000  # packets in fq, and of one socket
+    flow_limit: int = 100
     large_bursts: bool = True
     requests: int = 0  # so many are recorded
 
@@ -105,6 +110,8 @@ class Bin:
     dropped: list[int]  # of each, packets that some rule dropped
     silence: list[float]  # of each, the longest time in which a connection could not send what it had; seconds
     rules: list[int]  # bytes of each
+    lost: list[int]  # of each flow, packets that fq dropped
+    wait: list[float]  # of each, the longest in fq; seconds
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class FlowSpec(ctypes.Structure):
         *fields(ctypes.c_uint64, "answer answer_most pause requests"),
         *fields(ctypes.c_uint32, "kind use mss headers slots passive regular unpaced foreign gso rules"),
         ("rule", ctypes.c_uint32 * RULES),
+        *fields(ctypes.c_uint32, "clump waits"),
     ]
 
 
@@ -142,8 +150,8 @@ class ChangeSpec(ctypes.Structure):
 
 class ScenarioSpec(ctypes.Structure):
     _fields_ = [
-        *fields(ctypes.c_uint64, "seed duration clock_skew timer_delay probe_every garbage_at"),
-        *fields(ctypes.c_uint32, "garbage_kind large_bursts flows changes bins rules"),
+        *fields(ctypes.c_uint64, "seed duration clock_skew timer_delay probe_every garbage_at horizon"),
+        *fields(ctypes.c_uint32, "limit flow_limit garbage_kind large_bursts flows changes bins rules"),
         ("flow", ctypes.POINTER(FlowSpec)),
         ("change", ctypes.POINTER(ChangeSpec)),
         ("bin", ctypes.POINTER(ctypes.c_uint64)),
@@ -155,7 +163,11 @@ class BinResult(ctypes.Structure):
 
 
 class FlowResult(ctypes.Structure):
-    _fields_ = [*fields(ctypes.c_uint64, "bytes silence"), *fields(ctypes.c_uint32, "packets held drops")]
+    _fields_ = [
+        *fields(ctypes.c_uint64, "bytes silence"),
+        *fields(ctypes.c_uint32, "packets held drops lost"),
+        ("wait", ctypes.c_uint64),
+    ]
 
 
 class RequestResult(ctypes.Structure):
@@ -200,8 +212,7 @@ def nanoseconds(seconds: float) -> int:
 
 def flow_spec(flow: Flow) -> FlowSpec:
     spec = FlowSpec()
-    for part in FlowSpec._fields_[:-2]:
-        name = part[0]
+    for name in (part[0] for part in FlowSpec._fields_ if not part[0].startswith("rule")):
         value = getattr(flow, name)
         setattr(spec, name, nanoseconds(value) if name in TIMES else value)
     spec.rules = len(flow.rules)
@@ -220,6 +231,9 @@ def simulate(library: ctypes.CDLL, scenario: Scenario) -> Result:
         nanoseconds(scenario.timer_delay),
         nanoseconds(scenario.probe_every),
         nanoseconds(scenario.garbage_at),
+        nanoseconds(scenario.horizon),
+        scenario.limit,
+        scenario.flow_limit,
         scenario.garbage_kind,
         scenario.large_bursts,
         flows,
@@ -261,4 +275,6 @@ def bin_of(begin: float, end: float, rules: list[BinResult], flows: list[FlowRes
         [flow.drops for flow in flows],
         [flow.silence / SECOND for flow in flows],
         [rule.bytes for rule in rules],
+        [flow.lost for flow in flows],
+        [flow.wait / SECOND for flow in flows],
     )

@@ -83,8 +83,8 @@ def settled(scenario: Scenario, rate: float) -> float:
     return 1 + 22 * far + 16 * epoch(draft) + 10 * max(0.2, 4 * (epoch(draft) + far))
 
 
-def world(seed: int, anew: bool = False) -> Scenario:
-    """`anew`: with connections that are new for each request among them."""
+def world(seed: int, anew: bool = False, waits: bool = False) -> Scenario:
+    """`anew`: with connections that are new for each request among them; `waits`: all devices have fq."""
     rng = random.Random(seed)
     rate = between(rng, MBIT, 200 * MBIT)
     flows = list(components(rng, rate, anew))
@@ -97,7 +97,7 @@ def world(seed: int, anew: bool = False) -> Scenario:
     bucket = rng.choice([0.02, 0.1, 1])
     draft = Scenario(
         seed,
-        [replace(flow, rules=tuple(range(entry, len(rates)))) for flow, entry in zip(flows, entries)],
+        [replace(flow, rules=tuple(range(entry, len(rates))), waits=waits) for flow, entry in zip(flows, entries)],
         [Change(0, one, max(3000, int(one * bucket)), rule) for rule, one in enumerate(rates)],
         0,
         clock_skew=rng.choice([0, 5e-6]),

@@ -86,6 +86,8 @@ class State(NamedTuple):
     fair: layout.FairShare
     drops: tuple[int, ...]
     notices: tuple[int, ...]
+    delayed_packets: int = 0
+    delay_ns: int = 0
 
     @property
     def dropped_packets(self) -> int:
@@ -173,7 +175,9 @@ class Dataplane:
         fields = layout.STATE.unpack(self.state[key_of(rule)])
         fair, drops, notices = (layout.STATE_FIELDS.index(name) for name in ("fair.share", "drops[0]", "notices[0]"))
         learned = layout.FairShare._make(fields[fair:drops])
-        return State._make((*fields[:fair], learned, fields[drops:notices], fields[notices:]))
+        delayed = layout.STATE_FIELDS.index("delayed_packets")
+        counted = (fields[drops:notices], fields[notices:delayed], *fields[delayed : delayed + 2])
+        return State._make((*fields[:fair], learned, *counted))
 
 
 def key_of(cgroup: Path) -> bytes:

@@ -12,7 +12,8 @@ trickle ADDRESS PORT SECONDS CONNECTIONS BYTES_PER_SECOND   of each; never has m
 short ADDRESS PORT CONNECTIONS BYTES [PARALLEL]             one connection after the other, each until all has arrived
 echo ADDRESS PORT                            sends back what it gets
 ping ADDRESS PORT SECONDS [BYTES]            some there and back, again and again
-udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso, raw (TCP's protocol)
+udp ADDRESS PORT SECONDS BYTES_PER_SECOND [SIZE [OPTION]]   OPTION: recverr, gso, raw (TCP's protocol),
+                                             clumps (25 at a time)
 answer ADDRESS PORT                          gives each that connects what it asks for
 ask ADDRESS PORT SECONDS KIND WORKERS BYTES [COUNT]         asks again at once. KIND: kept, or for each request a new
                                              connection: new, fastopen; COUNT: of all requests, 0: without end
@@ -43,6 +44,7 @@ from . import asking
 BLOCK = bytes(65536)
 SO_MAX_PACING_RATE, TCP_MD5SIG, TCP_NOTSENT_LOWAT = 47, 14, 25  # Python has no names for them
 LOWAT = 2048
+CLUMP = 25
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -299,6 +301,8 @@ def send_udp(address: str, port: str, seconds: str, rate: str, size: str = "1400
     with contextlib.suppress(Stop):
         while now - begin < float(seconds):
             due = int((now - begin) * int(rate))
+            if option == "clumps":
+                due -= due % (CLUMP * len(payload))
             while sent < due and time.monotonic() - begin < float(seconds):
                 sent += len(payload)
                 try:

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * bpf/verdict.h, fair_share.h, demand.h and token_bucket.h with states that no program of ours leaves: nothing is
- * computed that C does not define, and the limit holds.
+ * bpf/departure.h, verdict.h, fair_share.h, demand.h and token_bucket.h with states that no program of ours leaves:
+ * nothing is computed that C does not define, and the limit holds.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 
+#include "departure.h"
 #include "input.h"
 #include "use.h"
-#include "verdict.h"
 
 #define PACKETS 24
 #define LARGEST 66000 /* bytes */
@@ -47,6 +47,7 @@ static void one(void)
 	struct fair_share_mark marks[4];
 	__u64 rate = a_rate(), bucket = below(2) ? rate : 2048 + any() % (1ULL << below(41)), now = 1 + (any() >> 2);
 	__u64 begin = now, latest = now, passed = 0;
+	bool queue = below(2);
 	__u64 most;
 
 	spoil(&state, sizeof(state));
@@ -67,7 +68,12 @@ static void one(void)
 
 		if (below(8) == 0)
 			demand_join(&state, now);
+		if (queue && departure_matters(state.tokens, state.rate, &packet))
+			packet.room = departure_room(&state, &packet);
 		answer = verdict_charge(&state, mark, &packet, now, below(8));
+		check(departure_wait(&state, &packet, now) <= NANOSECONDS, "a packet waits for more than a second");
+		if (below(8) == 0)
+			state.waiting_size = departure_size(&state, &packet);
 		demand_offer(&state.fair, packet.early);
 		if (answer.verdict != VERDICT_DROP)
 			passed += packet.bytes;
@@ -80,5 +86,8 @@ static void one(void)
 		latest = now > latest ? now : latest;
 	}
 	most = bucket + (__u64)((unsigned __int128)rate * (latest - begin) / NANOSECONDS) + 1 + 65536 + LARGEST;
+	/* What waits. */
+	if (queue)
+		most += rate / 1000 * (VERDICT_QUEUE_MS + VERDICT_QUEUE_REFUSED_MS);
 	check(passed <= most, "more passed than may");
 }

@@ -18,11 +18,12 @@ enum timer {
 	TIMER_START,
 	TIMER_STOP,
 	TIMER_PACING,
-	TIMER_ACK,   /* the next acknowledgement arrives */
-	TIMER_WRITE, /* the application writes */
-	TIMER_RETRY, /* nothing is in flight that could be acknowledged */
-	TIMER_NEXT,  /* the next step of a connection that is made, asked and closed (life.h) */
-	TIMER_BEGIN, /* of a group's first: its next connection begins */
+	TIMER_ACK,    /* the next acknowledgement arrives */
+	TIMER_WRITE,  /* the application writes */
+	TIMER_RETRY,  /* nothing is in flight that could be acknowledged */
+	TIMER_NEXT,   /* the next step of a connection that is made, asked and closed (life.h) */
+	TIMER_BEGIN,  /* of a group's first: its next connection begins */
+	TIMER_DEPART, /* the next packet that waits in fq departs */
 	TIMERS,
 };
 
@@ -34,6 +35,14 @@ struct in_flight {
 	/* What bbr measures the delivery rate with. */
 	uint64_t sent_at, first_sent_at, delivered, delivered_at;
 };
+
+/* In fq, in the order of their times. */
+struct waiting {
+	uint64_t at;
+	struct packet packet;
+};
+
+#define WAITING_MOST 512
 
 enum bbr_mode { BBR_STARTUP, BBR_DRAIN, BBR_PROBE_BANDWIDTH, BBR_PROBE_ROUND_TRIP };
 
@@ -79,7 +88,7 @@ struct flow {
 	struct rate_limit_pacing pacing;
 	uint32_t clamp; /* of the window, segments; INT32_MAX: none */
 
-	uint64_t pacing_rate, next_departure, last_sent;
+	uint64_t pacing_rate, next_departure, last_sent, last_departure;
 	uint64_t written, sent, acked, chunk_left; /* chunk_left: of the buffer that the next packet is cut from */
 	uint64_t segments_out, segments_offered;   /* ever; those that were refused count among the second */
 	uint64_t usage_end, round_end, reduction_end;
@@ -98,6 +107,8 @@ struct flow {
 
 	struct in_flight *ring;
 	uint32_t ring_size, ring_first, ring_count;
+	struct waiting *waiting; /* the next one last */
+	uint32_t waiting_count;
 };
 
 struct simulation {
@@ -109,6 +120,7 @@ struct simulation {
 	struct group *group;
 	struct flow *flow;
 	uint32_t slots;
+	uint32_t waiting; /* packets in fq */
 	uint64_t now;
 	uint32_t bin;
 	int failed; /* out of memory */

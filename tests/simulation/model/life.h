@@ -30,9 +30,9 @@ static void life_record(struct simulation *sim, const struct flow *flow, uint64_
 	struct result *result = sim->result;
 
 	if (result->requests < result->requests_most)
-		result->request[result->requests++] = (struct request_result){
-			flow->asked_at - EPOCH, at - flow->asked_at, flow->group->number, answered
-		};
+		result->request[result->requests++] =
+			(struct request_result){ flow->asked_at - EPOCH, at - flow->asked_at, flow->group->number,
+						 answered };
 }
 
 /* Whether the group may ask once more; counts it. */
@@ -51,15 +51,18 @@ static void life_answered(struct simulation *sim, struct flow *flow)
 {
 	const struct flow_spec *spec = flow->spec;
 
-	life_record(sim, flow, sim->now + spec->round_trip / 2, true);
+	/* The last of it may still wait in fq. */
+	uint64_t waits = flow->last_departure > sim->now ? flow->last_departure - sim->now : 0;
+
+	life_record(sim, flow, sim->now + waits + spec->round_trip / 2, true);
 	if (spec->use == USE_KEPT) {
 		flow->phase = PHASE_OPENED;
-		life_step_after(sim, flow, spec->round_trip + spec->pause);
+		life_step_after(sim, flow, waits + spec->round_trip + spec->pause);
 		return;
 	}
 	flow->phase = PHASE_CLOSED;
 	flow->open = false;
-	life_step_after(sim, flow, spec->round_trip + (spec->use == USE_NEW ? spec->pause : 0));
+	life_step_after(sim, flow, waits + spec->round_trip + (spec->use == USE_NEW ? spec->pause : 0));
 }
 
 /* After whatever may have sent something: the last data carry the FIN, unless they were gone before it was asked for. */
@@ -96,6 +99,9 @@ static void life_reset(struct simulation *sim, struct flow *flow)
 
 	fresh.ring = flow->ring;
 	fresh.ring_size = flow->ring_size;
+	/* What still waits of the last one departs all the same. */
+	fresh.waiting = flow->waiting;
+	fresh.waiting_count = flow->waiting_count;
 	*flow = fresh;
 	for (uint32_t timer = TIMER_PACING; timer <= TIMER_NEXT; timer++)
 		flow_disarm(sim, flow, timer);
@@ -107,19 +113,19 @@ static void life_open(struct simulation *sim, struct flow *flow)
 	const struct flow_spec *spec = flow->spec;
 	struct rate_limit_pacing *pacing = spec->passive ? &flow->group->listener : &flow->pacing;
 	struct packet packet = { .bytes = SYN_BYTES, .segments = 1, .tcp = !spec->foreign, .control = true };
+	uint64_t departs;
 
 	packet.handshake = true;
-	if (walk_rules(sim, spec, spec->foreign ? NULL : pacing, &packet) == VERDICT_DROP) {
-		flow_result(sim, flow)->drops++;
+	if (walk_rules(sim, flow, spec->foreign ? NULL : pacing, &packet, &departs) == VERDICT_DROP) {
 		/* The peer of a listener waits twice as long each time; who connects tries each half second. */
 		life_step_after(sim, flow, flow->retry_after ? flow->retry_after : SYN_RETRY);
-		flow->retry_after = spec->passive ? 2 * (flow->retry_after ? flow->retry_after : SYN_RETRY) : RESOURCE_PROBE;
+		flow->retry_after =
+			spec->passive ? 2 * (flow->retry_after ? flow->retry_after : SYN_RETRY) : RESOURCE_PROBE;
 		return;
 	}
-	flow_count(sim, flow, &packet);
 	flow_progress(sim, flow, false);
 	flow->phase = PHASE_OPENED;
-	life_step_after(sim, flow, spec->round_trip);
+	life_step_after(sim, flow, departs - sim->now + spec->round_trip);
 }
 
 static void life_begin(struct simulation *sim, struct flow *flow)

@@ -12,7 +12,7 @@
 #undef __always_inline
 #define __always_inline inline __attribute__((always_inline, unused))
 #include "connection.h"
-#include "verdict.h"
+#include "departure.h"
 #include "random.h"
 #include "scenario.h"
 

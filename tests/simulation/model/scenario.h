@@ -26,16 +26,16 @@ enum use {
 struct flow_spec {
 	uint64_t start, stop;
 	uint64_t round_trip;
-	uint64_t rate;         /* of the application, bytes of data per second; 0: as fast as it can */
-	uint64_t chunk;        /* bytes that the application writes at a time */
-	uint64_t window;       /* of the peer, bytes */
-	uint64_t own_pacing;   /* bytes per second, the program's own; 0: none */
-	uint64_t low_water;    /* an application that writes more only when less than this is unsent; 0: whenever it can */
-	uint64_t every;        /* USE_OPEN: between beginnings, on average */
-	uint64_t answer;       /* bytes that each request is answered with; 0: the connection is only made and closed */
-	uint64_t answer_most;  /* 0: `answer`; else it is evenly between both */
-	uint64_t pause;        /* between an answer and the next request */
-	uint64_t requests;     /* in all; 0: no end */
+	uint64_t rate;       /* of the application, bytes of data per second; 0: as fast as it can */
+	uint64_t chunk;      /* bytes that the application writes at a time */
+	uint64_t window;     /* of the peer, bytes */
+	uint64_t own_pacing; /* bytes per second, the program's own; 0: none */
+	uint64_t low_water; /* an application that writes more only when less than this is unsent; 0: whenever it can */
+	uint64_t every;     /* USE_OPEN: between beginnings, on average */
+	uint64_t answer;    /* bytes that each request is answered with; 0: the connection is only made and closed */
+	uint64_t answer_most; /* 0: `answer`; else it is evenly between both */
+	uint64_t pause;       /* between an answer and the next request */
+	uint64_t requests;    /* in all; 0: no end */
 	uint32_t kind, use;
 	uint32_t mss, headers; /* of a segment, bytes; of datagrams, where `gso` */
 	uint32_t slots;        /* connections at a time, at most */
@@ -46,6 +46,8 @@ struct flow_spec {
 	uint32_t gso;          /* datagrams are cut into segments behind the rule */
 	uint32_t rules;        /* that hold for it, the innermost first */
 	uint32_t rule[RULES_MOST];
+	uint32_t clump; /* datagrams at a time */
+	uint32_t waits; /* its device has fq */
 };
 
 /* A rule's limit from a time on. */
@@ -56,10 +58,12 @@ struct change {
 struct scenario {
 	uint64_t seed;
 	uint64_t duration;
-	uint64_t clock_skew;  /* a packet's clock was read up to this long before it is charged */
-	uint64_t timer_delay; /* timers fire up to this late */
-	uint64_t probe_every; /* bbr measures the round trip anew, which takes it 200 ms */
-	uint64_t garbage_at;  /* fills the first rule's controller with random bytes; 0: never */
+	uint64_t clock_skew;        /* a packet's clock was read up to this long before it is charged */
+	uint64_t timer_delay;       /* timers fire up to this late */
+	uint64_t probe_every;       /* bbr measures the round trip anew, which takes it 200 ms */
+	uint64_t garbage_at;        /* fills the first rule's controller with random bytes; 0: never */
+	uint64_t horizon;           /* of fq: what departs later departs then */
+	uint32_t limit, flow_limit; /* packets that fq holds, and those of one socket */
 	uint32_t garbage_kind;
 	uint32_t large_bursts; /* packets grow with nearness, as since Linux 5.18 */
 	uint32_t flows, changes, bins, rules;
@@ -79,6 +83,8 @@ struct flow_result {
 	uint64_t silence;       /* longest time in which a connection that had something to send could not send it */
 	uint32_t packets, held; /* that passed; of them, those of a connection that pacing alone held back */
 	uint32_t drops;         /* packets that some rule dropped */
+	uint32_t lost;          /* packets that fq dropped */
+	uint64_t wait;          /* longest in fq */
 };
 
 /* A request, from when it was made to when its answer had arrived; or to the end. */

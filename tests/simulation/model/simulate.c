@@ -17,16 +17,14 @@ static void datagram(struct simulation *sim, struct flow *flow)
 {
 	const struct flow_spec *spec = flow->spec;
 	bool tcp = spec->kind == KIND_ACKS;
+	uint64_t departs;
 	struct packet packet = { .segments = 1, .tcp = tcp, .control = tcp, .paced = tcp };
 
 	if (spec->gso)
 		packet.segments = (spec->chunk + spec->mss - 1) / spec->mss;
 	packet.round_trip_ns = tcp ? spec->round_trip : 0;
 	packet.bytes = tcp ? ACKNOWLEDGEMENT : spec->chunk + packet.segments * DATAGRAM_HEADERS;
-	if (walk_rules(sim, spec, tcp ? &flow->pacing : NULL, &packet) == VERDICT_DROP)
-		flow_result(sim, flow)->drops++;
-	else
-		flow_count(sim, flow, &packet);
+	walk_rules(sim, flow, tcp ? &flow->pacing : NULL, &packet, &departs);
 }
 
 static void write_some(struct simulation *sim, struct flow *flow)
@@ -40,9 +38,10 @@ static void write_some(struct simulation *sim, struct flow *flow)
 			tcp_written(sim, flow, spec->chunk);
 		return;
 	}
-	flow_arm(sim, flow, TIMER_WRITE, sim->now + pause_of(sim, spec->chunk, spec->rate));
+	flow_arm(sim, flow, TIMER_WRITE, sim->now + pause_of(sim, spec->clump * spec->chunk, spec->rate));
 	if (spec->kind >= KIND_UDP) {
-		datagram(sim, flow);
+		for (uint32_t i = 0; i < spec->clump; i++)
+			datagram(sim, flow);
 		return;
 	}
 	/* A program waits when its buffer is full. */
@@ -112,6 +111,10 @@ static void fire(struct simulation *sim, uint32_t timer)
 		break;
 	case TIMER_BEGIN:
 		life_arrive(sim, flow);
+		break;
+	case TIMER_DEPART:
+		queue_depart(sim, flow);
+		tcp_departed(sim, flow);
 		break;
 	}
 	life_look(sim, flow);
@@ -247,8 +250,10 @@ int simulate(const struct scenario *scenario, struct result *result)
 		for (uint32_t i = 0; i < scenario->rules; i++)
 			result->worst_excess[i] = sim.limiter[i].worst / (int64_t)NANOSECONDS + 1;
 	}
-	for (uint32_t i = 0; sim.flow && i < sim.slots; i++)
+	for (uint32_t i = 0; sim.flow && i < sim.slots; i++) {
 		free(sim.flow[i].ring);
+		free(sim.flow[i].waiting);
+	}
 	free(sim.flow);
 	free(sim.group);
 	timers_free(&sim.timers);

@@ -10,6 +10,7 @@
 #define RESOURCE_PROBE (500 * MILLISECONDS)
 #define DELAYED_ACK (40 * MILLISECONDS)
 #define QUICK_ACKS 16
+#define QUEUED_MOST 3
 #define WAKE_UP (20 * MICROSECONDS)
 
 /* A slow socket's window, or its packets would last for seconds. Setting it sets the threshold, too. */
@@ -65,7 +66,7 @@ static uint64_t tcp_burst(const struct simulation *sim, const struct flow *flow)
  */
 static uint64_t tcp_ack_time(struct simulation *sim, struct flow *flow, uint32_t segments)
 {
-	uint64_t at = sim->now + flow->spec->round_trip + random_to(&sim->random, 20 * MICROSECONDS);
+	uint64_t at = flow->last_departure + flow->spec->round_trip + random_to(&sim->random, 20 * MICROSECONDS);
 
 	if (flow->ring_count) {
 		struct in_flight *last = &flow->ring[(flow->ring_first + flow->ring_count - 1) % flow->ring_size];
@@ -168,16 +169,14 @@ static bool tcp_transmit(struct simulation *sim, struct flow *flow, struct packe
 	packet->tcp = pacing && packet->tcp;
 	packet->round_trip_ns = flow->smoothed_round_trip;
 	packet->starved = sim->now - flow->last_sent > FAIR_SHARE_EPOCH_LONGEST;
-	verdict = walk_rules(sim, flow->spec, pacing, packet);
+	verdict = walk_rules(sim, flow, pacing, packet, &flow->last_departure);
 	if (verdict != VERDICT_PASS)
 		congestion_enter_reduction(flow);
 	if (verdict == VERDICT_DROP) {
-		flow_result(sim, flow)->drops++;
 		if (!flow->out && !flow_armed(sim, flow, TIMER_RETRY))
 			flow_arm(sim, flow, TIMER_RETRY, sim->now + flow->smoothed_round_trip + RTO_LEAST);
 		return false;
 	}
-	flow_count(sim, flow, packet);
 	flow_progress(sim, flow, more);
 	return true;
 }
@@ -199,6 +198,9 @@ static bool tcp_send_packet(struct simulation *sim, struct flow *flow, bool prob
 	struct packet packet = { .tcp = true };
 	struct connection seen;
 
+	/* A socket has few packets in a queue (TSQ). */
+	if (flow->waiting_count >= QUEUED_MOST)
+		return false;
 	if (!unsent || flow->out >= flow->window || room < (unsent < mss ? unsent : mss))
 		return false;
 	if (flow->next_departure > sim->now && !probe) {
@@ -279,7 +281,8 @@ static void tcp_start(struct simulation *sim, struct flow *flow)
 	flow->pacing_rate = 2.0 * flow->window * spec->mss * 1e9 / spec->round_trip;
 	flow->delivered_at = flow->last_sent = flow->used_since = sim->now;
 	if (!spec->unpaced && !spec->foreign) {
-		if (walk_join(sim, spec, &flow->pacing) && flow->pacing.share < CONNECTION_SLOW_SHARE)
+		if (walk_join(sim, spec, &flow->pacing) &&
+		    connection_begins_slowly(&flow->pacing, spec->mss + spec->headers, spec->waits))
 			flow->window = CONNECTION_SLOW_INITIAL_WINDOW;
 		tcp_take_share(flow);
 	}
@@ -325,6 +328,13 @@ static void tcp_acked(struct simulation *sim, struct flow *flow)
 	congestion_acked(sim, flow, &packet);
 	tcp_wake_writer(sim, flow);
 	tcp_send(sim, flow);
+}
+
+/* One of its packets left fq: there is room for another one. */
+static void tcp_departed(struct simulation *sim, struct flow *flow)
+{
+	if (flow->open && flow->spec->kind < KIND_UDP)
+		tcp_send(sim, flow);
 }
 
 /* After a pause the window is that of a new connection. */

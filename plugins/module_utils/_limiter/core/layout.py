@@ -31,6 +31,7 @@ LEAF = 1 << 63  # beside the rule of a member: it is a leaf
 RELEASED = 0  # as a socket's tag: its process was moved out of a rule again
 UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
+DEPARTURE_AUTO, DEPARTURE_OFF = 0, 1
 
 ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; the value of member and socket
 FD = struct.Struct("=i")  # the key of socket storage, as user space sees it
@@ -38,9 +39,9 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}Q")
-PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII")
-CONTROL = struct.Struct("=IIIIII64s")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}QQQII")
+PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII" + "Q")
+CONTROL = struct.Struct("=IIIIII60sI")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
 NODE = struct.Struct(f"=QI{MAX_SHAPES}II")
 # Of a state, only the rule whose budget it is.
@@ -130,6 +131,7 @@ class Control(t.NamedTuple):
     pacing: int = PACING_OFF
     blind: int = 0
     identity: str = ""
+    departure: int = DEPARTURE_AUTO
 
 
 class Graph(t.NamedTuple):
@@ -165,6 +167,10 @@ STATE_FIELDS = (
     *(f"fair.{field}" for field in FairShare._fields),
     *(f"drops[{index}]" for index in range(len(REASONS))),
     *(f"notices[{index}]" for index in range(len(REASONS))),
+    "delayed_packets",
+    "delay_ns",
+    "waiting_size",
+    "reserved",
 )
 PACING_FIELDS = (
     *(f"rules[{index}]" for index in range(MAX_NESTED)),
@@ -181,6 +187,7 @@ PACING_FIELDS = (
     "segment",
     "round_trip_us",
     *(f"marks[{index}].{field}" for index in range(MAX_NESTED) for field in ("epoch", "bytes", "flags")),
+    "departs_ns",
 )
 CONTROL_FIELDS = Control._fields
 EDGE_FIELDS = ("above", "shape", "name")
@@ -190,7 +197,7 @@ NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPE
 # Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
 COUNTER_FIELDS = (
     *STATE_FIELDS[STATE_FIELDS.index("packets") : STATE_FIELDS.index("rate")],
-    *STATE_FIELDS[STATE_FIELDS.index("drops[0]") :],
+    *STATE_FIELDS[STATE_FIELDS.index("drops[0]") : STATE_FIELDS.index("waiting_size")],
 )
 KEPT_FIELDS = (*COUNTER_FIELDS, "limit", "shared_packets", "once_bytes", *(f"use_{field}" for field in Use._fields))
 CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
@@ -203,6 +210,7 @@ _ONCE = STATE_FIELDS.index("once_bytes")
 _FAIR = STATE_FIELDS.index("fair.share")
 _DROPS = STATE_FIELDS.index("drops[0]")
 _NOTICES = STATE_FIELDS.index("notices[0]")
+_DELAYED = STATE_FIELDS.index("delayed_packets")
 # The two fields of Pacing, which the layouts of all versions have at this place.
 _TOLD = struct.Struct("=QQ")
 _TOLD_AT = struct.calcsize("=5Q")
@@ -223,7 +231,14 @@ def unpack_state(data: bytes) -> State:
     return State(
         fields[0],
         fields[1],
-        Counters(packets, passed, dropped, fields[_DROPS:_NOTICES], fields[_NOTICES:]),
+        Counters(
+            packets,
+            passed,
+            dropped,
+            fields[_DROPS:_NOTICES],
+            fields[_NOTICES:_DELAYED],
+            *fields[_DELAYED : _DELAYED + 2],
+        ),
         Use._make(fields[_USE:_ONCE]),
         FairShare._make(fields[_FAIR:_DROPS]),
         fields[_LIMIT],
@@ -238,9 +253,9 @@ def unpack_pacing(data: bytes) -> Pacing:
 
 
 def pack_control(control: Control) -> bytes:
-    return CONTROL.pack(*control[:-1], control.identity.encode())
+    return CONTROL.pack(*control[:-2], control.identity.encode(), control.departure)
 
 
 def unpack_control(data: bytes) -> Control:
-    *numbers, identity = CONTROL.unpack(data)
-    return Control._make((*numbers, identity.rstrip(b"\0").decode("ascii", "replace")))
+    *numbers, identity, departure = CONTROL.unpack(data)
+    return Control._make((*numbers, identity.rstrip(b"\0").decode("ascii", "replace"), departure))

@@ -110,6 +110,12 @@ RULE = (
     Metric("rule_dropped_packets_total", "counter", "IP packets that were dropped.", _by_reason("drops")),
     Metric("rule_dropped_bytes_total", "counter", "IP bytes that were dropped.", _one("counters", "dropped_bytes")),
     Metric(
+        "rule_delayed_packets_total",
+        "counter",
+        "IP packets that waited in their device's queue.",
+        _one("counters", "delayed_packets"),
+    ),
+    Metric(
         "rule_congestion_notices_total",
         "counter",
         "IP packets that passed with a congestion notice.",

@@ -50,6 +50,8 @@ class Program(t.NamedTuple):
     program_id: int
     link_id: int
     pacing: str = "on"  # "off": switched off, or a task is switching it; "refused": by the kernel
+    departure: str = "auto"  # or "off"
+    blind: bool = False  # it was loaded without its looks into the kernel's memory
 
 
 class Selector(t.NamedTuple):

@@ -24,6 +24,8 @@ class Counters(t.NamedTuple):
     dropped_bytes: int = 0
     drops: tuple[int, ...] = NONE  # packets by reason
     notices: tuple[int, ...] = NONE  # packets that passed with a congestion notice, by reason
+    delayed_packets: int = 0  # passed, and waited in their device's queue
+    delay_ns: int = 0  # ... in all
 
     @property
     def dropped_packets(self) -> int:
@@ -42,6 +44,8 @@ class Counters(t.NamedTuple):
             self.dropped_bytes + other.dropped_bytes,
             drops,
             notices,
+            self.delayed_packets + other.delayed_packets,
+            self.delay_ns + other.delay_ns,
         )
 
     def __sub__(self, earlier: object) -> Counters:
@@ -52,11 +56,12 @@ class Counters(t.NamedTuple):
         def since(now: t.Sequence[int], then: t.Sequence[int]) -> tuple[int, ...]:
             return tuple(max(one - other, 0) for one, other in zip(now, then))
 
-        packets, passed, dropped = since(
-            (self.packets, self.bytes, self.dropped_bytes), (earlier.packets, earlier.bytes, earlier.dropped_bytes)
+        packets, passed, dropped, delayed, delay = since(
+            (self.packets, self.bytes, self.dropped_bytes, self.delayed_packets, self.delay_ns),
+            (earlier.packets, earlier.bytes, earlier.dropped_bytes, earlier.delayed_packets, earlier.delay_ns),
         )
         drops, notices = since(self.drops, earlier.drops), since(self.notices, earlier.notices)
-        return Counters(packets, passed, dropped, drops, notices)
+        return Counters(packets, passed, dropped, drops, notices, delayed, delay)
 
     def about(self) -> dict[str, t.Any]:
         """``counters`` of a rule in a module's result."""
@@ -66,6 +71,8 @@ class Counters(t.NamedTuple):
             "dropped_packets": self.dropped_packets,
             "dropped_bytes": self.dropped_bytes,
             "congestion_marks": sum(self.notices),
+            "delayed_packets": self.delayed_packets,
+            "mean_delay_us": self.delay_ns // 1000 // self.delayed_packets if self.delayed_packets else None,
             "drops": {name: count for name, count in zip(REASONS, self.drops) if name in DROPS},
             "notices": {name: count for name, count in zip(REASONS, self.notices) if name in NOTICES},
         }

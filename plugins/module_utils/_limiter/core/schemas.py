@@ -63,6 +63,7 @@ FORMER: t.Mapping[int, t.Mapping[str, Layout]] = {
                 *(f"{kind}[{index}]" for kind in ("drops", "notices") for index in range(8)),
             ),
         ),
+        catalog.PACING.name: Layout(struct.Struct("=8Q8I" + 4 * "QII")),
     },
 }
 
@@ -127,7 +128,8 @@ def _counters(state: t.Mapping[str, int]) -> Counters:
     drops, notices = (
         tuple(state.get(f"{kind}[{index}]", 0) for index in range(len(REASONS))) for kind in ("drops", "notices")
     )
-    return Counters(state["packets"], state["bytes"], state["dropped_bytes"], drops, notices)
+    delays = (state.get("delayed_packets", 0), state.get("delay_ns", 0))
+    return Counters(state["packets"], state["bytes"], state["dropped_bytes"], drops, notices, *delays)
 
 
 class Carried(t.NamedTuple):

@@ -9,9 +9,9 @@ from ..work.boot import apply_stored
 from .call import Call, Result, diff_of
 
 
-def restored(call: Call, cgroup: str, paced: bool) -> Result:
+def restored(call: Call, cgroup: str, paced: bool, departure: str = "auto") -> Result:
     """The stored rules, made."""
-    applied = apply_stored(call.run_command, call.check_mode, cgroup, paced)
+    applied = apply_stored(call.run_command, call.check_mode, cgroup, paced, departure)
     return {
         "changed": bool(applied.program) or any(done.plan.actions for done in applied.done),
         "diff": diff_of(*("".join(getattr(done.plan, side) for done in applied.done) for side in ("before", "after"))),

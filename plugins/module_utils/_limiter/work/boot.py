@@ -25,10 +25,12 @@ class Applied(t.NamedTuple):
     warnings: tuple[str, ...]
 
 
-def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced: bool = True) -> Applied:
+def apply_stored(
+    run_command: RunCommand, check: bool, cgroup: str = "/", paced: bool = True, departure: str = "auto"
+) -> Applied:
     """Every stored rule is made as it is stored, all of them at once. What is bad stops nothing else.
 
-    ``cgroup``, ``paced``: for the program, where none is loaded.
+    ``cgroup``, ``paced``, ``departure``: for the program, where none is loaded.
     Raises LimiterError where none can be applied, for the reason that all have in common.
     """
     found = store.read()
@@ -38,7 +40,7 @@ def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced:
     requests = [_request(name, file) for name, file in sorted(found.files.items()) if isinstance(file, StoredRule)]
     if not requests:
         return Applied((), tuple(problems), (), ())
-    program, warnings = ([], []) if check else _load(run_command, cgroup, paced)
+    program, warnings = ([], []) if check else _load(run_command, cgroup, paced, departure)
     done = _enforce(run_command, requests, check, problems)
     for part in done:
         program += part.program
@@ -46,9 +48,9 @@ def apply_stored(run_command: RunCommand, check: bool, cgroup: str = "/", paced:
     return Applied(tuple(done), tuple(problems), tuple(program), tuple(dict.fromkeys(warnings)))
 
 
-def _load(run_command: RunCommand, cgroup: str, paced: bool) -> tuple[list[str], list[str]]:
+def _load(run_command: RunCommand, cgroup: str, paced: bool, departure: str) -> tuple[list[str], list[str]]:
     with Host.opened(run_command, changes=True) as host:
-        return load_what_lies_there(host, cgroup, paced)
+        return load_what_lies_there(host, cgroup, paced, departure)
 
 
 def _request(name: str, file: StoredRule) -> Request:

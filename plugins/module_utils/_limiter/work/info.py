@@ -13,13 +13,13 @@ import os
 import sys
 import typing as t
 
-from ..core import association, pacing, policy, shortcomings, use
+from ..core import association, departure, pacing, policy, shortcomings, use
 from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.layout import State
 from ..core.model import HostState, Process, Rule
 from ..core.patterns import rules_on
-from ..host import clock, kernel, store
+from ..host import clock, kernel, qdiscs, store
 from ..host.bpf import budgets, build, pins
 from ..host.bpf.libbpf import load
 from ..host.bpf.maps import other_schema
@@ -183,7 +183,10 @@ class Info:
         if self.host is None or current is None:
             return None
         about = pacing.about(ability(self.host, current))
-        return {**current._asdict(), "pacing": about, "trace": self.host.attachments.trace()}
+        waits = {**departure.about(current), "devices": departure.holding(qdiscs.read())}
+        told = {**current._asdict(), "pacing": about, "departure": waits, "trace": self.host.attachments.trace()}
+        del told["blind"]
+        return told
 
     def rules(self) -> list[Facts] | None:
         """The rules, or those that limit the process that was asked for, or the cgroup or a process in it."""

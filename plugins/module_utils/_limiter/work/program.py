@@ -136,7 +136,7 @@ def would_load_if_needed(host: Host) -> list[str]:
     return would_load(host, choose_object(host, copied=True), *place(host)).done
 
 
-def load_what_lies_there(host: Host, cgroup: str, paced: bool) -> tuple[list[str], list[str]]:
+def load_what_lies_there(host: Host, cgroup: str, paced: bool, departure: str = "auto") -> tuple[list[str], list[str]]:
     """What a boot does where no program is loaded: the object that lies there, whatever would be built now, since
     asking that takes a compiler. It is built only where it cannot be loaded. Returns what was done, and warnings.
     """
@@ -147,6 +147,7 @@ def load_what_lies_there(host: Host, cgroup: str, paced: bool) -> tuple[list[str
     remembered, warnings = memory.read()
     with _settling(remembered):
         loaded = _load_what_lies_there(host, cgroup, paced)
+    host.opened_maps.set_departure(departure)
     return loaded.done, [*warnings, *loaded.warnings]
 
 
@@ -183,12 +184,15 @@ class Change(t.NamedTuple):
     identity: str | None  # of the program afterwards; None: none
     cgroup: str | None
     pacing: t.Mapping[str, t.Any] | None  # afterwards, as core.pacing.about
+    departure: str | None  # afterwards: "auto" or "off"
     done: tuple[str, ...]
     unenforced: tuple[str, ...]  # rules that nothing enforces any more
     warnings: tuple[str, ...]
 
 
-def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: bool, check: bool) -> Change:
+def attach(
+    host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: bool, check: bool, departure: str = "auto"
+) -> Change:
     """Have the program loaded and attached to ``cgroup``; ``reload`` does it even when nothing differs.
 
     Where the kernel has refused pacing, it is not asked again until something differs.
@@ -220,18 +224,35 @@ def attach(host: Host, prebuilt: str | None, cgroup: str, paced: bool, reload: b
             if not problems:
                 _settled(remembered)
         now = words.about(pacing.ability(host, before))
-        return Change(before, wanted.identity, cgroup, now, (), (), tuple(warnings))
+        done = tuple(_switch_departure(host, before.departure, departure, check))
+        return Change(before, wanted.identity, cgroup, now, departure, done, (), tuple(warnings))
     if check:
         after = "off" if not paced else "refused" if _would_refuse(host, wanted, cgroup, before) else "on"
-        done = tuple(would_load(host, wanted, cgroup, paced).done)
+        done = (
+            *would_load(host, wanted, cgroup, paced).done,
+            *_switch_departure(host, _departure_of(before), departure, check),
+        )
         then = words.about(pacing.would_be(host, after, cgroup, before))
-        return Change(before, wanted.identity, cgroup, then, done, (), tuple(warnings))
+        return Change(before, wanted.identity, cgroup, then, departure, done, (), tuple(warnings))
     with _settling(remembered) as settled:
         loaded = load(host, wanted, cgroup, paced)
         settled.append(not loaded.behind)
+    switched = _switch_departure(host, host.opened_maps.departure(), departure, check)
     now = words.about(pacing.ability(host, host.attachments.current()))
     warnings += loaded.warnings
-    return Change(before, wanted.identity, cgroup, now, tuple(loaded.done), (), tuple(warnings))
+    return Change(before, wanted.identity, cgroup, now, departure, (*loaded.done, *switched), (), tuple(warnings))
+
+
+def _departure_of(before: Program | None) -> str:
+    return before.departure if before else "auto"
+
+
+def _switch_departure(host: Host, before: str, wanted: str, check: bool) -> list[str]:
+    if before == wanted:
+        return []
+    if not check:
+        host.opened_maps.set_departure(wanted)
+    return [f"switched departure times {'off' if wanted == 'off' else 'on'}"]
 
 
 def _would_refuse(host: Host, wanted: Object, cgroup: str, before: Program | None) -> bool:
@@ -289,7 +310,7 @@ def detach(host: Host, check: bool) -> Change:
         done.append(MAPS_REMOVED)
         if not check:
             host.attachments.remove_maps()
-    return Change(before, None, None, None, tuple(done), tuple(rules) if before else (), tuple(warnings))
+    return Change(before, None, None, None, None, tuple(done), tuple(rules) if before else (), tuple(warnings))
 
 
 def unload(host: Host) -> list[str]:
@@ -305,8 +326,9 @@ ABSENT = "program: absent\n"
 MAPS_REMOVED = "removed the maps"
 
 
-def program_line(identity: str, cgroup: str | None, paced: bool) -> str:
+def program_line(identity: str, cgroup: str | None, paced: bool, departure: str | None = "auto") -> str:
     """``program: source:0123456789ab, attached to /, pacing on``: what is wanted, also where the kernel refuses it."""
     kind, _colon, digits = identity.partition(":")
     short = f"{kind}:{digits[:12]}" if digits else kind
-    return f"program: {short}, attached to {cgroup}, pacing {'on' if paced else 'off'}\n"
+    waits = ", departure off" if departure == "off" else ""
+    return f"program: {short}, attached to {cgroup}, pacing {'on' if paced else 'off'}{waits}\n"

@@ -94,7 +94,8 @@ def test_a_terminal_gets_what_fits(capsys: Captured, monkeypatch: pytest.MonkeyP
 
 def test_programs(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     pacing = {"state": "off", "reason": "pacing is switched off", "open_connections_reason": None}
-    loaded = {"identity": "source:01", "cgroup": "/", "pacing": pacing}
+    departure = {"state": "off", "reason": "departure times are switched off", "devices": ["eth0"]}
+    loaded = {"identity": "source:01", "cgroup": "/", "pacing": pacing, "departure": departure}
     hook = [{"id": 7, "name": "limit_egress", "ours": True, "attach_flags": "multi", "cgroup": "/"}]
     nothing = {"rules": None, "processes": None}
     assert show(monkeypatch, "list --bpf", hook=hook, program=loaded, **nothing) == 0
@@ -103,6 +104,8 @@ def test_programs(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
         "attached  /",
         "pacing    off",
         "          pacing is switched off",
+        "waiting   off, with fq: eth0",
+        "          departure times are switched off",
         "",
         "ID  NAME          OURS  FLAGS  CGROUP",
         " 7  limit_egress  yes   multi  /",

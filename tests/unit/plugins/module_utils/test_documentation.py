@@ -10,7 +10,8 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import pacing, use
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import departure, pacing, use
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.model import Program
 
 COLLECTION = "ansible_collections.speed_limiter.ebpf.plugins.modules."
 MODULES = (
@@ -70,6 +71,7 @@ def test_sentences_in_samples_are_those_that_modules_say(module: str) -> None:
     off = pacing.Ability("off", None, adopts=False, settles=False)
     refusing = pacing.Ability("on", None, adopts=False, settles=False, refuses_settling=True)
     said = {pacing.about(off)["reason"], pacing.about(refusing)["open_connections_reason"], use.ANOTHER_RULE}
+    said.add(departure.about(Program("", "/", 0, 0, departure="off"))["reason"])
     said.add("this task or an ancestor of it")
     for _name, sample in samples(documented(module, "RETURN") or {}):
         assert sample in said

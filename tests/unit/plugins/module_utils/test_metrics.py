@@ -26,7 +26,9 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def rule(name: str = "backup", **changes: t.Any) -> dict[str, t.Any]:
-    counters = Counters(packets=7, bytes=9000, dropped_bytes=3000, drops=(0, 2, 0, 0, 0, 0, 0, 0), notices=(0,) * 8)
+    counters = Counters(
+        packets=7, bytes=9000, dropped_bytes=3000, drops=(0, 2, 0, 0, 0, 0, 0, 0), notices=(0,) * 8, delayed_packets=5
+    )
     return {
         "name": name,
         **policy.facts(LIMIT),
@@ -69,6 +71,7 @@ def test_a_rule_is_measured() -> None:
         "packets_total": 7,
         "bytes_total": 9000,
         "dropped_bytes_total": 3000,
+        "delayed_packets_total": 5,
         "fair_share_bytes_per_second": 250,
         "longest_round_trip_seconds": 0.00085,
     }.items():

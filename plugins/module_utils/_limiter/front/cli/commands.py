@@ -114,7 +114,7 @@ def _apply(arguments: argparse.Namespace) -> Result:
 def _restore(arguments: argparse.Namespace) -> Result:
     from ..restore import restored
 
-    return restored(Command({}, arguments.check), arguments.cgroup_path, arguments.pacing)
+    return restored(Command({}, arguments.check), arguments.cgroup_path, arguments.pacing, arguments.departure)
 
 
 def _list(arguments: argparse.Namespace) -> Result:
@@ -191,7 +191,7 @@ def _program(arguments: argparse.Namespace, state: str, **options: t.Any) -> Res
 
 
 def _reload(arguments: argparse.Namespace) -> Result:
-    place = {"cgroup_path": arguments.cgroup_path, "pacing": arguments.pacing}
+    place = {"cgroup_path": arguments.cgroup_path, "pacing": arguments.pacing, "departure": arguments.departure}
     return _program(arguments, "reloaded", object=arguments.bpf_obj, **place)
 
 

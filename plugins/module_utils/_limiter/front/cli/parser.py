@@ -194,6 +194,7 @@ def _restore(add: _Adding) -> None:
     parser.add_argument(
         "--no-pacing", action="store_false", dest="pacing", help="a program that is loaded leaves TCP to the bucket"
     )
+    _departure(parser, "auto")
 
 
 def _list(add: _Adding) -> None:
@@ -328,6 +329,16 @@ def _reload(add: _Adding) -> None:
     pacing.add_argument("--pacing", action="store_true", default=None, help="pace TCP at its fair share of a rule")
     pacing.add_argument(
         "--no-pacing", action="store_false", dest="pacing", help="leave TCP to the token bucket alone, too"
+    )
+    _departure(parser, None)
+
+
+def _departure(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--departure",
+        choices=("auto", "off"),
+        default=default,
+        help="whether packets wait where their device has the queueing discipline fq",
     )
 
 

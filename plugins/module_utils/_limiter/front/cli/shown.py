@@ -120,7 +120,10 @@ def _program(program: Facts | None) -> list[str]:
         return ["No program is loaded: nothing limits.", ""]
     pacing = program["pacing"]
     lines = [f"loaded    {program['identity']}", f"attached  {program['cgroup']}", f"pacing    {pacing['state']}"]
-    return [*lines, *(f"          {pacing[key]}" for key in ("reason", "open_connections_reason") if pacing[key]), ""]
+    lines += [f"          {pacing[key]}" for key in ("reason", "open_connections_reason") if pacing[key]]
+    departure = program["departure"]
+    lines.append(f"waiting   {departure['state']}, with fq: {', '.join(departure['devices']) or 'no device'}")
+    return [*lines, *([f"          {departure['reason']}"] if departure["reason"] else []), ""]
 
 
 def change(result: Result, check: bool, diff: bool) -> list[str]:

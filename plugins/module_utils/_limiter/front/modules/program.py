@@ -20,7 +20,12 @@ def work(call: Call) -> Result:
     warnings = [*lost.warnings(check), *change.warnings]
     if change.unenforced:
         warnings.append(f"the program is unloaded; nothing enforces these rules now: {', '.join(change.unenforced)}")
-    program = {"identity": change.identity, "cgroup": change.cgroup, "pacing": change.pacing}
+    program = {
+        "identity": change.identity,
+        "cgroup": change.cgroup,
+        "pacing": change.pacing,
+        "departure": change.departure,
+    }
     return {
         "changed": bool(done),
         "diff": diff_of(*_sides(change, lost, bool(after) and after["state"] != "off")),
@@ -34,8 +39,8 @@ def work(call: Call) -> Result:
 def _sides(change: Change, lost: Lost, paced: bool) -> tuple[str, str]:
     """Both sides of the diff; they differ where anything is done."""
     old, new = change.before, change.identity
-    before = program_line(old.identity, old.cgroup, old.pacing != "off") if old else ABSENT
-    after = program_line(new, change.cgroup, paced) if new else ABSENT
+    before = program_line(old.identity, old.cgroup, old.pacing != "off", old.departure) if old else ABSENT
+    after = program_line(new, change.cgroup, paced, change.departure) if new else ABSENT
     if before == after and new and change.done:
         after = f"{after.rstrip()}, loaded again\n"
     # An object that got lost is built and loaded again, though the program that runs is the same.
@@ -53,7 +58,9 @@ def _attached(host: Host, call: Call) -> Change:
         cgroup = host.cgroups.relative("cgroup_path:", call.params["cgroup_path"])
     if call.params["pacing"] is not None:
         paced = call.params["pacing"]
-    return attach(host, call.params["object"], cgroup, paced, call.params["state"] == "reloaded", call.check_mode)
+    reload = call.params["state"] == "reloaded"
+    departure = call.params.get("departure") or (host.maps.departure() if host.maps else "auto")
+    return attach(host, call.params["object"], cgroup, paced, reload, call.check_mode, departure)
 
 
 def main() -> None:
@@ -66,5 +73,6 @@ def main() -> None:
             "object": {"type": "path"},
             "cgroup_path": {"type": "str", "default": "/"},
             "pacing": {"type": "bool", "default": True},
+            "departure": {"type": "str", "choices": ["auto", "off"], "default": "auto"},
         },
     )

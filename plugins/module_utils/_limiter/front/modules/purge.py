@@ -39,7 +39,9 @@ def work(call: Call) -> Result:
     if not everything:
         before, after = host.lost.before + before, host.lost.after + after
     if purge.program and state.program:
-        before += program_line(purge.program, state.program.cgroup, state.program.pacing != "off")
+        before += program_line(
+            purge.program, state.program.cgroup, state.program.pacing != "off", state.program.departure
+        )
         after += ABSENT
     changed = any(removed.values()) or bool(host.lost.names)
     return {"changed": changed, "removed": removed, "diff": diff_of(before, after), "warnings": warnings}

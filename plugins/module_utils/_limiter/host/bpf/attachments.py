@@ -60,7 +60,9 @@ class Attachments:
             pacing = _PACING.get(control.pacing, "off")
             if pacing == "on" and self._links.cgroup_id(catalog.PACE.link) != info.cgroup_id:
                 pacing = "off"  # its link is lost, or is still somewhere else
-            return Program(control.identity if known else "unknown", cgroup, info.prog_id, info.id, pacing)
+            departure = "off" if control.departure == layout.DEPARTURE_OFF else "auto"
+            identity = control.identity if known else "unknown"
+            return Program(identity, cgroup, info.prog_id, info.id, pacing, departure, bool(control.blind))
 
     def unfinished(self) -> bool:
         """Whether a run was killed that moved the attach point, switched pacing off or changed the layout."""
