@@ -144,6 +144,18 @@ def test_nested_rules_and_ipv6_wait_for_the_slower_one(fq: Scene) -> None:
     assert counters("inner")["dropped_packets"] == 0
 
 
+def test_a_short_queue_is_left_half_to_others(fq: Scene) -> None:
+    """Of several rules, each of which may have more packets waiting than there is room for."""
+    tc(fq.pair, "replace", "dev", "veth0", "root", "fq", "limit", "40")
+    rate = 4 * MBIT
+    for name in ("one", "two", "three"):
+        fq.pair.send_udp(2 * rate, size=272, cgroup=fq.limited(rate, path=name, bucket=str(rate // 10)))
+    pause(1.0)
+    assert all(counters(name)["delayed_packets"] > 0 for name in ("one", "two", "three"))
+    queue = run("tc", "-n", fq.pair.sender, "-s", "qdisc", "show", "dev", "veth0")
+    assert "(dropped 0," in queue, queue
+
+
 @pytest.mark.parametrize(
     "kind",
     [
