@@ -53,6 +53,13 @@ __u32 window(__u64 share, __u32 segment, __u64 mss, __u64 round_trip_us)
     return connection_window(&pacing, mss, round_trip_us);
 }
 
+bool begins_slowly(__u64 share, __u64 segment, bool waits)
+{
+    struct rate_limit_pacing pacing = { .share = share };
+
+    return connection_begins_slowly(&pacing, segment, waits);
+}
+
 __u32 average(__u32 segment, __u32 bytes, __u32 segments, __u32 headers)
 {
     struct rate_limit_pacing pacing = { .segment = segment };
@@ -99,6 +106,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library.average.argtypes, library.average.restype = [size, size, size, size], size
     library.offers.argtypes = [ctypes.POINTER(number), size, ctypes.POINTER(number)]
     library.offers.restype = number
+    library.begins_slowly.argtypes, library.begins_slowly.restype = [number, number, ctypes.c_bool], ctypes.c_bool
     return library
 
 
@@ -170,3 +178,20 @@ def test_the_smallest_offer_is_the_share_and_its_rule_binds(header: ctypes.CDLL,
     place = header.offers((ctypes.c_uint64 * 4)(*offered), len(offered), ctypes.byref(share))
     assert share.value == min(offered)
     assert offered[place] == min(offered)
+
+
+@pytest.mark.parametrize(
+    ("share", "waits", "slowly"),
+    [
+        (2_500_000, False, False),
+        (2_499_999, False, True),
+        (2_499_999, True, False),
+        (150_000, True, False),  # ten segments in 100 ms
+        (149_999, True, True),
+        (149_999, False, True),
+    ],
+)
+def test_a_connection_begins_with_all_that_tcp_wants_where_that_can_be_paid_or_can_wait(
+    header: ctypes.CDLL, share: int, waits: bool, slowly: bool
+) -> None:
+    assert bool(header.begins_slowly(share, 1500, waits)) is slowly
