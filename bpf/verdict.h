@@ -261,8 +261,11 @@ static __always_inline struct bounds verdict_bounds(const struct rate_limit_stat
 			rate / VERDICT_NOTICE_PART < bucket / 2 ? rate / VERDICT_NOTICE_PART : bucket / 2;
 		bounds.drop.tokens =
 			verdict_leave(packet->control ? verdict_debt(rate) : verdict_debt(rate) / 2, packet);
-		if (packet->room)
+		/* A notice for what does not wait would only make the data behind it slower. */
+		if (packet->room) {
 			bounds.drop.tokens = -verdict_queue(rate, packet);
+			bounds.notice.tokens = packet->control ? VERDICT_TOKENS_LOWEST : bounds.drop.tokens >> 1;
+		}
 	}
 	return bounds;
 }

@@ -22,7 +22,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     pause,
     share_of,
 )
-from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE
+from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, SLOW
 
 SERVED = 5001
 PAGE = 10_000
@@ -61,10 +61,14 @@ def test_a_connection_for_each_request_waits_for_the_limit_and_for_no_timer(fq: 
     before = fq.pair.tcp_counter(), fq.pair.tcp_counter("TCPSpuriousRTOs")
     waits = asked(fq, rate, 6.0 * PATIENCE)
     cycle = 1000 * WORKERS * 10_500 / rate
-    assert waits[len(waits) * 9 // 10] < 1.5 * cycle
+    # A busy machine is late with some.
+    assert statistics.median(waits) < 1.2 * cycle
+    assert waits[len(waits) * 9 // 10] < 2 * cycle
+    assert counters()["dropped_packets"] == 0
     assert counters()["delayed_packets"] > 0
     assert counters()["mean_delay_us"] < 200_000
-    assert (fq.pair.tcp_counter(), fq.pair.tcp_counter("TCPSpuriousRTOs")) == before
+    now = fq.pair.tcp_counter(), fq.pair.tcp_counter("TCPSpuriousRTOs")
+    assert sum(now) - sum(before) <= (len(waits) // 50 if SLOW else 0)
 
 
 @pytest.mark.every_kernel
