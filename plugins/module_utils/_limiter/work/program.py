@@ -15,6 +15,7 @@ from ..core.errors import LimiterError
 from ..core.model import Memory, Program
 from ..host import kernel, memory, store
 from ..host.bpf import build, pins
+from ..host.bpf.maps import Maps
 from . import pacing, places
 from .host import Host
 
@@ -147,7 +148,7 @@ def load_what_lies_there(host: Host, cgroup: str, paced: bool, departure: str = 
     remembered, warnings = memory.read()
     with _settling(remembered):
         loaded = _load_what_lies_there(host, cgroup, paced)
-    host.opened_maps.set_departure(departure)
+    set_departure(host.opened_maps, departure)
     return loaded.done, [*warnings, *loaded.warnings]
 
 
@@ -230,28 +231,37 @@ def attach(
         after = "off" if not paced else "refused" if _would_refuse(host, wanted, cgroup, before) else "on"
         done = (
             *would_load(host, wanted, cgroup, paced).done,
-            *_switch_departure(host, _departure_of(before), departure, check),
+            *_switch_departure(host, departure_of(before), departure, check),
         )
         then = words.about(pacing.would_be(host, after, cgroup, before))
         return Change(before, wanted.identity, cgroup, then, departure, done, (), tuple(warnings))
     with _settling(remembered) as settled:
         loaded = load(host, wanted, cgroup, paced)
         settled.append(not loaded.behind)
-    switched = _switch_departure(host, host.opened_maps.departure(), departure, check)
-    now = words.about(pacing.ability(host, host.attachments.current()))
+    after_load = host.attachments.current()
+    switched = _switch_departure(host, departure_of(after_load), departure, check)
+    now = words.about(pacing.ability(host, after_load))
     warnings += loaded.warnings
     return Change(before, wanted.identity, cgroup, now, departure, (*loaded.done, *switched), (), tuple(warnings))
 
 
-def _departure_of(before: Program | None) -> str:
-    return before.departure if before else "auto"
+def departure_of(program: Program | None) -> str:
+    return program.departure if program else "auto"
+
+
+def set_departure(maps: Maps, wanted: str) -> None:
+    """Says to the program whether packets may wait in their device's queue: "auto" or "off"."""
+    number = layout.DEPARTURE_OFF if wanted == "off" else layout.DEPARTURE_AUTO
+    control = maps.control()
+    if control.departure != number:
+        maps.write_control(control._replace(departure=number))
 
 
 def _switch_departure(host: Host, before: str, wanted: str, check: bool) -> list[str]:
     if before == wanted:
         return []
     if not check:
-        host.opened_maps.set_departure(wanted)
+        set_departure(host.opened_maps, wanted)
     return [f"switched departure times {'off' if wanted == 'off' else 'on'}"]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...work.host import Host
 from ...work.lost import Lost
-from ...work.program import ABSENT, MAPS_REMOVED, Change, attach, detach, place, program_line
+from ...work.program import ABSENT, MAPS_REMOVED, Change, attach, departure_of, detach, place, program_line
 from ..call import Call, Result, diff_of
 
 
@@ -59,7 +59,7 @@ def _attached(host: Host, call: Call) -> Change:
     if call.params["pacing"] is not None:
         paced = call.params["pacing"]
     reload = call.params["state"] == "reloaded"
-    departure = call.params.get("departure") or (host.maps.departure() if host.maps else "auto")
+    departure = call.params.get("departure") or departure_of(host.attachments.current())
     return attach(host, call.params["object"], cgroup, paced, reload, call.check_mode, departure)
 
 

@@ -349,16 +349,6 @@ class Maps:
             # Where there never was a rule nothing is cached, and the programs shall go on passing everything at once.
             self.write_control(_following(control) if control.generation else control)
 
-    def departure(self) -> str:
-        return "off" if self.control().departure == layout.DEPARTURE_OFF else "auto"
-
-    def set_departure(self, departure: str) -> None:
-        """Says to the program whether packets may wait in their device's queue: "auto" or "off"."""
-        wanted = layout.DEPARTURE_OFF if departure == "off" else layout.DEPARTURE_AUTO
-        control = self.control()
-        if control.departure != wanted:
-            self.write_control(control._replace(departure=wanted))
-
     def control(self) -> Control:
         return _control(self._control)
 
