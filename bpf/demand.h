@@ -20,7 +20,10 @@
  * The bucket pays for the rest.
  */
 #define DEMAND_EARLY_LEAD (50 * MILLISECONDS)
-/* ... where they can wait in the device's queue. */
+/*
+ * ... where they can wait in the device's queue. TCP's shortest timer ends after 200 ms, and it would send again what
+ * only waits.
+ */
 #define DEMAND_EARLY_QUEUE (160 * MILLISECONDS)
 /* Room is left for this many new connections that have not sent anything yet. */
 #define DEMAND_SILENT_MOST 20

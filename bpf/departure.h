@@ -12,9 +12,11 @@
 /* No datagram waits for longer than this part of a second, 50 ms; for TCP see VERDICT_QUEUE_MS. */
 #define DEPARTURE_HORIZON_PART 20
 /*
- * Packets of a rule that wait. fq drops a socket's hundredth packet (flow_limit), for which the bucket has paid by then.
+ * Packets of a rule that wait. fq drops what is more than a hundred of a socket (flow_limit), for which the bucket has
+ * paid by then. IP sends a large datagram as fragments of about this size, each of which waits by itself.
  */
 #define DEPARTURE_PACKETS 60
+#define DEPARTURE_FRAGMENT 1500
 /* Weight of a packet in the average size of those that wait. */
 #define DEPARTURE_SIZE_WEIGHT 8
 
@@ -25,15 +27,24 @@ static __always_inline bool departure_matters(__s64 tokens, __u64 rate, const st
 	return tokens <= (packet->begins ? (__s64)(rate / VERDICT_WAIT_PART) : packet->tcp ? 0 : packet->bytes);
 }
 
+/* What takes one place in the device's queue of this packet, bytes. GSO packets are cut behind it. */
+static __always_inline __u32 departure_piece(const struct packet *packet)
+{
+	return packet->segments == 1 && packet->bytes > DEPARTURE_FRAGMENT ? DEPARTURE_FRAGMENT : packet->bytes;
+}
+
 /*
  * The debt in bytes that packets which wait may leave, where the packet's device holds it. Not by this packet's size
  * while others wait: small packets would find no room beside large ones.
  */
 static __always_inline __u64 departure_room(const struct rate_limit_state *state, const struct packet *packet)
 {
-	__u32 size = state->tokens < 0 && state->waiting_size ? state->waiting_size : packet->bytes;
+	__u32 size = state->tokens < 0 && state->waiting_size ? state->waiting_size : departure_piece(packet);
 	__u64 room = state->rate / DEPARTURE_HORIZON_PART, most = DEPARTURE_PACKETS * (__u64)size;
 
+	/* These do not wait. One byte says that data before them may. */
+	if (packet->tcp && packet->control)
+		return 1;
 	return room < most ? room : most;
 }
 
@@ -63,13 +74,13 @@ static __always_inline __u64 departure_wait(const struct rate_limit_state *state
 	return wait < NANOSECONDS ? wait : NANOSECONDS;
 }
 
-/* The average size of the packets that wait, with one more that has passed. The first one begins anew. */
+/* The average size of what waits, with one more packet that has passed. The first one begins anew. */
 static __always_inline __u32 departure_size(const struct rate_limit_state *state, const struct packet *packet)
 {
 	__u64 before = state->waiting_size;
 
 	if (state->tokens + packet->bytes >= 0 || !before)
-		return packet->bytes;
-	return (before * (DEPARTURE_SIZE_WEIGHT - 1) + packet->bytes) / DEPARTURE_SIZE_WEIGHT;
+		return departure_piece(packet);
+	return (before * (DEPARTURE_SIZE_WEIGHT - 1) + departure_piece(packet)) / DEPARTURE_SIZE_WEIGHT;
 }
 #endif

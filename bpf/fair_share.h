@@ -337,6 +337,18 @@ static __always_inline void fair_share_change_tokens(struct rate_limit_state *st
 		state->tokens = least;
 }
 
+/*
+ * Scales a debt to a lower rate, so that it is waited for as long as at the rate before: packets that wait for their
+ * departure times have them already, and at the lower rate nothing would pass for seconds.
+ */
+static __always_inline void fair_share_change_debt(struct rate_limit_state *state, __u64 before)
+{
+	__u64 debt = 0 - (__u64)state->tokens;
+
+	if (state->rate < before)
+		state->tokens = 0 - debt * TOKEN_SPAN_PARTS / before * state->rate / TOKEN_SPAN_PARTS;
+}
+
 /* Keeps what is known of the connections; they hear of the new limit with their next packet. */
 static __always_inline void fair_share_change_limit(struct rate_limit_state *state, __u64 rate, __u64 bucket, __u64 now)
 {
@@ -350,6 +362,8 @@ static __always_inline void fair_share_change_limit(struct rate_limit_state *sta
 	if (before != rate) {
 		if (before && state->tokens > 0)
 			fair_share_change_tokens(state, before);
+		else if (before)
+			fair_share_change_debt(state, before);
 		fair->paced_rate = rate;
 		fair->period_ns = fair_share_period(fair, rate);
 		if (fair->share)

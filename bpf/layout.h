@@ -102,7 +102,8 @@ struct rate_limit_state {
 	__u64 use_bytes;       /* `bytes` at that time */
 	__u64 use_rate;        /* what passed in the second before, per second */
 	__u64 use_withheld_ns; /* when a packet was last dropped or got a notice */
-	__u64 use_bound_ns;    /* when the rule last held somebody back, by that or as a bottleneck */
+	__u64 use_delayed_ns;  /* when a packet last had to wait for its departure time */
+	__u64 use_bound_ns;    /* when the rule last held somebody back, by these or as a bottleneck */
 	__u64 use_since_ns;    /* since when it did so, without a break */
 	__u64 once_bytes;      /* of `bytes`, those that no rule further in has counted: of all rules, each byte once */
 	struct fair_share fair;

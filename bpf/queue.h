@@ -10,9 +10,13 @@
 #include "departure.h"
 #include "kernel_memory.h"
 #include "maps.h"
+#include "wire.h"
 
 /* Queues of a device that are looked at; an administrator may have given a leaf of mq another kind. */
 #define QUEUE_MOST 64
+/* fq sends packets of this priority, of its lowest bits, at once whatever their time is: the kernel's TC_PRIO_CONTROL. */
+#define QUEUE_AT_ONCE 7
+#define QUEUE_AT_ONCE_MASK 15
 #define QUEUE_LONGEST_NS 1000000000
 /* More than departure_room() is for packets of any size. */
 #define QUEUE_ROOM_MOST ((1 << 28) - 1)
@@ -49,10 +53,13 @@ static __always_inline bool queue_is_fq(const struct Qdisc_ops___queue *ops)
 	return id[0] == 'f' && id[1] == 'q' && !id[2];
 }
 
-/*
- * Whether a device holds packets. Not where half of the packets wait that its first queue may hold: what another
- * process sends finds room there. Not inlined: see charge.h.
- */
+/* Where half of what may wait waits, what another process sends has to find room. */
+static __always_inline bool queue_is_busy(struct Qdisc___queue *qdisc)
+{
+	return 2 * BPF_CORE_READ(qdisc, q.qlen) >= BPF_CORE_READ(qdisc, limit);
+}
+
+/* Whether a device holds packets: each of its queues is fq, and none is busy. Not inlined: see charge.h. */
 __noinline bool queue_of_device(__u64 device)
 {
 	const struct net_device___queue *dev = (const void *)device;
@@ -61,27 +68,43 @@ __noinline bool queue_of_device(__u64 device)
 	struct Qdisc___queue *qdisc;
 	__u32 count;
 
+	/* Here, too: the verifier walks each function by itself, whoever calls it. */
+	if (!kernel_memory)
+		return false;
 	first = BPF_CORE_READ(dev, _tx);
 	qdisc = first ? BPF_CORE_READ(first, qdisc) : NULL;
 	ops = qdisc ? BPF_CORE_READ(qdisc, ops) : NULL;
-	if (!ops || !queue_is_fq(ops) || 2 * BPF_CORE_READ(qdisc, q.qlen) >= BPF_CORE_READ(qdisc, limit))
+	if (!ops || !queue_is_fq(ops) || queue_is_busy(qdisc))
 		return false;
 	count = BPF_CORE_READ(dev, real_num_tx_queues);
 	for (__u32 i = 1; i < QUEUE_MOST && i < count; i++) {
 		first = (void *)first + bpf_core_type_size(struct netdev_queue);
 		qdisc = BPF_CORE_READ(first, qdisc);
-		if (!qdisc || BPF_CORE_READ(qdisc, ops) != ops)
+		if (!qdisc || BPF_CORE_READ(qdisc, ops) != ops || queue_is_busy(qdisc))
 			return false;
 	}
 	return true;
 }
 
-/* Whether the packet's device does. */
+/*
+ * Whether more than one host may get the packet: multicast and broadcast. The kernel sends a copy to its own sockets,
+ * with the departure time as the time of its arrival.
+ */
+__noinline bool queue_copies(struct __sk_buff *skb)
+{
+	if (wire_byte(skb, 0) >> 4 == WIRE_IPV4_VERSION)
+		return wire_byte(skb, WIRE_IPV4_DESTINATION) >= WIRE_IPV4_MULTICAST;
+	return wire_byte(skb, WIRE_IPV6_DESTINATION) == WIRE_IPV6_MULTICAST;
+}
+
+/* Whether the packet's device holds it. */
 __noinline bool queue_holds(struct __sk_buff *context)
 {
 	const struct sk_buff *skb = (const void *)context;
 
-	return kernel_memory && queue_of_device((__u64)BPF_CORE_READ(skb, dev));
+	if (!kernel_memory || (context->priority & QUEUE_AT_ONCE_MASK) == QUEUE_AT_ONCE || queue_copies(context))
+		return false;
+	return queue_of_device((__u64)BPF_CORE_READ(skb, dev));
 }
 
 /* departure_room() where the packet's device holds it, else 0. */
@@ -98,23 +121,26 @@ __noinline __u64 queue_room(struct __sk_buff *skb, __u64 rule, __u64 measured)
 }
 
 /*
- * How long a packet that has passed waits for a rule, or `most` if that is longer. Counts it. Not exact beside another
- * CPU, whose packet it may wait for too.
+ * How long a packet that has passed waits for a rule, or `most` if that is longer. Counts it, each of its segments. Not
+ * exact beside another CPU, whose packet it may wait for too.
  */
 __noinline __u64 queue_wait(__u64 rule, __u64 measured, __u64 most)
 {
 	struct rate_limit_state *state = rule ? bpf_map_lookup_elem(&rate_limit_state_map, &rule) : NULL;
 	struct packet packet = packet_unpack(measured);
-	__u64 wait;
+	__u64 now, wait;
 
-	if (!state)
+	/* Packets without data do not wait. */
+	if (!state || (packet.tcp && packet.control))
 		return most;
+	now = bpf_ktime_get_ns();
 	state->waiting_size = departure_size(state, &packet);
-	wait = departure_wait(state, &packet, bpf_ktime_get_ns());
+	wait = departure_wait(state, &packet, now);
 	if (!wait)
 		return most;
+	use_delay(state, now);
 	__sync_fetch_and_add(&state->delayed_packets, packet.segments);
-	__sync_fetch_and_add(&state->delay_ns, wait);
+	__sync_fetch_and_add(&state->delay_ns, wait * packet.segments);
 	return wait > most ? wait : most;
 }
 

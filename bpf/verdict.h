@@ -48,12 +48,9 @@ enum verdict {
 /* Paced TCP may lead its rate by this and twice its lag before packets are dropped. */
 #define VERDICT_GUARD_LEAD (100 * MILLISECONDS)
 /* ... and by this where packets wait in the device's queue: by what early ones may wait there. */
-#define VERDICT_GUARD_QUEUE (160 * MILLISECONDS)
-/*
- * What TCP may wait for in that queue. Its shortest timer ends after 200 ms, and it would send again what only waits;
- * who was refused once has waited for that timer already.
- */
-#define VERDICT_QUEUE_MS 160
+#define VERDICT_GUARD_QUEUE DEMAND_EARLY_QUEUE
+/* What TCP may wait for in that queue, and what is added for who was refused once: he has waited for the timer already. */
+#define VERDICT_QUEUE_MS (DEMAND_EARLY_QUEUE / MILLISECONDS)
 #define VERDICT_QUEUE_REFUSED_MS 30
 /* A packet that lasts longer than this at its share is a lump: its connection's window is too large. */
 #define VERDICT_LUMP_LONGEST_MS 100
@@ -239,7 +236,7 @@ static __always_inline void verdict_paced(const struct rate_limit_state *state, 
 
 	bounds->drop.tokens = packet->idle && idle > half ? -idle : -half;
 	if (packet->room)
-		bounds->drop.tokens = -verdict_queue(state->rate, packet);
+		bounds->drop.tokens = -verdict_queue(state->rate, packet) - VERDICT_PACED_DEBT_LEAST;
 	if (packet->early || packet->waited)
 		verdict_admit(state, packet, bounds);
 	else

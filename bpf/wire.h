@@ -16,8 +16,12 @@
 #define WIRE_IPV4_VERSION 4
 #define WIRE_IPV4_HEADER 20
 #define WIRE_IPV4_PROTOCOL 9 /* offset */
+#define WIRE_IPV4_DESTINATION 16
+#define WIRE_IPV4_MULTICAST 0xe0 /* an address that begins with this or more; the last is broadcast */
 #define WIRE_IPV6_HEADER 40
 #define WIRE_IPV6_NEXT 6 /* offset */
+#define WIRE_IPV6_DESTINATION 24
+#define WIRE_IPV6_MULTICAST 0xff
 #define WIRE_UDP_HEADER 8
 #define WIRE_TCP_HEADER 20
 #define WIRE_TCP_OFFSET 12
@@ -29,7 +33,7 @@ static __always_inline __u8 wire_byte(struct __sk_buff *skb, __u32 offset)
 {
 	__u8 byte = 0;
 
-	/* A helper, since direct access cannot read outside the linear part. Only GSO packets come here. */
+	/* A helper, since direct access cannot read outside the linear part. Few packets come here. */
 	bpf_skb_load_bytes(skb, offset, &byte, sizeof(byte));
 	return byte;
 }

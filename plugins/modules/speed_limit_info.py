@@ -265,7 +265,7 @@ program:
         devices:
           description:
             - Devices of the task's network namespace that hold packets, as C(fq) is at their root, or below each queue
-              of C(mq). On others such packets are dropped.
+              of C(mq). On others such packets are dropped. Null where the kernel does not tell.
           type: list
           elements: str
           returned: success
@@ -429,8 +429,8 @@ rules:
         binds:
           description:
             - Whether this rule holds back what is sent. Either TCP connections wait for it, as many as
-              RV(rules[].pacing.waiting_connections); or it dropped packets within the last second, or gave them a
-              congestion notice, as it does to what does not wait, such as UDP.
+              RV(rules[].pacing.waiting_connections); or within the last second it dropped packets, gave them a
+              congestion notice, or let them wait in their device's queue.
             - Of several rules that hold for a connection that sends all it can, it is true for the one that limits it.
           type: bool
           returned: success

@@ -16,6 +16,7 @@ BPF = Path(__file__).resolve().parents[2] / "bpf"
 SECOND = 10**9
 HORIZON = SECOND // 20
 PACKETS = 60  # that may wait
+FRAGMENT = 1480  # IP makes of larger ones
 FLOW_LIMIT = 100  # of fq
 TCP, CONTROL, PACED = 1, 2, 4
 
@@ -62,6 +63,16 @@ __u64 room(__s64 tokens, __u64 rate, __u32 waiting, __u32 bytes)
     return departure_room(&some, &packet);
 }
 
+__s64 bound(__u64 rate, __u64 bucket, __u32 bytes, __u32 flags, bool waits)
+{
+    struct rate_limit_state some = { .rate = rate, .bucket = bucket, .tokens = -1 };
+    struct packet packet = { .bytes = bytes, .segments = 1, .tcp = flags & 1, .control = flags >> 1 & 1,
+                             .paced = flags >> 2 & 1, .idle = flags >> 3 & 1 };
+
+    packet.room = waits ? departure_room(&some, &packet) : 0;
+    return verdict_bounds(&some, &packet, 1, true).drop.tokens;
+}
+
 __u64 wait_of(__s64 tokens, __u64 rate, __u64 clock, __u64 paced, __u32 bytes, __u32 flags)
 {
     struct rate_limit_state some = { .tokens = tokens, .rate = rate };
@@ -87,8 +98,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", *sanitizers, "-shared", "-fPIC"]
     subprocess.run([*command, "-I", str(BPF), "-o", str(built), str(source)], check=True)
     found = ctypes.CDLL(str(built))
-    for name in ("start", "send", "room", "wait_of"):
-        getattr(found, name).restype = {"send": ctypes.c_int64, "start": None}.get(name, ctypes.c_uint64)
+    for name in ("start", "send", "room", "bound", "wait_of"):
+        getattr(found, name).restype = {"send": ctypes.c_int64, "start": None, "bound": ctypes.c_int64}.get(
+            name, ctypes.c_uint64
+        )
     return found
 
 
@@ -111,6 +124,7 @@ CLUMPS = st.lists(
 
 @given(RATES, st.integers(3000, 10**8), CLUMPS)
 @example(10**6, 3000, [Sent(0, 1400)] * 60 + [Sent(0, 100)] * 200)
+@example(12_500_000, 100_000, [Sent(0, 8000)] * 100)
 def test_datagrams_leave_within_the_limit_in_order_and_in_time(
     library: ctypes.CDLL, rate: int, bucket: int, packets: list[Sent]
 ) -> None:
@@ -124,7 +138,7 @@ def test_datagrams_leave_within_the_limit_in_order_and_in_time(
             continue
         assert wait <= HORIZON
         departures.append((now + wait, packet.bytes))
-        assert sum(at > now for at, _bytes in departures) <= FLOW_LIMIT
+        assert sum(-(-size // FRAGMENT) for at, size in departures if at > now) <= FLOW_LIMIT
     # A nanosecond is lost in rounding.
     assert all(then[0] <= later[0] + 1 for then, later in zip(departures, departures[1:]))
     first = departures[0][0] if departures else 0
@@ -161,3 +175,12 @@ def test_no_state_makes_a_packet_wait_for_more_than_a_second(
         assert wait == 0
     if flags & (TCP | PACED) == TCP | PACED:
         assert wait <= library.wait_of(*numbers[:-1], 0)
+
+
+@given(st.integers(1000, 10**10), st.integers(3000, 10**8), st.integers(40, 65_535), st.integers(0, 15))
+@example(8000, 8000, 1500, TCP | PACED)
+def test_nothing_is_dropped_sooner_because_it_could_wait(
+    library: ctypes.CDLL, rate: int, bucket: int, size: int, flags: int
+) -> None:
+    waits, drops = (library.bound(u64(rate), u64(bucket), size, flags, here) for here in (True, False))
+    assert waits <= drops

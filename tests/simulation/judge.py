@@ -12,6 +12,7 @@ from simulator import Bin, Result, Scenario
 
 # Any packet may leave so much behind, and paced TCP half of one more; and the headers of a packet's segments.
 PACKETS_OF_DEBT = 65536 * 3 // 2 + 2 * 45 * 72
+QUEUED = 0.19  # seconds of the rate that may wait in fq
 # TCP reaches a window of so many bytes in the time that the tests leave it, whatever made it smaller before.
 SMALL_WINDOW = 30_000
 
@@ -50,7 +51,11 @@ def jain(values: Sequence[float]) -> float:
 
 def allowed_excess(scenario: Scenario) -> float:
     """Bytes above rate * time + bucket: what packets may leave behind, and what clocks that differ may hide."""
-    return PACKETS_OF_DEBT + max(change.rate for change in scenario.changes) * scenario.clock_skew + 1
+    most = max(change.rate for change in scenario.changes)
+    lowered = [was.rate for was, now in zip(scenario.changes, scenario.changes[1:]) if now.rate < was.rate]
+    # What waits in fq already leaves as fast as it could before.
+    queued = QUEUED * max(lowered) if lowered and any(flow.waits for flow in scenario.flows) else 0
+    return PACKETS_OF_DEBT + most * scenario.clock_skew + queued + 1
 
 
 def judge(scenario: Scenario, result: Result) -> Judgement:

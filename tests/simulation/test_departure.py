@@ -154,9 +154,27 @@ def test_a_socket_that_sends_small_packets_behind_large_ones_has_no_more_in_the_
 
 
 @pytest.mark.parametrize("horizon", [0.001, 0.01])
-def test_where_fq_has_a_short_horizon_the_limit_holds_on_average(runner: Runner, horizon: float) -> None:
-    """More than the runner's bound passes at once there, but no more than what may wait."""
+def test_fq_with_a_short_horizon_drops_what_waits_and_the_limit_holds(runner: Runner, horizon: float) -> None:
     flood = Flow(UDP, rate=20 * MBIT, chunk=1400)
     span = settled(simulated(runner, [flood], 10, horizon=horizon))
     assert span.bytes / SECONDS <= 1.005 * 10 * MBIT
+    assert span.lost[0] > 0
+
+
+@pytest.mark.parametrize("size", [2000, 8000, 65_000])
+def test_fragments_of_large_datagrams_find_room_in_the_queue(runner: Runner, size: int) -> None:
+    flood = Flow(UDP, rate=200 * MBIT, chunk=size)
+    span = settled(simulated(runner, [flood], 100))
     assert span.lost == [0]
+    assert span.bytes / SECONDS >= 0.99 * 100 * MBIT
+
+
+@pytest.mark.parametrize("pages", [1, 50])
+def test_what_waits_when_the_limit_falls_stops_nobody_for_long(runner: Runner, pages: int) -> None:
+    """As far as it waits, it leaves as it was to leave; what comes then waits for no more than that."""
+    flows = [Flow(use=NEW, slots=32, answer=10_000 * pages, round_trip=NEAR, waits=True)]
+    changes = [Change(0, 50 * MBIT, 5 * MBIT), Change(SETTLED, MBIT, 100_000)]
+    result = runner.run(Scenario(0, flows, changes, SETTLED + 3, [SETTLED, SETTLED + 0.4, SETTLED + 3]))
+    before, at_once, after = result.bins
+    assert before.bytes and at_once.bytes
+    assert after.bytes >= 0.9 * 2.6 * MBIT

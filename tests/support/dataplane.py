@@ -80,6 +80,7 @@ class State(NamedTuple):
     use_bytes: int
     use_rate: int
     use_withheld_ns: int
+    use_delayed_ns: int
     use_bound_ns: int
     use_since_ns: int
     once_bytes: int

@@ -77,8 +77,10 @@ def test_datagrams_in_clumps_at_half_the_limit_are_not_lost(fq: Scene) -> None:
     cgroup = fq.limited(rate, bucket="16000")
     fq.pair.send_udp(rate // 2, size=1372, option="clumps", cgroup=cgroup)
     pause(3.0)
-    found = counters()
+    rule = limiter.info(name="paced", gather=["rules"])["rules"][0]
+    found = rule["counters"]
     print(found)
+    assert rule["use"]["binds"]
     assert found["packets"] > 100
     assert found["delayed_packets"] > 0
     assert found["mean_delay_us"] < 50_000
@@ -177,6 +179,26 @@ def test_on_another_queueing_discipline_no_packet_gets_a_time(fq: Scene, kind: s
     assert_never_delayed(fq)
     if kind == "none":
         tc(fq.pair, "replace", "dev", "veth0", "root", "pfifo")
+
+
+@pytest.mark.every_kernel
+@pytest.mark.parametrize(
+    ("priority", "address"), [(7, Pair.address), (0, "239.1.2.3")], ids=["TC_PRIO_CONTROL", "multicast"]
+)
+def test_what_fq_does_not_hold_for_all_gets_no_time(fq: Scene, priority: int, address: str) -> None:
+    code = f"""
+import socket
+open({str(fq.limited(MBIT // 8, bucket="3000") / "cgroup.procs")!r}, "w").write("0")
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, {priority})
+s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton({Pair.sender_address!r}))
+for i in range(30):
+    s.sendto(bytes(1372), ({address!r}, {PORT}))
+"""
+    run("nsenter", f"--net=/run/netns/{fq.pair.sender}", "python3", "-c", code)
+    found = counters()
+    assert found["dropped_packets"] > 0
+    assert found["delayed_packets"] == 0
 
 
 def assert_never_delayed(scene: Scene) -> None:

@@ -108,7 +108,7 @@ struct flow {
 	struct in_flight *ring;
 	uint32_t ring_size, ring_first, ring_count;
 	struct waiting *waiting; /* the next one last */
-	uint32_t waiting_count;
+	uint32_t waiting_count, waiting_places;
 };
 
 struct simulation {

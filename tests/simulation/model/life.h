@@ -102,6 +102,7 @@ static void life_reset(struct simulation *sim, struct flow *flow)
 	/* What still waits of the last one departs all the same. */
 	fresh.waiting = flow->waiting;
 	fresh.waiting_count = flow->waiting_count;
+	fresh.waiting_places = flow->waiting_places;
 	*flow = fresh;
 	for (uint32_t timer = TIMER_PACING; timer <= TIMER_NEXT; timer++)
 		flow_disarm(sim, flow, timer);

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What is behind the rules: nothing, or fq. It holds a packet until its time, drops what is too much for one socket
- * (flow_limit) or for all together (limit), and lets nothing wait longer than its horizon.
+ * (flow_limit) or for all together (limit), or would wait for longer than its horizon.
  */
 #ifndef SIMULATION_QUEUE_H
 #define SIMULATION_QUEUE_H
 
 #include "flow.h"
+
+#define FRAGMENT 1480
 
 /* As bpf/queue.h: not where half of what may wait waits. */
 static uint64_t queue_room(const struct simulation *sim, const struct flow_spec *spec,
@@ -31,21 +33,25 @@ static void queue_out(struct simulation *sim, struct flow *flow, const struct pa
 	flow_count(sim, flow, packet);
 }
 
+/* What it takes of fq's places: IP has cut a large datagram into fragments. */
+static uint32_t queue_places(const struct packet *packet)
+{
+	return !packet->tcp && packet->segments == 1 ? 1 + (packet->bytes - 1) / FRAGMENT : 1;
+}
+
 /* False where fq drops it. */
 static bool queue_add(struct simulation *sim, struct flow *flow, const struct packet *packet, uint64_t departs)
 {
 	const struct scenario *scenario = sim->scenario;
 	struct flow_result *result = flow_result(sim, flow);
-	uint32_t place;
+	uint32_t place, places = queue_places(packet);
 
 	if (departs <= sim->now && !flow->waiting_count) {
 		queue_out(sim, flow, packet);
 		return true;
 	}
-	if (departs - sim->now > scenario->horizon)
-		departs = sim->now + scenario->horizon;
-	if (sim->waiting >= scenario->limit || flow->waiting_count >= scenario->flow_limit ||
-	    flow->waiting_count == WAITING_MOST) {
+	if (departs - sim->now > scenario->horizon || sim->waiting + places > scenario->limit ||
+	    flow->waiting_places + places > scenario->flow_limit || flow->waiting_count == WAITING_MOST) {
 		result->lost++;
 		return false;
 	}
@@ -59,7 +65,8 @@ static bool queue_add(struct simulation *sim, struct flow *flow, const struct pa
 		flow->waiting[place] = flow->waiting[place - 1];
 	flow->waiting[place] = (struct waiting){ departs, *packet };
 	flow->waiting_count++;
-	sim->waiting++;
+	flow->waiting_places += places;
+	sim->waiting += places;
 	if (departs - sim->now > result->wait)
 		result->wait = departs - sim->now;
 	flow_arm(sim, flow, TIMER_DEPART, flow->waiting[flow->waiting_count - 1].at);
@@ -71,7 +78,8 @@ static void queue_depart(struct simulation *sim, struct flow *flow)
 {
 	struct packet packet = flow->waiting[--flow->waiting_count].packet;
 
-	sim->waiting--;
+	flow->waiting_places -= queue_places(&packet);
+	sim->waiting -= queue_places(&packet);
 	if (flow->waiting_count)
 		flow_arm(sim, flow, TIMER_DEPART, flow->waiting[flow->waiting_count - 1].at);
 	queue_out(sim, flow, &packet);

@@ -62,7 +62,7 @@ struct scenario {
 	uint64_t timer_delay;       /* timers fire up to this late */
 	uint64_t probe_every;       /* bbr measures the round trip anew, which takes it 200 ms */
 	uint64_t garbage_at;        /* fills the first rule's controller with random bytes; 0: never */
-	uint64_t horizon;           /* of fq: what departs later departs then */
+	uint64_t horizon;           /* of fq: what departs later is dropped */
 	uint32_t limit, flow_limit; /* packets that fq holds, and those of one socket */
 	uint32_t garbage_kind;
 	uint32_t large_bursts; /* packets grow with nearness, as since Linux 5.18 */

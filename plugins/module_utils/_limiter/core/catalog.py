@@ -156,7 +156,8 @@ TRACER_SECTION = ".rodata.trace"  # what a trace is asked for
 LOOK = Part(
     "kernel_memory",
     ".rodata.memory",
-    "traffic that IPsec sends through a tunnel's device is charged twice, and reaches only half of its limit",
+    "traffic that IPsec sends through a tunnel's device is charged twice, and reaches only half of its limit, and no "
+    "packet waits where its device has fq",
 )
 
 # Control is pinned last: where it is, all the others are.

@@ -23,8 +23,12 @@ class Qdisc(t.NamedTuple):
     kind: str
 
 
-def holding(qdiscs: t.Sequence[Qdisc]) -> list[str]:
-    """The devices that hold packets until their time: fq is at the root, or below each of mq's queues."""
+def holding(qdiscs: t.Sequence[Qdisc] | None) -> list[str] | None:
+    """The devices that hold packets until their time: fq is at the root, or below each of mq's queues. None as
+    ``qdiscs``: the kernel does not tell.
+    """
+    if qdiscs is None:
+        return None
     found = []
     for root in (one for one in qdiscs if one.parent == ROOT):
         leaves = [

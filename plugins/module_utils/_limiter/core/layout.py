@@ -39,7 +39,7 @@ INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}QQQII")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}QQQII")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII" + "Q")
 CONTROL = struct.Struct("=IIIIII60sI")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
@@ -96,7 +96,8 @@ class Use(t.NamedTuple):
     bytes: int = 0  # Counters.bytes at that time
     rate: int = 0  # what passed in the span before, in bytes per second
     withheld_ns: int = 0  # CLOCK_MONOTONIC, when a packet was last dropped or got a notice; 0: never
-    bound_ns: int = 0  # ... when the rule last held somebody back, by that or as a bottleneck
+    delayed_ns: int = 0  # ... when a packet last had to wait for its departure time
+    bound_ns: int = 0  # ... when the rule last held somebody back, by these or as a bottleneck
     since_ns: int = 0  # ... since when it did so, without a break
 
 
@@ -161,6 +162,7 @@ STATE_FIELDS = (
     "use_bytes",
     "use_rate",
     "use_withheld_ns",
+    "use_delayed_ns",
     "use_bound_ns",
     "use_since_ns",
     "once_bytes",

@@ -89,7 +89,7 @@ def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int
     fair = pacing.current(ability, limit, seen.fair, now)
     found = pacing.connections(fair)
     unused = not is_used(rate + max(fair.burst, _PACKET), limit.rate)
-    withheld = _withheld(seen, now)
+    withheld = _lately(seen.use.withheld_ns, now)
     reason = None
     if unused and found.waiting:
         reason = _why_unused(limit, seen, fair, found, rate, now)
@@ -97,17 +97,17 @@ def of_state(ability: pacing.Ability, limit: Limit | None, seen: State, now: int
         reason = SOME_NOT_PACED if ability.state == "on" else NOT_PACED
     elif unused and found.waiting_elsewhere:
         reason = ANOTHER_RULE
-    binds = found.waiting > 0 or withheld
+    binds = found.waiting > 0 or withheld or _lately(seen.use.delayed_ns, now)
     seconds = _binds_seconds(seen, now) if binds else None
     return Use(rate, round(rate / limit.rate, 3), binds, found.waiting_elsewhere, reason, seconds)
 
 
-def _withheld(seen: State, now: int) -> bool:
-    """Whether something was dropped or got a notice within the last second. What the bucket holds at the moment of a
-    look does not tell: it is full again when whoever floods it has slept.
+def _lately(then: int, now: int) -> bool:
+    """Whether something was dropped or told to slow down, or waited, within the last second. What the bucket holds at
+    the moment of a look does not tell: it is full again when whoever floods it has slept.
     """
     # Another CPU may have written after our look; what is further away is from another time namespace.
-    return bool(seen.use.withheld_ns) and abs(now - seen.use.withheld_ns) < _SECOND_NS
+    return bool(then) and abs(now - then) < _SECOND_NS
 
 
 def _binds_seconds(seen: State, now: int) -> float | None:

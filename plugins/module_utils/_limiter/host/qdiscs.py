@@ -20,13 +20,13 @@ _HEADER, _TC, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BxxxiIII"), 
 _MOST = 1 << 16
 
 
-def read() -> list[Qdisc]:
+def read() -> list[Qdisc] | None:
     """None where the kernel does not tell."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as route:
         route.settimeout(5)
         route.send(_HEADER.pack(_HEADER.size + _TC.size, _RTM_GETQDISC, _REQUEST_DUMP, 1, 0) + _TC.pack(0, 0, 0, 0, 0))
         return list(_answers(route))
-    return []
+    return None
 
 
 def _answers(route: socket.socket) -> t.Iterator[Qdisc]:
@@ -34,7 +34,9 @@ def _answers(route: socket.socket) -> t.Iterator[Qdisc]:
         data = route.recv(_MOST)
         while len(data) >= _HEADER.size:
             length, kind = _HEADER.unpack_from(data)[:2]
-            if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < _HEADER.size:
+            if kind == _NLMSG_ERROR:
+                raise OSError("netlink has refused a look at queueing disciplines")
+            if kind == _NLMSG_DONE or length < _HEADER.size:
                 return
             yield from _qdisc(data[_HEADER.size : length])
             data = data[_aligned(length) :]

@@ -162,6 +162,13 @@ def test_who_waited_long_ago_does_not_wait_any_more() -> None:
 
 
 @pytest.mark.parametrize("ability", [ON, OFF])
+def test_what_waits_in_its_device_is_held_back_also_where_the_limit_is_not_used_up(ability: Ability) -> None:
+    seen = state(before=0.5)
+    told = of(seen._replace(use=seen.use._replace(delayed_ns=NOW - SECOND // 2)), ability)
+    assert (told["binds"], told["reason"]) == (True, None)
+
+
+@pytest.mark.parametrize("ability", [ON, OFF])
 @pytest.mark.parametrize("tokens", [-0.01, 0.0, 1.0])
 @pytest.mark.parametrize(
     ("withheld", "binds"), [(None, False), (0.0, True), (-0.001, True), (0.999, True), (1.0, False), (-1.0, False)]

@@ -334,12 +334,8 @@ def _reload(add: _Adding) -> None:
 
 
 def _departure(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--departure",
-        choices=("auto", "off"),
-        default=default,
-        help="whether packets wait where their device has the queueing discipline fq",
-    )
+    text = "whether packets wait where their device has the queueing discipline fq"
+    parser.add_argument("--departure", choices=("auto", "off"), default=default, help=text)
 
 
 def _unload(add: _Adding) -> None:

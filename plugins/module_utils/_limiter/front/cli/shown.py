@@ -122,7 +122,8 @@ def _program(program: Facts | None) -> list[str]:
     lines = [f"loaded    {program['identity']}", f"attached  {program['cgroup']}", f"pacing    {pacing['state']}"]
     lines += [f"          {pacing[key]}" for key in ("reason", "open_connections_reason") if pacing[key]]
     departure = program["departure"]
-    lines.append(f"waiting   {departure['state']}, with fq: {', '.join(departure['devices']) or 'no device'}")
+    devices = "not known" if departure["devices"] is None else ", ".join(departure["devices"]) or "no device"
+    lines.append(f"waiting   {departure['state']}, with fq: {devices}")
     return [*lines, *([f"          {departure['reason']}"] if departure["reason"] else []), ""]
 
 
