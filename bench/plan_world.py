@@ -10,7 +10,7 @@ from . import traffic
 from .kinds import attacks, changes, churn, databases, datagrams, loops, nesting, pages, userspace, web
 from .kinds.churn import CLIENT, SERVER, Churn
 from .kinds.loops import Loop
-from .shapers import HTB, NONE, OURS, TBF
+from .shapers import FQ, HTB, NONE, OURS, TBF
 
 MBIT = 1_000_000
 PEERS = (HTB, TBF)
@@ -134,6 +134,18 @@ def _new() -> Iterator[tuple[int, int, int]]:
             for size in (10_000, 50_000):
                 if Loop(OURS, rate * MBIT, workers, size, False).cycle < 1000:
                     yield rate, workers, size
+
+
+def with_fq(time: tuple[float, float]) -> Iterator[Measured]:
+    """What has to be dropped elsewhere. Not every kernel has fq, so these are measured in virtual machines."""
+    for rate, workers in ((2, 2), (2, 8), (2, 16), (20, 8), (20, 32)):
+        # One of those is measured without fq in any case.
+        for shaper in (FQ,) if (rate, workers) == (20, 8) else (HTB, OURS, FQ) if rate == 2 else (HTB, FQ):
+            cell = Loop(shaper, rate * MBIT, workers, 10_000, False, *time)
+            yield _timed("requests_new", loops, cell)
+    for factor in (1, 10):
+        for shaper in (OURS, FQ):
+            yield _timed("datagrams", datagrams, datagrams.Datagrams(shaper, 10 * MBIT, 1400, factor, *time))
 
 
 # ---- pages

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What limits the sender: nothing, htb, tbf, a token bucket that drops, or this collection by its own modules."""
+"""What limits the sender: nothing, htb, tbf, a token bucket that drops, or this collection by its own modules, where
+asked for with fq on the sender's device.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, dataplane, limiter, net
@@ -21,6 +23,7 @@ from . import traffic
 HERE = Path(__file__).resolve().parent
 NONE, HTB, TBF, DROP, OURS = "no limit", "htb", "tbf", "drop bucket", "speed_limiter"
 PEERS = (HTB, TBF, DROP)
+FQ = f"{OURS} with fq"
 RULE = "bench"
 
 
@@ -51,8 +54,8 @@ def shaped(kind: str, pair: traffic.Ends, rate: int, bucket: int | None = None) 
 
     htb and tbf limit the sender's interface, as they always do. Senders must have ended before this is left.
     """
-    if kind == OURS:
-        with limited(rate, bucket) as cgroup:
+    if kind in (OURS, FQ):
+        with _fq(pair) if kind == FQ else nullcontext(), limited(rate, bucket) as cgroup:
             yield cgroup
         return
     with home("sender") as cgroup:
@@ -95,6 +98,19 @@ def _words(kind: str, rate: int, bucket: int | None = None) -> tuple[str, ...]:
     if kind == TBF:
         return ("tbf", "rate", f"{rate}bit", "burst", burst, "latency", "50ms")
     return ("htb", "rate", f"{rate}bit", "burst", burst, "cburst", burst, "quantum", "15140")
+
+
+@contextmanager
+def _fq(pair: traffic.Ends) -> Iterator[None]:
+    tc = ("tc", "-n", pair.sender, "qdisc")
+    try:
+        net.run(*tc, "add", "dev", "veth0", "root", "fq")
+    except RuntimeError as error:
+        raise Missing(f"fq: {error}") from error
+    try:
+        yield
+    finally:
+        net.run(*tc, "delete", "dev", "veth0", "root")
 
 
 @contextmanager
@@ -144,7 +160,7 @@ def has_fq_codel(pair: traffic.Ends) -> bool:
 
 def passed_and_dropped(kind: str, pair: traffic.Ends) -> tuple[int, int]:
     """Packets that passed, and that were dropped, so far; of no limit and of the drop bucket nothing is known."""
-    if kind == OURS:
+    if kind in (OURS, FQ):
         found = limiter.counters().values()
         return max(seen.packets for seen in found), sum(seen.dropped_packets for seen in found)
     if kind not in (HTB, TBF):

@@ -49,7 +49,7 @@ def work(step: Step) -> None:
                 failed.append(f"{cells.name(one)}: {error!r}")
                 print(f"{said}FAILED: {error!r}", flush=True)
                 continue
-            missed = "MISSES ITS GOAL: " if stored["shaper"] == bounds.OURS and not stored["meets"] else ""
+            missed = "MISSES ITS GOAL: " if stored["shaper"] in (bounds.OURS, bounds.FQ) and not stored["meets"] else ""
             busy = f", CPU {100 * stored['busy']:.0f} % busy" if "busy" in stored else ""
             print(f"{said}{missed}{stored['figure']}{busy}", flush=True)
             step.found["cells"].append(stored)

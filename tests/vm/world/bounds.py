@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 # As bench/shapers.py calls it; it is not imported, since it needs a sandbox's modules and this does not.
-OURS = "speed_limiter"
+OURS, FQ = "speed_limiter", "speed_limiter with fq"
 LARGEST_PACKET = 65536
 USED = 0.5  # of the limit, where more is wanted
 SHARE = 0.2  # of it, for one of two who want all
@@ -18,7 +18,7 @@ Stored = dict[str, Any]
 
 def violated(cell: Stored) -> str:
     """How a cell broke a bound, or nothing."""
-    if cell["shaper"] != OURS:
+    if cell["shaper"] not in (OURS, FQ):
         return ""
     if "steps" in cell:
         return "; ".join(filter(None, (_changed(step, cell["seconds"]) for step in cell["steps"])))

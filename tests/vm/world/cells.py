@@ -16,7 +16,8 @@ _LEFT_OUT = {"spread", "what"}
 
 def planned(quick: bool) -> list[Measured]:
     """Those that need no programs but the bench's own; quick: each for a shorter time."""
-    return list(plan_world.made(True, plan_world.QUICK if quick else plan_world.FULL))
+    times = plan_world.QUICK if quick else plan_world.FULL
+    return [*plan_world.made(True, times), *plan_world.with_fq(times)]
 
 
 def name(one: Measured) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .bounds import OURS, Stored
+from .bounds import FQ, OURS, Stored
 
 BUSY = 0.95  # of its time a processor has worked: what it could not do is no fault of who limits
 METHOD = """## Requests, pages, short connections
 
 The worst cell of each kind that [benchmarks.md](benchmarks.md) measures without other programs: two network
-namespaces, a veth pair, 10 s after 2 s; and beside some of them htb (with fq_codel), in the same guest. Guests and
+namespaces, a veth pair, 10 s after 2 s; and beside some of them htb (with fq_codel), or this with fq on
+the device, in the same guest. Guests and
 their clocks are as they are [over distance](#over-distance); a figure is *busy* where the processor had less than a
 twentieth of its time left. What misses its goal is **bold**. The step fails only where more arrives than the rate
 times the time, the bucket and one and a half packets of 64 KiB, where less than half of the limit is used, or at
@@ -52,7 +53,7 @@ def _of(found: Stored, goal: str) -> list[Stored]:
 
 
 def _count(found: Stored, goal: str) -> str:
-    met = [bool(cell["meets"]) for cell in _of(found, goal) if cell["shaper"] == OURS]
+    met = [bool(cell["meets"]) for cell in _of(found, goal) if cell["shaper"] in (OURS, FQ)]
     text = f"{sum(met)} of {len(met)}"
     return text if all(met) else f"**{text}**"
 
@@ -64,12 +65,12 @@ def _rows(measured: dict[str, Stored], goal: str) -> Iterator[list[str]]:
         for cell in _of(found, goal):
             figures.setdefault(cell["place"], {}).setdefault(cell["shaper"], {})[name] = _figure(cell)
     for place, by_shaper in figures.items():
-        for number, shaper in enumerate(sorted(by_shaper, key=lambda shaper: shaper != OURS)):
+        for number, shaper in enumerate(sorted(by_shaper, key=lambda shaper: (shaper not in (OURS, FQ), shaper))):
             yield ["" if number else place, shaper, *(by_shaper[shaper].get(name, "") for name in measured)]
 
 
 def _figure(cell: Stored) -> str:
     text = str(cell["figure"])
-    if cell["shaper"] == OURS and not cell["meets"]:
+    if cell["shaper"] in (OURS, FQ) and not cell["meets"]:
         text = f"**{text}**"
     return f"{text} (busy)" if cell.get("busy", 0) > BUSY else text
