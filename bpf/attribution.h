@@ -120,23 +120,25 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * The rule that a cgroup is a member of, or otherwise that of its node; 0: none. For a tagged socket it leaves out a
- * rule whose own cgroup or leaf it is: the tag says which rule the process was put in after that. Not inlined: charge.h.
+ * The rule that a cgroup is a member of, or otherwise that of its node, which the level of the way belongs to; 0: none.
+ * For a tagged socket it leaves out a rule whose own cgroup or leaf it is: the tag says which rule the process was put in
+ * after that. Not inlined: charge.h.
  */
-__noinline __u64 attribution_rule(__u64 cgroup, __u32 node, __u64 tag)
+__noinline __u64 attribution_rule(__u64 cgroup, __u32 node, __u64 tag, __u64 way, __u32 level)
 {
 	__u64 *member = bpf_map_lookup_elem(&rate_limit_member_map, &cgroup);
 
 	if (!member)
-		return node ? graph_rule(node, cgroup) : 0;
+		return node ? graph_rule(node, cgroup, way, level) : 0;
 	if (tag != ATTRIBUTION_UNTAGGED && (*member == cgroup || *member & LIMITER_LEAF))
 		return 0;
 	return *member & ~LIMITER_LEAF;
 }
 
-static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 node, __u64 tag, struct attribution *found)
+static __always_inline void attribution_add_cgroup(__u64 cgroup, __u32 node, __u64 tag, __u64 way, __u32 level,
+						   struct attribution *found)
 {
-	__u64 rule = attribution_rule(cgroup, node, tag);
+	__u64 rule = attribution_rule(cgroup, node, tag, way, level);
 
 	if (rule)
 		attribution_add(found, rule);
@@ -225,7 +227,7 @@ static __always_inline bool attribution_walk(struct __sk_buff *skb, __u64 tag, s
 			break;
 		if (way)
 			node = graph_follow(&graph, cgroup, way, level, node);
-		attribution_add_cgroup(cgroup, node, tag, found);
+		attribution_add_cgroup(cgroup, node, tag, way, level, found);
 	}
 	return attribution_shares(found);
 }

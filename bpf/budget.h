@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Budgets: with `each`, every cgroup at a node has a state of its own, with the rule's limit. Its key is the cgroup's
- * id. There is no daemon that would remove those of cgroups that are gone, so new budgets do: each takes a slot, and
- * the budget that had it before goes if it has rested (a clock hand). A rested budget is like a new one, so whether
- * its cgroup lives does not matter: with its next packet it is made again (graph_again). What it counted is added to
- * its rule's own state first.
+ * Budgets: with `each`, every cgroup at a node has a state of its own, with the rule's limit. Its key follows from the
+ * cgroup's names (graph_budget), so a cgroup that is removed and made again has the budget that it had, with its debt.
+ * There is no daemon that would remove those of cgroups that are gone, so new budgets do: each takes a slot, and the
+ * budget that had it before goes if it has rested (a clock hand). A rested budget is like a new one, so whether its
+ * cgroup lives does not matter: with its next packet it is made again (graph_again). What it counted is added to its
+ * rule's own state first.
  *
  * Of two CPUs that remove one budget, the one that sets LIMITER_NO_RULE adds its counters. Nothing is charged to it
  * after that: whoever finds it so looks for the budget again.
@@ -73,9 +74,9 @@ static __always_inline void budget_fold(struct rate_limit_state *own, const stru
 }
 
 /* Removes a budget that has rested; in any case one whose rule is gone, or if `used`. False where it stays. */
-__noinline bool budget_sweep(__u64 cgroup, __u64 now, bool used)
+__noinline bool budget_sweep(__u64 budget, __u64 now, bool used)
 {
-	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup), *own;
+	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &budget), *own;
 	struct rate_limit_config *config;
 	__u64 rule, rate = 1, bucket = 0;
 	bool mine = false;
@@ -106,12 +107,12 @@ __noinline bool budget_sweep(__u64 cgroup, __u64 now, bool used)
 		budget_fold(own, state);
 		bpf_spin_unlock(&own->lock);
 	}
-	bpf_map_delete_elem(&rate_limit_state_map, &cgroup);
+	bpf_map_delete_elem(&rate_limit_state_map, &budget);
 	return true;
 }
 
 /* Finds a slot for a new budget; false where all that are looked at are taken. */
-__noinline bool budget_place(__u64 cgroup, __u64 now)
+__noinline bool budget_place(__u64 budget, __u64 now)
 {
 	struct rate_limit_slot *slot;
 	__u32 hand, slots;
@@ -131,16 +132,16 @@ __noinline bool budget_place(__u64 cgroup, __u64 now)
 		slot = bpf_map_lookup_elem(&rate_limit_slot_map, &hand);
 		if (!slot)
 			return false;
-		before = slot->cgroup;
+		before = slot->budget;
 		/* It had a budget before, of another rule. */
-		if (before == cgroup)
+		if (before == budget)
 			return true;
 		if (before && !budget_sweep(before, now, false))
 			continue;
 		bpf_spin_lock(&slot->lock);
-		taken = slot->cgroup == before;
+		taken = slot->budget == before;
 		if (taken)
-			slot->cgroup = cgroup;
+			slot->budget = budget;
 		bpf_spin_unlock(&slot->lock);
 		if (taken)
 			return true;
@@ -148,15 +149,19 @@ __noinline bool budget_place(__u64 cgroup, __u64 now)
 	return false;
 }
 
-/* Gives a cgroup a budget of a rule, with a full bucket, unless it has one. False where there is no room. */
-__noinline bool budget_make(__u64 rule, __u64 cgroup)
+/* Gives a cgroup a budget of a rule, with a full bucket, unless its names have one. False where there is no room. */
+__noinline bool budget_make(__u64 rule, __u64 budget, __u64 cgroup)
 {
-	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
+	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &budget);
 	struct rate_limit_config *config;
 	__u64 bucket, now;
 
-	if (state && state->limit == rule)
+	if (state && state->limit == rule) {
+		/* The kernel counts ids up: the sockets of a cgroup that is gone do not bring it back. */
+		if (state->cgroup < cgroup)
+			state->cgroup = cgroup;
 		return true;
+	}
 	config = bpf_map_lookup_elem(&rate_limit_config_map, &rule);
 	/* A rule's own state is no budget. */
 	if (!config || (state && !state->limit))
@@ -164,21 +169,22 @@ __noinline bool budget_make(__u64 rule, __u64 cgroup)
 	bucket = config->bucket_size;
 	now = bpf_ktime_get_ns();
 	if (state)
-		budget_sweep(cgroup, now, true);
+		budget_sweep(budget, now, true);
 	/* No other CPU uses it before it has a slot and says whose it is, and none while it is being removed. */
-	if (bpf_map_update_elem(&rate_limit_state_map, &cgroup, (const void *)&budget_blank, BPF_NOEXIST)) {
-		state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
+	if (bpf_map_update_elem(&rate_limit_state_map, &budget, (const void *)&budget_blank, BPF_NOEXIST)) {
+		state = bpf_map_lookup_elem(&rate_limit_state_map, &budget);
 		return state && state->limit == rule;
 	}
-	state = bpf_map_lookup_elem(&rate_limit_state_map, &cgroup);
+	state = bpf_map_lookup_elem(&rate_limit_state_map, &budget);
 	if (!state)
 		return false;
-	if (!budget_place(cgroup, now)) {
-		bpf_map_delete_elem(&rate_limit_state_map, &cgroup);
+	if (!budget_place(budget, now)) {
+		bpf_map_delete_elem(&rate_limit_state_map, &budget);
 		return false;
 	}
 	bpf_spin_lock(&state->lock);
 	state->limit = rule;
+	state->cgroup = cgroup;
 	state->generation = 0;
 	state->tokens = bucket;
 	state->last_update_ns = now;

@@ -12,6 +12,7 @@
 #include "budget.h"
 #include "kernel_memory.h"
 #include "maps.h"
+#include "siphash.h"
 
 /* include/net/tcp_states.h: of a request_sock, which has its listener's cgroup. */
 #define GRAPH_NEW_SYN_RECV 12
@@ -23,8 +24,12 @@
 #define GRAPH_STEPS 1024
 #define GRAPH_CLIMBS 64
 
-/* A bit beside a rule, whose id never has it: the kernel would have to make 2^62 cgroups and files first. */
+/*
+ * Bits that no rule's id has: the kernel would have to make 2^62 cgroups and files first. The first one is beside a rule,
+ * the second one tells a budget's key from a rule.
+ */
 #define GRAPH_SHARES (1ULL << 63)
+#define GRAPH_BUDGET (1ULL << 62)
 
 /* Bytes of a shape's text. */
 #define GRAPH_BEFORE(shape) ((shape) >> 8 & 0x7f)
@@ -176,22 +181,98 @@ __noinline __u32 graph_step(__u64 named, __u32 above)
 	return found ? *found : 0;
 }
 
+/* The hash of a whole name. `key` is a secret, or what came of the names below it. Not inlined: charge.h. */
+__noinline __u64 graph_hash(__u64 named, __u64 key)
+{
+	struct siphash hash = siphash_begin(key);
+	/* Eight bytes of it as a number, and room for NUL. */
+	struct {
+		__u64 bytes;
+		char nul;
+	} part;
+	const long whole = sizeof(part.bytes);
+	long length = whole + 1;
+
+	/* Here, too: the verifier walks each function by itself, whoever calls it. */
+	if (!kernel_memory)
+		return 0;
+	for (int i = 0; i <= LIMITER_MAX_NAME && length > whole; i += whole) {
+		part.bytes = 0;
+		length = bpf_probe_read_kernel_str(&part, whole + 1, (const char *)named + i);
+		if (length <= whole)
+			part.bytes |= (__u64)(i + length - 1) << SIPHASH_LENGTH;
+		siphash_add(&hash, part.bytes);
+	}
+	return siphash_end(&hash);
+}
+
 /*
- * The rule of a cgroup at a node, or the cgroup's own budget of that rule; 0: none. Where there is no room for another
- * budget: the rule's own state with GRAPH_SHARES. Not inlined: charge.h.
+ * What the keys of all budgets begin with: otherwise who may choose a name could choose one that shares another's budget.
+ * It is drawn when the first budget is made, and stays as long as budgets do.
  */
-__noinline __u64 graph_rule(__u32 number, __u64 cgroup)
+static __always_inline __u32 graph_secret(void)
+{
+	__u32 index = 0, drawn;
+	struct rate_limit_slot *slot = bpf_map_lookup_elem(&rate_limit_slot_map, &index);
+
+	if (!slot)
+		return 0;
+	if (!slot->secret) {
+		drawn = bpf_get_prandom_u32() | 1;
+		bpf_spin_lock(&slot->lock);
+		if (!slot->secret)
+			slot->secret = drawn;
+		bpf_spin_unlock(&slot->lock);
+	}
+	return slot->secret;
+}
+
+/*
+ * The key of the budget of the cgroup at a level of the way to another one: a hash of its names, from the root of the
+ * graph down, and of nothing else. 0: it is not below that root. Two that differ have one key as rarely as a guess of 62
+ * bits is right. Not inlined: charge.h.
+ */
+__noinline __u64 graph_budget(__u64 way, __u32 level)
+{
+	__u32 index = 0;
+	struct rate_limit_graph *graph = bpf_map_lookup_elem(&rate_limit_graph_map, &index);
+	struct cgroup *here;
+	struct kernfs_node *node;
+	__u64 root, hash;
+
+	/* Here, too: the verifier walks each function by itself, whoever calls it. */
+	if (!kernel_memory || !graph)
+		return 0;
+	root = graph->root;
+	hash = graph_secret();
+	here = graph_ancestor((void *)way, level);
+	for (int i = 0; i < LIMITER_MAX_DEPTH && here; i++) {
+		node = BPF_CORE_READ(here, kn);
+		if (BPF_CORE_READ(node, id) == root)
+			return GRAPH_BUDGET | hash % GRAPH_BUDGET;
+		hash = graph_hash((__u64)BPF_CORE_READ(node, name), hash);
+		here = graph_parent(here);
+	}
+	return 0;
+}
+
+/*
+ * The rule of a cgroup at a node, or the cgroup's own budget of that rule; 0: none. It is at a level of the way to `way`.
+ * Where there is no room for another budget: the rule's own state with GRAPH_SHARES. Not inlined: charge.h.
+ */
+__noinline __u64 graph_rule(__u32 number, __u64 cgroup, __u64 way, __u32 level)
 {
 	struct rate_limit_node *node = bpf_map_lookup_elem(&rate_limit_node_map, &number);
-	__u64 rule;
+	__u64 rule, budget;
 
 	if (!node)
 		return 0;
 	rule = node->rule;
 	if (!rule || !node->each)
 		return rule;
-	if (budget_make(rule, cgroup))
-		return cgroup;
+	budget = graph_budget(way, level);
+	if (budget && budget_make(rule, budget, cgroup))
+		return budget;
 	budget_count_shared(rule);
 	return rule | GRAPH_SHARES;
 }
@@ -225,7 +306,7 @@ __noinline __u64 graph_again(struct __sk_buff *skb, __u64 budget)
 	__u32 node = 0;
 
 	/* Here, too: the verifier walks each function by itself, whoever calls it. */
-	if (!kernel_memory)
+	if (!kernel_memory || !(budget & GRAPH_BUDGET))
 		return 0;
 	way = graph_near(graph_cgroup(skb));
 	if (!way)
@@ -237,8 +318,8 @@ __noinline __u64 graph_again(struct __sk_buff *skb, __u64 budget)
 		/* Read each time: kept, it would take stack that graph_step() needs. */
 		graph = graph_in_use();
 		node = graph_follow(&graph, cgroup, way, level, node);
-		if (cgroup == budget)
-			return node ? graph_rule(node, cgroup) & ~GRAPH_SHARES : 0;
+		if (node && graph_budget(way, level) == budget)
+			return graph_rule(node, cgroup, way, level) & ~GRAPH_SHARES;
 	}
 	return 0;
 }

@@ -83,7 +83,7 @@ enum limiter_reason {
 	LIMITER_REASONS,
 };
 
-/* rate_limit_state_map: rule, or the cgroup that has a budget of a rule -> */
+/* rate_limit_state_map: rule, or the key of a budget, which follows from its cgroup's names (graph.h) -> */
 struct rate_limit_state {
 	__s64 tokens;              /* bytes that may be sent now; negative is debt */
 	__u64 last_update_ns;      /* CLOCK_MONOTONIC at the last refill; never moves back */
@@ -97,6 +97,7 @@ struct rate_limit_state {
 	__u32 generation; /* 0: not copied yet */
 	__u32 swept;      /* budgets of this rule that were removed; what they counted is in this state's counters */
 	__u64 limit;      /* of a budget: its rule, or LIMITER_NO_RULE; 0: this is a rule's own state */
+	__u64 cgroup;     /* of a budget: the newest of the cgroups that had its names one after the other */
 	__u64 shared_packets;  /* packets of cgroups for whose budgets there was no room: they share this state */
 	__u64 use_start_ns;    /* start of the second or so in which use is measured */
 	__u64 use_bytes;       /* `bytes` at that time */
@@ -134,8 +135,8 @@ struct rate_limit_carried {
 /* rate_limit_slot_map: an index, below LIMITER_MAX_BUDGETS (__u32) -> where each budget has its place, see budget.h */
 struct rate_limit_slot {
 	struct bpf_spin_lock lock;
-	__u32 reserved;
-	__u64 cgroup; /* that has the budget; 0: free */
+	__u32 secret; /* of slot 0: what the keys of budgets begin with (graph.h) */
+	__u64 budget; /* its key; 0: free */
 };
 
 /*

@@ -33,7 +33,7 @@ static __always_inline void settle_find(struct tcp_sock *tcp, struct attribution
 		id = BPF_CORE_READ(here, kn, id);
 		if (graph.node)
 			node = graph_follow(&graph, id, way, level, node);
-		attribution_add_cgroup(id, node, tag, found);
+		attribution_add_cgroup(id, node, tag, way, level, found);
 	}
 	attribution_shares(found);
 	attribution_add_tag(tag, found);

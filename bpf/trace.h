@@ -165,7 +165,7 @@ static __always_inline void trace_rule(struct traced_rule *told, __u64 key, __u3
 {
 	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &key);
 
-	told->state = key;
+	told->cgroup = 0;
 	told->rule = key;
 	told->tokens = 0;
 	told->share = 0;
@@ -173,8 +173,10 @@ static __always_inline void trace_rule(struct traced_rule *told, __u64 key, __u3
 	told->reason = answer >> CHARGE_REASON;
 	if (!state)
 		return;
-	if (state->limit && state->limit != LIMITER_NO_RULE)
+	if (state->limit && state->limit != LIMITER_NO_RULE) {
 		told->rule = state->limit;
+		told->cgroup = state->cgroup;
+	}
 	told->tokens = state->tokens;
 	told->share = state->fair.share;
 }

@@ -38,7 +38,7 @@ struct traced_filter {
 
 /* One rule's part in a decision. */
 struct traced_rule {
-	__u64 state;   /* key of its state: the rule, or the cgroup that has a budget of it */
+	__u64 cgroup;  /* that has a budget of it; 0: it was the rule's own state that was charged */
 	__u64 rule;    /* 0: none */
 	__s64 tokens;  /* when all had decided */
 	__u64 share;   /* of one connection; 0: not known */

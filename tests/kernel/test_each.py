@@ -14,20 +14,27 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import budgets as of_kernel
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
-from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, Scene, assert_bound, pause, when_begun
+from ansible_collections.speed_limiter.ebpf.tests.support.each import (
+    RATE,
+    Users,
+    budgets,
+    exiting,
+    identifier,
+    keys,
+    opened,
+    send,
+    told,
+)
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import Scene, assert_bound, pause, when_begun
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
 
-RATE = 8 * MBIT
 SLOTS, REST_SECONDS = 16, 1
 POLICY = struct.Struct("=II")  # struct budget_policy
 
@@ -41,34 +48,6 @@ def hasty_object(limiter_object: str, tmp_path_factory: pytest.TempPathFactory) 
     return str(path)
 
 
-class Users:
-    """Cgroups that one rule limits, each by a budget of its own."""
-
-    def __init__(self, cgroups: Cgroups) -> None:
-        self._parent = Path(cgroups.absolute("/users"))
-        self._made: list[Path] = []
-
-    def limit(self, **options: Any) -> None:
-        options = {"rate": str(RATE), "bucket": str(RATE // 10), "each": True, **options}
-        limiter.rules({"name": "users", "cgroup_paths": ["/users/*"], **options}, purge=True)
-
-    def new(self, count: int) -> list[Path]:
-        """Cgroups that have not been there before."""
-        self._parent.mkdir(exist_ok=True)
-        found = [self._parent / f"{len(self._made) + number}" for number in range(count)]
-        for cgroup in found:
-            cgroup.mkdir()
-        self._made += found
-        return found
-
-    def remove(self) -> None:
-        for cgroup in self._made:
-            with contextlib.suppress(FileNotFoundError):
-                cgroup.rmdir()
-        if self._parent.exists():
-            self._parent.rmdir()
-
-
 @pytest.fixture
 def users(scene: Scene, clean_host: Cgroups, hasty_object: str) -> Iterator[Users]:
     limiter.program(object=hasty_object)
@@ -76,52 +55,6 @@ def users(scene: Scene, clean_host: Cgroups, hasty_object: str) -> Iterator[User
     yield it
     scene.pair.stop()
     it.remove()
-
-
-@contextlib.contextmanager
-def opened() -> Iterator[Maps]:
-    maps = Maps.open(load())
-    assert maps is not None
-    with maps:
-        yield maps
-
-
-@contextlib.contextmanager
-def exiting() -> Iterator[None]:
-    """The end of a forked process, however it comes."""
-    status = 1
-    try:
-        yield
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def send(cgroups: list[Path], packets: int = 1) -> None:
-    """Datagrams from a new socket in each cgroup."""
-    if not (pid := os.fork()):
-        with exiting():
-            for cgroup in cgroups:
-                (cgroup / "cgroup.procs").write_text("0")
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-                    for _packet in range(packets):
-                        sender.sendto(b"x", ("127.0.0.1", 9))
-    assert os.waitpid(pid, 0)[1] == 0
-
-
-def told() -> dict[str, Any]:
-    [rule] = limiter.info(name="users", gather=["rules"])["rules"]
-    return {**rule["budgets"], "packets": rule["counters"]["packets"]}
-
-
-def budgets() -> set[int]:
-    with opened() as maps:
-        states = dict(maps.entries(catalog.STATE))
-    return {int(layout.ID.unpack(key)[0]) for key, value in states.items() if layout.STATE_LIMIT.unpack(value)[0] != 0}
-
-
-def identifier(cgroup: Path) -> int:
-    return cgroup.stat().st_ino
 
 
 def crowd_out(users: Users, cgroup: Path) -> None:
@@ -256,8 +189,8 @@ def test_many_cpus_give_each_cgroup_one_budget_and_each_budget_a_slot(users: Use
     assert told()["packets"] == sent
     with opened() as maps:
         slots = [layout.SLOT.unpack(value)[2] for _index, value in maps.entries(catalog.SLOT)]
-    assert budgets() <= set(slots)
-    assert len(budgets()) <= SLOTS
+    assert keys().keys() <= set(slots)
+    assert len(keys()) <= SLOTS
 
 
 def test_counters_never_go_back_while_budgets_go(users: Users) -> None:

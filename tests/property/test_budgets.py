@@ -43,7 +43,7 @@ __u64 sends(__u64 cgroup, __u32 bytes, __u64 now)
     __u64 key = cgroup;
 
     clock_ns = now;
-    if (!budget_make(1, cgroup))
+    if (!budget_make(1, cgroup, cgroup))
         key = 1;
     state = bpf_map_lookup_elem(&rate_limit_state_map, &key);
     token_bucket_refill(state, config.rate_bps, config.bucket_size, now);
@@ -91,7 +91,7 @@ __u32 lost(void)
         bool named = !states[i].used || !states[i].state.limit;
 
         for (__u32 slot = 0; slot < 64; slot++)
-            named |= slots[slot].cgroup == states[i].key;
+            named |= slots[slot].budget == states[i].key;
         count += !named;
     }
     return count;

@@ -309,7 +309,7 @@ class Soak:
         found = []
         for hold, links in budgets.items():
             rule = host.wanted.rules[hold.rule]
-            identity = (ids.get(hold.rule), hold.cgroup and self.world.incarnation(hold.cgroup))
+            identity = (ids.get(hold.rule), hold.cgroup)
             found.append(Budget(hold.rule, identity, rule.rate, rule.bucket, frozenset(links)))
         whole = [Budget(name, (ids.get(name),), 0, 0, frozenset(links)) for name, links in rules.items() if name in ids]
         return found, whole

@@ -241,6 +241,19 @@ def test_the_cgroup_of_a_service_that_is_made_anew_is_traced_on(scene: Scene) ->
     assert one(cgroup_paths=["/web-*"])["cgroup"] == "/web-1"
 
 
+def test_the_cgroup_whose_budget_pays_is_told_also_when_it_was_made_anew(scene: Scene) -> None:
+    limiter.rule(name="users", rate="1m", cgroup_paths=["/users/*"], each=True)
+    scene.cgroup("users")
+    cgroup = scene.cgroup("users/joe")
+    for _time in range(2):
+        sender = scene.pair.send_udp(MBIT, cgroup=cgroup)
+        [rule] = one(rule="users")["rules"]
+        assert (rule["name"], rule["budget"]) == ("users", "/users/joe")
+        sender.kill()
+        cgroup.rmdir()
+        cgroup.mkdir()
+
+
 def test_who_reads_too_slowly_is_told_what_was_lost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import trace as work
 

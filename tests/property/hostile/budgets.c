@@ -19,7 +19,7 @@ static void one(void)
 
 	memset(states, 0, sizeof(states));
 	for (__u32 i = 0; i < SLOTS; i++)
-		slots[i].cgroup = below(2) ? 2 + below(CGROUPS) : 0;
+		slots[i].budget = below(2) ? 2 + below(CGROUPS) : 0;
 	budget_policy.slots = SLOTS;
 	budget_policy.rest_seconds = below(2) ? 20 : awkward();
 	budget_slots = 1 << below(6);
@@ -36,7 +36,7 @@ static void one(void)
 			state->limit = below(3) ? 1 : below(2) ? awkward() : LIMITER_NO_RULE;
 		}
 		if (below(3))
-			budget_make(1, cgroup);
+			budget_make(1, cgroup, cgroup);
 		else
 			budget_sweep(cgroup, now, below(2));
 	}

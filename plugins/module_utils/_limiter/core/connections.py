@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """TCP connections under rules: what the programs and the kernel know of each, and what that means.
 
-A connection is charged to *states*: a rule's, by the rule's id, or a cgroup's budget, by the cgroup's id.
+A connection is charged to *states*: a rule's, by the rule's id, or a cgroup's budget, by the budget's key.
 """
 
 from __future__ import annotations

@@ -33,13 +33,14 @@ UNPACED = (1 << 64) - 1  # as a pacing rate: no limit
 PACING_OFF, PACING_ON, PACING_REFUSED = 0, 1, 2
 DEPARTURE_AUTO, DEPARTURE_OFF = 0, 1
 
-ID = struct.Struct("=Q")  # a cgroup's id: the key of config, state and member; the value of member and socket
+# A cgroup's id, or in state a budget's key: the key of config, state and member; the value of member and socket.
+ID = struct.Struct("=Q")
 FD = struct.Struct("=i")  # the key of socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
 CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
 FAIR_SHARE = struct.Struct("=18Q12I")
-STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}QQQII")
+STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}QQQII")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII" + "Q")
 CONTROL = struct.Struct("=IIIIII60sI")
 EDGE = struct.Struct(f"=II{MAX_NAME + 1}s")
@@ -102,7 +103,7 @@ class Use(t.NamedTuple):
 
 
 class State(t.NamedTuple):
-    """A rule's state, or a budget's, as of its last packet; bpf/layout.h explains the last four fields."""
+    """A rule's state, or a budget's, as of its last packet; bpf/layout.h explains the last five fields."""
 
     tokens: int = 0  # bytes; negative is debt
     refilled_ns: int = 0  # CLOCK_MONOTONIC
@@ -110,6 +111,7 @@ class State(t.NamedTuple):
     use: Use = Use()
     fair: FairShare = FairShare()
     limit: int = 0
+    cgroup: int = 0
     swept: int = 0
     shared_packets: int = 0
     once_bytes: int | None = 0  # None: an earlier version counted, which did not know
@@ -157,6 +159,7 @@ STATE_FIELDS = (
     "generation",
     "swept",
     "limit",
+    "cgroup",
     "shared_packets",
     "use_start_ns",
     "use_bytes",
@@ -194,7 +197,7 @@ PACING_FIELDS = (
 CONTROL_FIELDS = Control._fields
 EDGE_FIELDS = ("above", "shape", "name")
 PLACE_FIELDS = ("rule", "each", "reserved", "pattern")
-SLOT_FIELDS = ("lock", "reserved", "cgroup")
+SLOT_FIELDS = ("lock", "secret", "budget")
 NODE_FIELDS = ("rule", "each", *(f"shapes[{index}]" for index in range(MAX_SHAPES)), "strange")
 # Of a state: what it counts, and what a new layout takes over of one that was made with an earlier one.
 COUNTER_FIELDS = (
@@ -206,7 +209,7 @@ CARRIED = struct.Struct(f"=qQ{len(COUNTER_FIELDS)}Q")
 CARRIED_FIELDS = ("tokens", "reference_ns", *(f"counters[{index}]" for index in range(len(COUNTER_FIELDS))))
 
 _COUNTERS = STATE_FIELDS.index("packets")
-_SWEPT, _LIMIT, _SHARED = map(STATE_FIELDS.index, ("swept", "limit", "shared_packets"))
+_SWEPT, _LIMIT, _CGROUP, _SHARED = map(STATE_FIELDS.index, ("swept", "limit", "cgroup", "shared_packets"))
 _USE = STATE_FIELDS.index("use_start_ns")
 _ONCE = STATE_FIELDS.index("once_bytes")
 _FAIR = STATE_FIELDS.index("fair.share")
@@ -244,6 +247,7 @@ def unpack_state(data: bytes) -> State:
         Use._make(fields[_USE:_ONCE]),
         FairShare._make(fields[_FAIR:_DROPS]),
         fields[_LIMIT],
+        fields[_CGROUP],
         fields[_SWEPT],
         fields[_SHARED],
         fields[_ONCE],

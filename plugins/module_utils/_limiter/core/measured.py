@@ -23,7 +23,7 @@ class Look(t.NamedTuple):
 
     at_ns: int  # CLOCK_MONOTONIC, after all else was read
     states: t.Mapping[int, State]
-    budgets: t.Mapping[int, t.Mapping[int, State]]  # of cgroups that have one and sent lately
+    budgets: t.Mapping[int, t.Mapping[int, State]]  # by their keys: those of cgroups that sent lately
     counters: t.Mapping[int, Counters]  # with those of all budgets
 
 
@@ -59,7 +59,7 @@ def of_rule(
     most: int,
 ) -> Facts | None:
     """None where the rule was removed, or made anew. ``names``: of the rules of states; ``paths``: of the cgroups of
-    budgets, those that are still there.
+    budgets by their ids, those that are still there.
     """
     number = rule.cgroup_id or 0
     if number not in before.states or number not in after.states:
@@ -142,17 +142,15 @@ def _budgets(
     rule: Rule, can: pacing.Ability, budgets: t.Mapping[int, State], now: int, paths: Names, most: int
 ) -> list[Facts]:
     """The cgroups that use most of their own limit."""
-    told = {cgroup: use.of_state(can, rule.limit, state, now) for cgroup, state in budgets.items() if cgroup in paths}
-    first = sorted(told, key=lambda cgroup: (-told[cgroup].rate, paths[cgroup]))[:most]
+    told = {key: use.of_state(can, rule.limit, state, now) for key, state in budgets.items() if state.cgroup in paths}
+    first = sorted(told, key=lambda key: (-told[key].rate, paths[budgets[key].cgroup]))[:most]
     return [
         {
-            "cgroup": paths[cgroup],
-            "rate": told[cgroup].rate,
-            "utilization": told[cgroup].utilization,
-            "binds": told[cgroup].binds,
-            "waiting_connections": pacing.together(
-                [pacing.current(can, rule.limit, budgets[cgroup].fair, now)]
-            ).waiting,
+            "cgroup": paths[budgets[key].cgroup],
+            "rate": told[key].rate,
+            "utilization": told[key].utilization,
+            "binds": told[key].binds,
+            "waiting_connections": pacing.together([pacing.current(can, rule.limit, budgets[key].fair, now)]).waiting,
         }
-        for cgroup in first
+        for key in first
     ]

@@ -61,7 +61,7 @@ _HEAD_FIELDS = (
     "source",
     "target",
 )
-_RULE_FIELDS = ("state", "rule", "tokens", "share", "verdict", "reason")
+_RULE_FIELDS = ("cgroup", "rule", "tokens", "share", "verdict", "reason")
 PACKET_FIELDS = (
     *_HEAD_FIELDS,
     *(f"rules[{place}].{name}" for place in range(MAX_NESTED) for name in _RULE_FIELDS),
@@ -102,7 +102,7 @@ class Wanted(t.NamedTuple):
 class RuleSeen(t.NamedTuple):
     """One rule's part in a decision, as the program tells it."""
 
-    state: int
+    cgroup: int  # whose budget it is; 0: the rule's own state was charged
     rule: int
     tokens: int
     share: int
@@ -259,7 +259,7 @@ def _rule(packet: Packet, seen: RuleSeen, names: Names) -> Session:
         verdict = "refunded"
     return {
         "name": names.rules.get(seen.rule),
-        "budget": names.cgroups.get(seen.state) if seen.state != seen.rule else None,
+        "budget": names.cgroups.get(seen.cgroup) if seen.cgroup else None,
         "verdict": verdict,
         "reason": REASONS[seen.reason % len(REASONS)] if verdict in ("dropped", "notice") else None,
         "tokens": seen.tokens,

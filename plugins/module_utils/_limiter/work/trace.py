@@ -282,7 +282,7 @@ class _Trace:
         if not self._is_wanted(told):
             return None
         packet = told.packet
-        for number in (packet.cgroup, *(rule.state for rule in packet.rules if rule.state != rule.rule)):
+        for number in (packet.cgroup, *(rule.cgroup for rule in packet.rules)):
             if number and number not in self._cgroups:
                 self._cgroups[number] = self._host.path_of(number)
         key = packet.kind, packet.cgroup, packet.programs

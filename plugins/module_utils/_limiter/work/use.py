@@ -37,14 +37,14 @@ class Use(t.NamedTuple):
     problems: list[str]  # why some of their connections are not known
 
 
-def look(host: Host, rules: t.Iterable[Rule], cgroups: t.Container[int] | None = None) -> Look:
-    """``cgroups``: only their budgets count. May raise KernelError."""
+def look(host: Host, rules: t.Iterable[Rule], chosen: t.Container[int] | None = None) -> Look:
+    """``chosen``: only these budgets count, and those of these cgroups. May raise KernelError."""
     maps = host.opened_maps
     ids = [rule.cgroup_id for rule in rules if rule.cgroup_id]
     read = maps.states(len(ids))
     states = {number: state for number in ids for state in [read(number)] if state}
     busy = {
-        rule: {cgroup: state for cgroup, state in several.items() if cgroups is None or cgroup in cgroups}
+        rule: {key: one for key, one in several.items() if chosen is None or key in chosen or one.cgroup in chosen}
         for rule, several in budgets.busy(maps, clock.now()).items()
     }
     count = counter(host, len(states), states.get)
@@ -165,16 +165,16 @@ def measure(
     can: Ability,
     most: int,
     watched: Watched | None,
-    cgroups: t.Container[int] | None = None,
+    chosen: t.Container[int] | None = None,
 ) -> Second:
-    """As `gather`. ``cgroups``: as in `look`."""
-    before = look(host, rules, cgroups)
+    """As `gather`. ``chosen``: as in `look`."""
+    before = look(host, rules, chosen)
     states = {rule.cgroup_id for rule in rules if rule.cgroup_id}
-    states |= {cgroup for rule in list(states) for cgroup in before.budgets.get(rule, ())}
+    states |= {key for rule in list(states) for key in before.budgets.get(rule, ())}
     if watched:
         watched.look(states)
     time.sleep(max(0.0, SECONDS - (clock.now() - before.at_ns) / 1e9))
-    after = look(host, rules, cgroups)
+    after = look(host, rules, chosen)
     if watched:
         watched.look(states)
     told, problems = _told(host, rules, can, most, before, after, watched)
@@ -196,7 +196,7 @@ def _told(
     for rule in rules:
         own = after.budgets.get(rule.cgroup_id or 0, {})
         found = watched.of([rule.cgroup_id or 0, *own]) if watched else Connections()
-        paths = {cgroup: path for cgroup in own for path in [host.path_of(cgroup)] if path}
+        paths = paths_of(host, own.values())
         told = measured.of_rule(rule, can, before, after, found, of_states, paths, most)
         if told:
             facts.append(told)
@@ -205,7 +205,12 @@ def _told(
     return facts, watched.problems()
 
 
+def paths_of(host: Host, several: t.Iterable[layout.State]) -> dict[int, str]:
+    """Of the cgroups of budgets that are still there, by their ids."""
+    return {one.cgroup: path for one in several for path in [host.path_of(one.cgroup)] if path}
+
+
 def names_of_states(names: t.Mapping[int, str], seen: Look) -> dict[int, str]:
     """Of the rule of each state."""
-    owned = {cgroup: names[rule] for rule, several in seen.budgets.items() if rule in names for cgroup in several}
+    owned = {key: names[rule] for rule, several in seen.budgets.items() if rule in names for key in several}
     return {**owned, **names}

@@ -19,7 +19,7 @@ from ..host.bpf import pins
 from . import places
 from .host import Host, RunCommand
 from .pacing import ability
-from .use import EARLIER, Watched, look, names_of_states
+from .use import EARLIER, Watched, look, names_of_states, paths_of
 
 # What changes seldom is looked at this often: the program, leaves, places.
 _SELDOM = 10.0
@@ -146,7 +146,7 @@ class _OfRule:
         self._before, own = after, after.budgets.get(self.number, {})
         found = self._watched.of([self.number, *own]) if self._watched else measured.Connections()
         names = names_of_states(self._host.cgroups.rules_by_id(), after)
-        paths = {cgroup: path for cgroup in own for path in [self._host.path_of(cgroup)] if path}
+        paths = paths_of(self._host, own.values())
         facts = measured.of_rule(self._rule(), can, before, after, found, names, paths, _MOST_CONNECTIONS)
         return Detail(facts, "; ".join(self._watched.problems()) if self._watched else EARLIER)
 

@@ -29,17 +29,17 @@ def explain(
     named = {"pid": process.pid, "command": processes.command(process.pid), "cgroup": process.cgroup}
     maps = host.maps
     watched = Watched(host, _MOST, process.pid) if maps and maps.schema == layout.SCHEMA else None
-    cgroups = _way_up(host, process.cgroup)
+    chosen = _way_up(host, process.cgroup)
     if watched and maps:
         watched.look(None)
         sockets = set(watched.found.kept)
-        cgroups |= sockets
-        owners = {cgroup: rule for rule, found in budgets.busy(maps, clock.now()).items() for cgroup in found}
+        chosen |= sockets
+        owners = {key: rule for rule, found in budgets.busy(maps, clock.now()).items() for key in found}
         ids = {owners.get(state, state) for state in sockets} - {rule.cgroup_id for rule in rules}
         rules = [*rules, *(rule for _name, rule in sorted(every.items()) if rule.cgroup_id in ids)]
     if not rules or maps is None:
         return Use([], []), why.about(named, [], can, Connections(), {})
-    second = measure(host, rules, can, most, watched, cgroups)
+    second = measure(host, rules, can, most, watched, chosen)
     names = names_of_states(host.cgroups.rules_by_id(), second.after)
     found = watched.of(second.states) if watched else Connections()
     return second.use, why.about(named, second.use.rules, can, found, names)

@@ -50,7 +50,7 @@ def packet(**fields: t.Any) -> tracing.Packet:
 
 
 def rule(place: int, number: int, verdict: int, reason: str = "unknown", **fields: int) -> dict[str, int]:
-    given = {"state": number, "rule": number, "verdict": verdict, "reason": REASONS.index(reason), **fields}
+    given = {"rule": number, "verdict": verdict, "reason": REASONS.index(reason), **fields}
     return {f"rules[{place}].{name}": value for name, value in given.items()}
 
 
@@ -105,7 +105,7 @@ def test_a_packet_that_passes() -> None:
 
 
 def test_a_refusal_by_an_outer_rule_and_a_budget() -> None:
-    rules = {**rule(0, 11, NOTICE, "low", state=6), **rule(1, 12, DROP, "debt")}
+    rules = {**rule(0, 11, NOTICE, "low", cgroup=6), **rule(1, 12, DROP, "debt")}
     found = tracing.session(packet(verdict=DROP, outcome=REASONS.index("debt"), **rules), 0, NAMES)
     assert (found["verdict"], found["reason"], found["rule"]) == ("dropped", "debt", "outer")
     assert [(one["name"], one["budget"], one["verdict"], one["reason"]) for one in found["rules"]] == [

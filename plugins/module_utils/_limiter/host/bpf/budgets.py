@@ -58,7 +58,7 @@ def counted(maps: Maps) -> dict[int, Counted]:
 
 
 def busy(maps: Maps, now: int) -> dict[int, dict[int, State]]:
-    """Those that have a say in what their rule does now, with their cgroups, by the rules' ids. ``now`` is
+    """Those that have a say in what their rule does now, by the rules' ids and their keys. ``now`` is
     CLOCK_MONOTONIC in nanoseconds. May raise KernelError.
     """
     found: dict[int, dict[int, State]] = {}
