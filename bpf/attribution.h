@@ -120,9 +120,9 @@ static __always_inline void attribution_add(struct attribution *found, __u64 rul
 }
 
 /*
- * The rule that a cgroup is a member of, or otherwise that of its node, which the level of the way belongs to; 0: none.
- * For a tagged socket it leaves out a rule whose own cgroup or leaf it is: the tag says which rule the process was put in
- * after that. Not inlined: charge.h.
+ * The rule that a cgroup, at a level of the way to `way`, is a member of, or otherwise that of its node; 0: none. For a
+ * tagged socket it leaves out a rule whose own cgroup or leaf it is: the tag says which rule the process was put in after
+ * that. Not inlined: charge.h.
  */
 __noinline __u64 attribution_rule(__u64 cgroup, __u32 node, __u64 tag, __u64 way, __u32 level)
 {
