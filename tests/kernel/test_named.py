@@ -67,14 +67,14 @@ def begun(host: Host) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def assert_bound(before: Arrived, after: Arrived, rate: int = RATE) -> None:
+def assert_bound(before: Arrived, after: Arrived, rate: int = RATE, bucket: int = BUCKET) -> None:
     """Datagrams of one size: no more than the rate, a bucket and the one that ran into debt."""
     passed, seconds = after.bytes - before.bytes, after.seconds - before.seconds
     print(f"{passed} bytes in {seconds:.2f} s, {passed / seconds / rate:.3f} of the limit")
-    assert passed <= 1.005 * rate * seconds + BUCKET + SIZE + 28
+    assert passed <= 1.005 * rate * seconds + bucket + SIZE + 28
 
 
-def assert_all_of_it(network: Pair) -> None:
+def assert_all_of_it(network: Pair, bucket: int = BUCKET) -> None:
     """No more than the limit, and next to all of it in one of the next windows: a busy machine delays senders."""
     passed = [0.0]
     while passed[-1] < 0.9:
@@ -82,12 +82,13 @@ def assert_all_of_it(network: Pair) -> None:
         before = network.arrived()
         pause(1)
         after = network.arrived()
-        assert_bound(before, after)
+        assert_bound(before, after, bucket=bucket)
         passed.append((after.bytes - before.bytes) / (after.seconds - before.seconds) / RATE)
 
 
 def limit(host: Host, **options: object) -> dict[str, object]:
-    made: dict[str, object] = host.task("speed_limit_rule", name="named", rate=str(RATE), bucket=str(BUCKET), **options)
+    options = {"name": "named", "rate": str(RATE), "bucket": str(BUCKET), **options}
+    made: dict[str, object] = host.task("speed_limit_rule", **options)
     assert made["unenforced"] == []
     return made
 
@@ -96,17 +97,22 @@ def unit_of(program: str) -> str:
     return f"[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart={PYTHON} /root/{program}"
 
 
-def test_a_service_that_restarts_a_hundred_times_stays_limited(host: Host, network: Pair, files: None) -> None:
+@pytest.mark.parametrize(("each", "bucket"), [(False, BUCKET), (True, RATE // 2)], ids=["together", "each"])
+def test_a_service_that_restarts_a_hundred_times_stays_limited(
+    host: Host, network: Pair, files: None, each: bool, bucket: int
+) -> None:
+    """With each, it has one bucket for all its cgroups, one after the other."""
     host.unit("flood.service", unit_of("flood"))
-    made = limit(host, units=["flood"])
+    options = {"units": ["flood"], "each": each, "bucket": str(bucket)}
+    made = limit(host, **options)
     assert made["rule"]["waiting"] == ["/sys/fs/cgroup/system.slice/flood.service"]  # type: ignore[index]
     before = network.arrived()
     for number in range(RESTARTS):
         host.run("systemctl", "restart", "flood")
         until(lambda number=number: begun(host) > number)  # type: ignore[misc]
-    assert_bound(before, network.arrived())
-    assert_all_of_it(network)
-    assert not limit(host, units=["flood"])["changed"]
+    assert_bound(before, network.arrived(), bucket=bucket)
+    assert_all_of_it(network, bucket)
+    assert not limit(host, **options)["changed"]
 
 
 def test_instances_of_a_template_are_found_by_their_names_escapes_and_all(
