@@ -230,7 +230,7 @@ static __always_inline __u32 graph_secret(void)
 /*
  * The key of the budget of the cgroup at a level of the way to another one: a hash of its names, from the root of the
  * graph down, and of nothing else. 0: it is not below that root. Two that differ have one key as rarely as a guess of 62
- * bits is right. Not inlined: charge.h.
+ * bits is right. Every version has to make the same ones, since maps outlive programs. Not inlined: charge.h.
  */
 __noinline __u64 graph_budget(__u64 way, __u32 level)
 {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import layout
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.each import (
@@ -24,6 +24,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.each import (
     exiting,
     identifier,
     keys,
+    opened,
     send,
     told,
 )
@@ -187,6 +188,17 @@ def test_keys_of_budgets_cannot_be_foreseen(users: Users) -> None:
         assert [*keys()] == seen[-1:]
         limiter.purge("all")
     assert seen[0] != seen[1]
+
+
+@pytest.mark.every_kernel
+def test_every_version_makes_the_same_keys(users: Users) -> None:
+    """Maps outlive programs. These were made by another SipHash-1-3, of the names from the lowest one up."""
+    users.limit()
+    with opened() as maps:
+        maps.of(catalog.SLOT).update(layout.INDEX.pack(0), layout.SLOT.pack(0, 1, 0))  # the secret
+    usual, long = users.named("web.service"), users.named(f"{LONG}a")
+    send([usual, long])
+    assert keys() == {0x65A90A1E921CC9A8: identifier(usual), 0x6C7702A7C4ADC2E8: identifier(long)}
 
 
 def test_one_that_is_made_again_is_told_by_its_path(users: Users) -> None:
