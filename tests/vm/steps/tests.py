@@ -14,7 +14,8 @@ from ansible_collections.speed_limiter.ebpf.tests.vm.steps.step import Step, Wro
 def work(step: Step) -> None:
     report = step.directory / "junit.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--tb=short", f"--junitxml={report}"]
+    plugins = ["-p", "no:cacheprovider", "-p", "pytest_timeout"]
+    command = [sys.executable, "-m", "pytest", *plugins, "-v", "--tb=short", f"--junitxml={report}"]
     command += step.options["pytest"]
     shared = step.options["shared_object"]
     # Compiling takes a guest a minute; a full run does it all the same.
