@@ -102,19 +102,22 @@ __noinline bool queue_holds(struct __sk_buff *context)
 {
 	const struct sk_buff *skb = (const void *)context;
 
-	if (!kernel_memory || (context->priority & QUEUE_AT_ONCE_MASK) == QUEUE_AT_ONCE || queue_copies(context))
+	if (!kernel_memory || (context->priority & QUEUE_AT_ONCE_MASK) == QUEUE_AT_ONCE)
 		return false;
-	return queue_of_device((__u64)BPF_CORE_READ(skb, dev));
+	return queue_of_device((__u64)BPF_CORE_READ(skb, dev)) && !queue_copies(context);
 }
 
 /* departure_room() where the packet's device holds it, else 0. */
 __noinline __u64 queue_room(struct __sk_buff *skb, __u64 rule, __u64 measured)
 {
-	struct rate_limit_state *state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
 	struct packet packet = packet_unpack(measured);
+	struct rate_limit_state *state;
 	__u64 room;
 
-	if (!state || !queue_holds(skb))
+	if (!queue_holds(skb))
+		return 0;
+	state = bpf_map_lookup_elem(&rate_limit_state_map, &rule);
+	if (!state)
 		return 0;
 	room = departure_room(state, &packet);
 	return room < QUEUE_ROOM_MOST ? room : QUEUE_ROOM_MOST;

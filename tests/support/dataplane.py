@@ -114,6 +114,7 @@ class Dataplane:
             self.control = opened.map("rate_limit_control_map", layout.CONTROL.size)
         self.generation = 0
         self.tagged_sockets = 0
+        self.departure = layout.DEPARTURE_AUTO
         bpf.attach(str(self.cgroup), self.program)
         if self.pacer is not None:
             bpf.attach(str(self.cgroup), self.pacer, bpf.SOCK_OPS)
@@ -169,6 +170,7 @@ class Dataplane:
                 generation=self.generation,
                 tagged_sockets=self.tagged_sockets,
                 pacing=layout.PACING_OFF if self.pacer is None else layout.PACING_ON,
+                departure=self.departure,
             )
         )
 
