@@ -75,6 +75,7 @@ class State(NamedTuple):
     generation: int
     swept: int
     limit: int
+    cgroup: int
     shared_packets: int
     use_start_ns: int
     use_bytes: int
