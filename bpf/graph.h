@@ -181,7 +181,7 @@ __noinline __u32 graph_step(__u64 named, __u32 above)
 	return found ? *found : 0;
 }
 
-/* The hash of a whole name. `key` is a secret, or what came of the names below it. Not inlined: charge.h. */
+/* The hash of a whole name, 0 where there is none. `key` is a secret, or what came of the names below it. Not inlined: charge.h. */
 __noinline __u64 graph_hash(__u64 named, __u64 key)
 {
 	struct siphash hash = siphash_begin(key);
@@ -199,11 +199,15 @@ __noinline __u64 graph_hash(__u64 named, __u64 key)
 	for (int i = 0; i <= LIMITER_MAX_NAME && length > whole; i += whole) {
 		part.bytes = 0;
 		length = bpf_probe_read_kernel_str(&part, whole + 1, (const char *)named + i);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+		part.bytes = __builtin_bswap64(part.bytes);
+#endif
 		if (length <= whole)
 			part.bytes |= (__u64)(i + length - 1) << SIPHASH_LENGTH;
 		siphash_add(&hash, part.bytes);
 	}
-	return siphash_end(&hash);
+	/* Longer than any that a pattern could name, which the kernel allows: it shares its rule's state. */
+	return length > whole ? 0 : siphash_end(&hash);
 }
 
 /*
@@ -246,7 +250,7 @@ __noinline __u64 graph_budget(__u64 way, __u32 level)
 	root = graph->root;
 	hash = graph_secret();
 	here = graph_ancestor((void *)way, level);
-	for (int i = 0; i < LIMITER_MAX_DEPTH && here; i++) {
+	for (int i = 0; i < LIMITER_MAX_DEPTH && here && hash; i++) {
 		node = BPF_CORE_READ(here, kn);
 		if (BPF_CORE_READ(node, id) == root)
 			return GRAPH_BUDGET | hash % GRAPH_BUDGET;

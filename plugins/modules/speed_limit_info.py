@@ -265,7 +265,7 @@ program:
         devices:
           description:
             - Devices of the task's network namespace that hold packets, as C(fq) is at their root, or below each queue
-              of C(mq). On others such packets are dropped. Null where the kernel does not tell.
+              of C(mq) or C(mqprio). On others such packets are dropped. Null where the kernel does not tell.
           type: list
           elements: str
           returned: success

@@ -174,6 +174,13 @@ def test_each_way_of_names_has_a_budget_of_its_own(users: Users) -> None:
     assert told()["active"] == len(there)
 
 
+@pytest.mark.every_kernel
+def test_names_longer_than_any_that_a_pattern_could_have_share_the_rule_s_budget(users: Users) -> None:
+    users.limit()
+    send([users.named(f"{LONG}{end}") for end in ("longer 1", "longer 2")])
+    assert (told()["active"], told()["shared_packets"], told()["packets"]) == (0, 2, 2)
+
+
 def test_keys_of_budgets_cannot_be_foreseen(users: Users) -> None:
     """Only as long as there are maps a cgroup has the same one."""
     cgroup = users.named("web.service")

@@ -44,7 +44,7 @@ def fq(scene: Scene) -> Iterator[Scene]:
     """A sender whose device has fq."""
     try:
         tc(scene.pair, "replace", "dev", "veth0", "root", "fq")
-    except subprocess.CalledProcessError:
+    except RuntimeError:
         pytest.skip("this kernel has no fq")
     yield scene
     subprocess.run(["tc", "-n", scene.pair.sender, "qdisc", "delete", "dev", "veth0", "root"], check=False)
@@ -284,7 +284,7 @@ def test_leaves_of_mq_hold_packets_only_if_all_are_fq(scene: Scene) -> None:
         run("tc", "-n", sender, "qdisc", "replace", "dev", "many", "root", "handle", "8001:", "mq")
         for leaf in range(1, 5):
             run("tc", "-n", sender, "qdisc", "replace", "dev", "many", "parent", f"8001:{leaf}", "fq")
-    except subprocess.CalledProcessError:
+    except RuntimeError:
         pytest.skip("this kernel has no fq, or no dummy device")
     run("ip", "-n", sender, "address", "add", "10.254.0.1/24", "dev", "many")
     run("ip", "-n", sender, "link", "set", "many", "up")

@@ -9,7 +9,7 @@ import typing as t
 
 from .model import Program
 
-FQ, MQ = "fq", "mq"
+FQ, MANY = "fq", ("mq", "mqprio")
 ROOT = 0xFFFFFFFF
 _MAJOR = 0xFFFF0000
 
@@ -36,13 +36,15 @@ def holding(qdiscs: t.Sequence[Qdisc] | None) -> list[str] | None:
             for one in qdiscs
             if one.device == root.device and one.parent != ROOT and one.parent & _MAJOR == root.handle
         ]
-        if root.kind == FQ or (root.kind == MQ and leaves and set(leaves) == {FQ}):
+        if root.kind == FQ or (root.kind in MANY and leaves and set(leaves) == {FQ}):
             found.append(root.device)
     return sorted(found)
 
 
-def about(program: Program) -> dict[str, t.Any]:
-    """``program.departure`` of a module's result."""
+def about(program: Program, earlier: bool = False) -> dict[str, t.Any]:
+    """``program.departure`` of a module's result. ``earlier``: it is of a version that had no departure times."""
+    if earlier:
+        return {"state": "off", "reason": "the program is of an earlier version, and lets no packet wait"}
     if program.departure == "off":
         return {
             "state": "off",

@@ -183,7 +183,7 @@ class Info:
         if self.host is None or current is None:
             return None
         about = pacing.about(ability(self.host, current))
-        waits = {**departure.about(current), "devices": departure.holding(qdiscs.read())}
+        waits = {**departure.about(current, self.host.is_earlier), "devices": departure.holding(qdiscs.read())}
         told = {**current._asdict(), "pacing": about, "departure": waits, "trace": self.host.attachments.trace()}
         del told["blind"]
         return told

@@ -231,22 +231,22 @@ def attach(
         after = "off" if not paced else "refused" if _would_refuse(host, wanted, cgroup, before) else "on"
         done = (
             *would_load(host, wanted, cgroup, paced).done,
-            *_switch_departure(host, departure_of(before), departure, check),
+            *_switch_departure(host, departure_of(host), departure, check),
         )
         then = words.about(pacing.would_be(host, after, cgroup, before))
         return Change(before, wanted.identity, cgroup, then, departure, done, (), tuple(warnings))
     with _settling(remembered) as settled:
         loaded = load(host, wanted, cgroup, paced)
         settled.append(not loaded.behind)
-    after_load = host.attachments.current()
-    switched = _switch_departure(host, departure_of(after_load), departure, check)
-    now = words.about(pacing.ability(host, after_load))
+    switched = _switch_departure(host, departure_of(host), departure, check)
+    now = words.about(pacing.ability(host, host.attachments.current()))
     warnings += loaded.warnings
     return Change(before, wanted.identity, cgroup, now, departure, (*loaded.done, *switched), (), tuple(warnings))
 
 
-def departure_of(program: Program | None) -> str:
-    return program.departure if program else "auto"
+def departure_of(host: Host) -> str:
+    """Whether packets may wait in their device's queue, also while no program is loaded: "auto" or "off"."""
+    return "off" if host.maps and host.maps.control().departure == layout.DEPARTURE_OFF else "auto"
 
 
 def set_departure(maps: Maps, wanted: str) -> None:

@@ -43,6 +43,7 @@ def test_devices_that_hold_packets(found: list[Qdisc], devices: list[str]) -> No
 
 def test_what_is_told_of_the_program() -> None:
     assert departure.about(PROGRAM) == {"state": "on", "reason": None}
+    assert departure.about(PROGRAM, earlier=True)["state"] == "off"
     assert departure.about(PROGRAM._replace(departure="off", blind=True))["state"] == "off"
     assert departure.about(PROGRAM._replace(blind=True))["state"] == "refused"
 

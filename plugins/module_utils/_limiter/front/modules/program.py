@@ -59,7 +59,7 @@ def _attached(host: Host, call: Call) -> Change:
     if call.params["pacing"] is not None:
         paced = call.params["pacing"]
     reload = call.params["state"] == "reloaded"
-    departure = call.params.get("departure") or departure_of(host.attachments.current())
+    departure = call.params.get("departure") or departure_of(host)
     return attach(host, call.params["object"], cgroup, paced, reload, call.check_mode, departure)
 
 
