@@ -29,7 +29,7 @@
 #define CHARGE_ROOM 34
 
 /*
- * The room of a packet; CHARGE_ASKS where it depends on the packet's device, which was not looked at yet. Not inlined:
+ * The room of a packet; all bits where it depends on the packet's device, which was not looked at yet. Not inlined:
  * what is known of the packet then would be walked apart.
  */
 __noinline __u64 charge_room(__s64 tokens, __u64 rate, __u64 measured, __u64 told)

@@ -74,11 +74,16 @@ static __always_inline __u64 departure_wait(const struct rate_limit_state *state
 	return wait < NANOSECONDS ? wait : NANOSECONDS;
 }
 
-/* The average size of what waits, with one more packet that has passed. The first one begins anew. */
+/*
+ * The average size of what waits, with one more packet that has passed. The first one begins anew. Packets without data
+ * do not wait.
+ */
 static __always_inline __u32 departure_size(const struct rate_limit_state *state, const struct packet *packet)
 {
 	__u64 before = state->waiting_size;
 
+	if (packet->tcp && packet->control)
+		return before;
 	if (state->tokens + packet->bytes >= 0 || !before)
 		return departure_piece(packet);
 	return (before * (DEPARTURE_SIZE_WEIGHT - 1) + departure_piece(packet)) / DEPARTURE_SIZE_WEIGHT;

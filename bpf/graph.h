@@ -181,7 +181,10 @@ __noinline __u32 graph_step(__u64 named, __u32 above)
 	return found ? *found : 0;
 }
 
-/* The hash of a whole name, 0 where there is none. `key` is a secret, or what came of the names below it. Not inlined: charge.h. */
+/*
+ * The hash of a whole name, 0 where there is none. `key` is a secret, or what came of the names below it. Not inlined:
+ * charge.h.
+ */
 __noinline __u64 graph_hash(__u64 named, __u64 key)
 {
 	struct siphash hash = siphash_begin(key);

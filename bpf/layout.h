@@ -87,7 +87,7 @@ enum limiter_reason {
 struct rate_limit_state {
 	__s64 tokens;              /* bytes that may be sent now; negative is debt */
 	__u64 last_update_ns;      /* CLOCK_MONOTONIC at the last refill; never moves back */
-	struct bpf_spin_lock lock; /* protects this whole struct */
+	struct bpf_spin_lock lock; /* protects this struct, but what queue.h writes */
 	__u32 fraction;            /* of a token, in 1e-9 bytes; 0 .. 999,999,999 */
 	__u64 packets;             /* passed: IP packets as on the wire (each GSO segment is one) */
 	__u64 bytes;               /* passed: IP bytes on the wire */

@@ -14,7 +14,7 @@
 
 /* Queues of a device that are looked at; an administrator may have given a leaf of mq another kind. */
 #define QUEUE_MOST 64
-/* fq sends packets of this priority, of its lowest bits, at once whatever their time is: the kernel's TC_PRIO_CONTROL. */
+/* fq sends packets of this priority at once, whatever their time is: the kernel's TC_PRIO_CONTROL, by its lowest bits. */
 #define QUEUE_AT_ONCE 7
 #define QUEUE_AT_ONCE_MASK 15
 #define QUEUE_LONGEST_NS 1000000000
@@ -133,8 +133,7 @@ __noinline __u64 queue_wait(__u64 rule, __u64 measured, __u64 most)
 	struct packet packet = packet_unpack(measured);
 	__u64 now, wait;
 
-	/* Packets without data do not wait. */
-	if (!state || (packet.tcp && packet.control))
+	if (!state)
 		return most;
 	now = bpf_ktime_get_ns();
 	state->waiting_size = departure_size(state, &packet);

@@ -30,7 +30,10 @@ static __always_inline void use_measure(struct rate_limit_state *state, __u64 no
 	state->use_start_ns = now;
 }
 
-/* Must be called for every packet of a connection that this rule holds, and as below. A pause as long as this ends what lasted. */
+/*
+ * Must be called for every packet of a connection that this rule holds, and as below. A pause as long as this ends what
+ * lasted.
+ */
 static __always_inline void use_bind(struct rate_limit_state *state, __u64 now)
 {
 	__s64 elapsed = now - state->use_bound_ns, pause = NANOSECONDS + USE_PAUSE_EPOCHS * state->fair.period_ns;

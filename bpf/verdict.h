@@ -49,7 +49,7 @@ enum verdict {
 #define VERDICT_GUARD_LEAD (100 * MILLISECONDS)
 /* ... and by this where packets wait in the device's queue: by what early ones may wait there. */
 #define VERDICT_GUARD_QUEUE DEMAND_EARLY_QUEUE
-/* What TCP may wait for in that queue, and what is added for who was refused once: he has waited for the timer already. */
+/* What TCP may wait for in that queue, and what is added for who was refused once, and has waited for the timer. */
 #define VERDICT_QUEUE_MS (DEMAND_EARLY_QUEUE / MILLISECONDS)
 #define VERDICT_QUEUE_REFUSED_MS 30
 /* A packet that lasts longer than this at its share is a lump: its connection's window is too large. */

@@ -19,6 +19,14 @@ PACKETS = 60  # that may wait
 FRAGMENT = 1480  # IP makes of larger ones
 FLOW_LIMIT = 100  # of fq
 TCP, CONTROL, PACED = 1, 2, 4
+RETURNS = {
+    "start": None,
+    "send": ctypes.c_int64,
+    "bound": ctypes.c_int64,
+    "size": ctypes.c_uint32,
+    "room": ctypes.c_uint64,
+    "wait_of": ctypes.c_uint64,
+}
 
 SHIM = """
 #include <stdbool.h>
@@ -53,6 +61,14 @@ __s64 send(__u64 now, __u32 bytes, __u32 flags)
         return 0;
     state.waiting_size = departure_size(&state, &packet);
     return departure_wait(&state, &packet, now);
+}
+
+__u32 size(__s64 tokens, __u32 waiting, __u32 bytes, __u32 flags)
+{
+    struct rate_limit_state some = { .tokens = tokens, .waiting_size = waiting };
+    struct packet packet = { .bytes = bytes, .segments = 1, .tcp = flags & 1, .control = flags >> 1 & 1 };
+
+    return departure_size(&some, &packet);
 }
 
 __u64 room(__s64 tokens, __u64 rate, __u32 waiting, __u32 bytes)
@@ -98,10 +114,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", *sanitizers, "-shared", "-fPIC"]
     subprocess.run([*command, "-I", str(BPF), "-o", str(built), str(source)], check=True)
     found = ctypes.CDLL(str(built))
-    for name in ("start", "send", "room", "bound", "wait_of"):
-        getattr(found, name).restype = {"send": ctypes.c_int64, "start": None, "bound": ctypes.c_int64}.get(
-            name, ctypes.c_uint64
-        )
+    for name, kind in RETURNS.items():
+        getattr(found, name).restype = kind
     return found
 
 
@@ -184,3 +198,10 @@ def test_nothing_is_dropped_sooner_because_it_could_wait(
 ) -> None:
     waits, drops = (library.bound(u64(rate), u64(bucket), size, flags, here) for here in (True, False))
     assert waits <= drops
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(0, 1500), st.integers(40, 65_535))
+def test_acknowledgements_do_not_change_the_size_of_what_waits(
+    library: ctypes.CDLL, tokens: int, waiting: int, size: int
+) -> None:
+    assert library.size(ctypes.c_int64(tokens), waiting, size, TCP | CONTROL) == waiting

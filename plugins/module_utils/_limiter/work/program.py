@@ -225,20 +225,20 @@ def attach(
             if not problems:
                 _settled(remembered)
         now = words.about(pacing.ability(host, before))
-        done = tuple(_switch_departure(host, before.departure, departure, check))
+        done = tuple(_switch_departure(host, departure, check))
         return Change(before, wanted.identity, cgroup, now, departure, done, (), tuple(warnings))
     if check:
         after = "off" if not paced else "refused" if _would_refuse(host, wanted, cgroup, before) else "on"
         done = (
             *would_load(host, wanted, cgroup, paced).done,
-            *_switch_departure(host, departure_of(host), departure, check),
+            *_switch_departure(host, departure, check),
         )
         then = words.about(pacing.would_be(host, after, cgroup, before))
         return Change(before, wanted.identity, cgroup, then, departure, done, (), tuple(warnings))
     with _settling(remembered) as settled:
         loaded = load(host, wanted, cgroup, paced)
         settled.append(not loaded.behind)
-    switched = _switch_departure(host, departure_of(host), departure, check)
+    switched = _switch_departure(host, departure, check)
     now = words.about(pacing.ability(host, host.attachments.current()))
     warnings += loaded.warnings
     return Change(before, wanted.identity, cgroup, now, departure, (*loaded.done, *switched), (), tuple(warnings))
@@ -257,8 +257,8 @@ def set_departure(maps: Maps, wanted: str) -> None:
         maps.write_control(control._replace(departure=number))
 
 
-def _switch_departure(host: Host, before: str, wanted: str, check: bool) -> list[str]:
-    if before == wanted:
+def _switch_departure(host: Host, wanted: str, check: bool) -> list[str]:
+    if departure_of(host) == wanted:
         return []
     if not check:
         set_departure(host.opened_maps, wanted)
