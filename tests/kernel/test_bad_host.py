@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.e
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
@@ -141,7 +138,7 @@ def test_who_may_not_use_bpf_is_told_what_could_not_be_seen_and_the_rest(cgroups
 
 @pytest.mark.parametrize("name", ["rate_limit_config_map", "rate_limit_state_map", "rate_limit_member_map"])
 def test_a_full_map_stops_a_whole_list_and_a_purge_makes_room_again(web: Cgroups, name: str) -> None:
-    with maps() as opened:
+    with limiter.opened_maps() as opened:
         limit, bucket = Limit(10**6, 10**6), 10**6
         fill: dict[str, Callable[[int], object]] = {
             "rate_limit_config_map": lambda key: opened.set_limit(key, limit),
@@ -159,19 +156,11 @@ def test_a_full_map_stops_a_whole_list_and_a_purge_makes_room_again(web: Cgroups
     with pytest.raises(LimiterError, match="is full"):
         rules({"name": "web", "rate": "5m"}, {"name": "a", "rate": "1m"}, NEW)
     assert web.rule_names() == ["web"]
-    with maps() as opened:
+    with limiter.opened_maps() as opened:
         assert opened.limit(web_id(web)) == Limit(1024**2, 1024**2)
     purge("stale")
     assert snapshot().limits == {"/speed_limiter/web": Limit(1024**2, 1024**2)}
     assert rule(**NEW)["changed"]
-
-
-@contextlib.contextmanager
-def maps() -> Iterator[Maps]:
-    opened = Maps.open(load())
-    assert opened is not None
-    with opened:
-        yield opened
 
 
 def web_id(cgroups: Cgroups) -> int:

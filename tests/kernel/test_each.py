@@ -28,7 +28,6 @@ from ansible_collections.speed_limiter.ebpf.tests.support.each import (
     exiting,
     identifier,
     keys,
-    opened,
     send,
     told,
 )
@@ -119,7 +118,7 @@ def test_a_cgroup_whose_budget_was_removed_is_limited_from_its_next_packet_on(
     try:
         send([within])
         crowd_out(users, cgroup)
-        with opened() as maps:
+        with limiter.opened_maps() as maps:
             generation = maps.control().generation
         before = pair.arrived()
         pair.send_udp(4 * RATE, cgroup=within)
@@ -128,7 +127,7 @@ def test_a_cgroup_whose_budget_was_removed_is_limited_from_its_next_packet_on(
         assert_bound(before, pair.arrived(), RATE, RATE // 10)
         assert pair.arrived().bytes - begun.bytes >= 0.5 * RATE
         assert identifier(cgroup) in budgets()
-        with opened() as maps:
+        with limiter.opened_maps() as maps:
             assert maps.control().generation == generation
     finally:
         pair.stop()
@@ -187,7 +186,7 @@ def test_many_cpus_give_each_cgroup_one_budget_and_each_budget_a_slot(users: Use
             assert os.waitpid(pid, 0)[1] == 0
         sent += len(senders) * len(cgroups) * packets
     assert told()["packets"] == sent
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         slots = [layout.SLOT.unpack(value)[2] for _index, value in maps.entries(catalog.SLOT)]
     assert keys().keys() <= set(slots)
     assert len(keys()) <= SLOTS
@@ -214,7 +213,7 @@ def test_budgets_go_with_their_rule(users: Users) -> None:
     send(users.new(3))
     assert told()["active"] == 3
     limiter.rules(purge=True)
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         assert not [*maps.entries(catalog.STATE)]
 
 
@@ -247,14 +246,14 @@ def test_what_a_killed_task_left_of_a_rules_budgets_is_purged(users: Users) -> N
     users.limit()
     send(users.new(3))
     rule = limiter.info(name="users")["rules"][0]["cgroup_id"]
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         maps.remove_limit(rule)
         maps.remove_member(rule)
         maps.remove_state(rule)
     Path(Cgroups.find().absolute("/speed_limiter/users")).rmdir()
     removed = limiter.purge("stale")["removed"]
     assert removed["stale_rules"] == [rule]
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         assert not [*maps.entries(catalog.STATE)]
 
 
@@ -271,5 +270,5 @@ def test_the_same_task_removes_what_one_left_that_was_killed_before_budgets_went
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert len(budgets()) == 3
     limiter.rule(name="users", state="absent")
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         assert not [*maps.entries(catalog.STATE)]

@@ -24,7 +24,6 @@ from ansible_collections.speed_limiter.ebpf.tests.support.each import (
     exiting,
     identifier,
     keys,
-    opened,
     send,
     told,
 )
@@ -201,7 +200,7 @@ def test_keys_of_budgets_cannot_be_foreseen(users: Users) -> None:
 def test_every_version_makes_the_same_keys(users: Users) -> None:
     """Maps outlive programs. These were made by another SipHash-1-3, of the names from the lowest one up."""
     users.limit()
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         maps.of(catalog.SLOT).update(layout.INDEX.pack(0), layout.SLOT.pack(0, 1, 0))  # the secret
     usual, long = users.named("web.service"), users.named(f"{LONG}a")
     send([usual, long])

@@ -65,7 +65,7 @@ def service(then: earlier.Version, network: Pair) -> Iterator[Path]:
 
 
 def schema() -> int:
-    with earlier.opened() as maps:
+    with limiter.opened_maps() as maps:
         return maps.schema
 
 
@@ -162,11 +162,11 @@ def test_sockets_stay_bound_to_their_rule(moved: limiter.Sender) -> None:
 
 def test_check_mode_foretells_it_and_touches_nothing(moved: limiter.Sender) -> None:
     pinned = sorted(os.listdir(pins.PIN_DIR))
-    with earlier.opened() as maps:
+    with limiter.opened_maps() as maps:
         control = maps.control()
     foretold = limiter.rule(check=True, name="web", rate="1m")
     assert sorted(os.listdir(pins.PIN_DIR)) == pinned
-    with earlier.opened() as maps:
+    with limiter.opened_maps() as maps:
         assert maps.control() == control
     done = limiter.rule(name="web", rate="1m")
     assert (foretold["changed"], foretold["diff"], foretold["program_actions"]) == (

@@ -13,8 +13,6 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.patterns import parse
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.parts import USED
@@ -63,12 +61,6 @@ class Named:
     def remove(self) -> None:
         while self._made:
             self._made.pop().rmdir()
-
-
-def opened() -> Maps:
-    maps = Maps.open(load())
-    assert maps is not None
-    return maps
 
 
 @pytest.fixture
@@ -234,7 +226,7 @@ def test_what_is_not_named_any_more_is_not_limited_and_leaves_nothing(named: Nam
     named.rules({"/else": "shop"})
     assert rules_of(cgroup) == []
     limiter.rule(name="shop", state="absent")
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         assert not [*maps.entries(catalog.NODE), *maps.entries(catalog.EDGE), *maps.entries(catalog.PLACE)]
 
 
@@ -244,5 +236,5 @@ def test_ten_thousand_patterns_are_written_and_replaced(named: Named) -> None:
     named.rules({**patterns, "/many/*": "rest"})
     assert rules_of(named.cgroup("/many/s7.service")) == ["many"]
     assert rules_of(named.cgroup("/many/x")) == ["rest"]
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         assert len([*maps.entries(catalog.NODE)]) == len(patterns) + 3

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 
 from . import limiter
@@ -58,14 +56,6 @@ class Users:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[Maps]:
-    maps = Maps.open(load())
-    assert maps is not None
-    with maps:
-        yield maps
-
-
-@contextlib.contextmanager
 def exiting() -> Iterator[None]:
     """The end of a forked process, however it comes."""
     status = 1
@@ -95,7 +85,7 @@ def told() -> dict[str, Any]:
 
 def keys() -> dict[int, int]:
     """Of the budgets that there are: the cgroup that each says it belongs to."""
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         states = {key: layout.unpack_state(value) for key, value in maps.entries(catalog.STATE)}
     return {int(layout.ID.unpack(key)[0]): state.cgroup for key, state in states.items() if state.limit}
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import tagging
@@ -48,22 +46,14 @@ def program(version: Version, pacing: bool = True) -> None:
         patch.setattr(catalog, "LIMITER", catalog.LIMITER._replace(programs=programs, maps=maps))
         patch.setattr(places, "complete", lambda host: None)
         limiter.program(object=version.path, pacing=pacing)
-        with opened() as pinned:
+        with limiter.opened_maps() as pinned:
             pinned.write_control(pinned.control()._replace(schema=schema))
-
-
-@contextlib.contextmanager
-def opened() -> Iterator[Maps]:
-    maps = Maps.open(load())
-    assert maps is not None
-    with maps:
-        yield maps
 
 
 def rule(name: str, limit: Limit, *members: str, pids: tuple[int, ...] = ()) -> None:
     """A rule that limits these cgroups in place, and these processes."""
     cgroups = Cgroups.find()
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         made = _made(maps, cgroups, name, limit)
         for cgroup in members:
             identifier = cgroups.identifier(cgroup)
@@ -79,14 +69,14 @@ def rule(name: str, limit: Limit, *members: str, pids: tuple[int, ...] = ()) -> 
 def rules(names: Iterable[str], limit: Limit) -> None:
     """Many, that nobody is in."""
     cgroups = Cgroups.find()
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         for name in names:
             _made(maps, cgroups, name, limit)
 
 
 def fill(limit: Limit) -> None:
     """Rules whose cgroups are gone, until no more fit in."""
-    with opened() as maps:
+    with limiter.opened_maps() as maps:
         gone, there = 1 << 40, len(maps.limits())
         for rule in range(gone, gone + layout.MAX_RULES - there):
             _written(maps, rule, limit)

@@ -171,6 +171,13 @@ def info(**options: Any) -> dict[str, Any]:
 # ---- what is on the host
 
 
+def opened_maps() -> Maps:
+    """Those of the program, to be closed."""
+    maps = Maps.open(load())
+    assert maps is not None
+    return maps
+
+
 class Snapshot(NamedTuple):
     """All that the limiter has made; cgroups by their paths, so that a rule made again is the same. No counters."""
 

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import load
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child, refused, until
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
@@ -69,7 +67,7 @@ def sender(network: Pair, other_object: str, resident: Child) -> Iterator[Proces
                 limiter.program(object=other_object)
                 limiter.rule(name="service", rate=str(RATE), cgroup_path="/service")
                 limiter.rule(name="resident", rate="1m", pid=resident.pid)
-                with _maps() as maps:
+                with limiter.opened_maps() as maps:
                     maps.write_control(maps.control()._replace(schema=OTHER))
             started = network.send_tcp(cgroup=service, connections=2)
             yield started
@@ -78,12 +76,6 @@ def sender(network: Pair, other_object: str, resident: Child) -> Iterator[Proces
             limiter.purge("all")
             until(lambda: not (service / "cgroup.procs").read_text())
             service.rmdir()
-
-
-def _maps() -> Maps:
-    maps = Maps.open(load())
-    assert maps is not None
-    return maps
 
 
 def paced(sender: Process) -> list[bool]:
