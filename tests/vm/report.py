@@ -146,7 +146,7 @@ What an older kernel lacks, the collection does without:
 | 6.1 | when a rule goes, connections are released within two round trips of their own instead of at once |
 | 5.15 | who uses net_cls or net_prio of cgroup v1 ends all limits of new connections; every task [says so][lost] |
 
-[lost]: troubleshooting.md#new-connections-are-not-limited
+[lost]: limits.md#new-connections-are-not-limited
 
 `make test-kernels` boots kernels of Debian's suites in virtual machines (virtme-ng and QEMU, two processors; what is
 below was measured without KVM) on the userland of the machine that it runs on, and runs in each:
