@@ -77,7 +77,7 @@ kernels: setup-kernels
 # without KVM.
 KERNELS ?= bullseye:5.10 bookworm:6.1 trixie:6.12 sid:7.2
 test test-kernels kernels: export KERNELS := $(KERNELS)
-test-kernels: setup-kernels
+test-kernels: setup-kernels setup-bench
 	@.venv/bin/python tests/vm/run
 
 # sanity and the modules with every ansible-core that is supported: 5 minutes for each on two processors that do nothing else.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .kinds import attacks
-from .shapers import FQ, OURS, TBF
+from .shapers import FQ, HTB, OURS, TBF
 
 Stored = dict[str, Any]
 USED, DROPS = 0.98, 1.0  # of the limit; of 1,000 packets
@@ -100,9 +100,13 @@ def _user_space(cell: Stored, results: Stored) -> Judged:
     def same(other: Stored) -> bool:
         return all(other[name] == cell[name] for name in ("limit", "kind", "connections"))
 
-    tbf = max((_used(other) for other in results["userspace"] if other["shaper"] == TBF and same(other)), default=1.0)
-    least = min(0.97, tbf)
-    return Judged(cell, _used(cell) >= least, f"used {_used(cell):.3f}, tbf {tbf:.3f}")
+    peers = {other["shaper"]: other for other in results.get("userspace", []) if same(other)}
+    tbf = _used(peers[TBF]) if TBF in peers else 1.0
+    good = _used(cell) >= min(0.97, tbf)
+    if cell["shaper"] == FQ:
+        good = good and cell["drops"] <= peers.get(HTB, cell)["drops"]
+    beside = f", tbf {tbf:.3f}" if TBF in peers else ""
+    return Judged(cell, good, f"used {_used(cell):.3f}{beside}, {_drops(cell)}")
 
 
 def _attack(cell: Stored, _results: Stored) -> Judged:
@@ -158,7 +162,7 @@ _JUDGES = (
         "limits that change: no silence above 100 ms or two packets' time; a raised one within 10 % after 0.3 s",
         _changes,
     ),
-    Judge("userspace", ("userspace",), "QUIC and uTP: used at least 97 %, or what tbf gives", _user_space),
+    Judge("userspace", ("userspace",), "QUIC and uTP: used at least 97 %, or what tbf gives; with fq no more lost than behind htb", _user_space),
     Judge(
         "attacks",
         ("attacks",),

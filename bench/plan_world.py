@@ -143,9 +143,16 @@ def with_fq(time: tuple[float, float]) -> Iterator[Measured]:
         for shaper in (FQ,) if (rate, workers) == (20, 8) else (HTB, OURS, FQ) if rate == 2 else (HTB, FQ):
             cell = Loop(shaper, rate * MBIT, workers, 10_000, False, *time)
             yield _timed("requests_new", loops, cell)
+    for rate, workers in ((2, 8), (20, 32)):
+        for shaper in (HTB, FQ):
+            yield _timed("requests_new", loops, Loop(shaper, rate * MBIT, workers, 10_000, False, *time, rtt=10))
     for factor in (1, 10):
         for shaper in (OURS, FQ):
             yield _timed("datagrams", datagrams, datagrams.Datagrams(shaper, 10 * MBIT, 1400, factor, *time))
+    for connections in (1, 4):
+        for shaper in (HTB, OURS, FQ):
+            quic = userspace.UserSpace(shaper, 2 * MBIT, userspace.QUIC, connections, *time)
+            yield _timed("userspace", userspace, quic, _SET_UP + _DAEMON)
 
 
 # ---- pages

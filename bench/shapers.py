@@ -55,7 +55,7 @@ def shaped(kind: str, pair: traffic.Ends, rate: int, bucket: int | None = None) 
     htb and tbf limit the sender's interface, as they always do. Senders must have ended before this is left.
     """
     if kind in (OURS, FQ):
-        with _fq(pair) if kind == FQ else nullcontext(), limited(rate, bucket) as cgroup:
+        with _queue(pair.sender, "fq") if kind == FQ else nullcontext(), limited(rate, bucket) as cgroup:
             yield cgroup
         return
     with home("sender") as cgroup:
@@ -101,16 +101,23 @@ def _words(kind: str, rate: int, bucket: int | None = None) -> tuple[str, ...]:
 
 
 @contextmanager
-def _fq(pair: traffic.Ends) -> Iterator[None]:
-    tc = ("tc", "-n", pair.sender, "qdisc")
+def _queue(namespace: str, *words: str) -> Iterator[None]:
+    tc, device = ("tc", "-n", namespace, "qdisc"), ("dev", "veth0", "root")
     try:
-        net.run(*tc, "add", "dev", "veth0", "root", "fq")
+        net.run(*tc, "add", *device, *words)
     except RuntimeError as error:
-        raise Missing(f"fq: {error}") from error
+        raise Missing(f"{words[0]}: {error}") from error
     try:
         yield
     finally:
-        net.run(*tc, "delete", "dev", "veth0", "root")
+        net.run(*tc, "delete", *device)
+
+
+@contextmanager
+def distant(pair: traffic.Ends, rtt: int) -> Iterator[None]:
+    """While what the receiving end sends takes `rtt` milliseconds longer; the sending end's queue stays as it is."""
+    with _queue(pair.receiver, "netem", "limit", "10000", "delay", f"{rtt}ms") if rtt else nullcontext():
+        yield
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .. import asking, traffic
 from ..measure import jain, megabits
 from ..meter import metered
-from ..shapers import NONE
+from ..shapers import NONE, distant
 
 Stored = dict[str, Any]
 # IP bytes that a server sends for a connection beside its answer: SYN-ACK, ACK of the request, FIN, ACK of the other's.
@@ -16,7 +16,9 @@ AROUND = 60 + 3 * 52
 
 
 class Loop(NamedTuple):
-    """`size`: of an answer; on kept connections in IP bytes, else what the program sends."""
+    """`size`: of an answer; on kept connections in IP bytes, else what the program sends. `rtt`: milliseconds that the
+    way takes there and back.
+    """
 
     shaper: str
     rate: int
@@ -26,6 +28,7 @@ class Loop(NamedTuple):
     seconds: float = 10.0
     warm_up: float = 2.0
     bucket: int | None = None
+    rtt: int = 0
 
     @property
     def cycle(self) -> float:
@@ -37,11 +40,12 @@ class Loop(NamedTuple):
     def what(self) -> str:
         limit = f"{megabits(self.rate)} Mbit/s, " if self.shaper != NONE else ""
         kind = "kept connections" if self.kept else "workers, a connection for each request,"
-        return f"{self.shaper}, {limit}{self.workers} {kind} of {self.size} B"
+        away = f", {self.rtt} ms away" if self.rtt else ""
+        return f"{self.shaper}, {limit}{self.workers} {kind} of {self.size} B{away}"
 
 
 def measure(link: traffic.Link, cell: Loop) -> Stored:
-    with metered(link, cell.shaper, cell.rate, cell.bucket) as meter:
+    with distant(link.pair, cell.rtt), metered(link, cell.shaper, cell.rate, cell.bucket) as meter:
         server = asking.Limited(link, meter.cgroup, cell.shaper != NONE)
         size = asking.payload(cell.size) if cell.kept else cell.size
         asked = server.closed(cell.workers, size, cell.kept)

@@ -30,9 +30,9 @@ def test_a_quick_run_of_all_steps_leaves_it_out() -> None:
     assert set(matrix.STEPS) - set(matrix.usual_steps(quick=True)) == {"playbook", "world"}
 
 
-def test_every_kind_has_a_cell_that_needs_no_other_programs() -> None:
+def test_every_kind_has_a_cell_that_needs_no_daemons() -> None:
     planned = cells.planned(quick=False)
-    stores = {one.store for one in plan_world.measured(True)} - {"web", "databases", "userspace"}
+    stores = {one.store for one in plan_world.measured(True)} - {"web", "databases"}
     assert {one.store for one in planned} == stores
     assert not [cells.name(one) for one in planned if "HTTP" in cells.name(one)]
     assert len({cells.name(one) for one in planned}) == len(planned)  # by which figures are kept

@@ -43,7 +43,7 @@ def work(step: Step) -> None:
         for number, one in enumerate(wanted, 1):
             said = f"[{number}/{len(wanted)}  {time.monotonic() - begin:.0f} s] {cells.name(one)}: "
             try:
-                stored = cells.measure(link, one)
+                stored = cells.measure(link, one, step.found["cells"])
             except Exception as error:
                 # The others are worth their time all the same.
                 failed.append(f"{cells.name(one)}: {error!r}")

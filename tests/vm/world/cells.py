@@ -34,11 +34,11 @@ def chosen(all_of_them: list[Measured], only: str) -> list[Measured]:
     return [one for one in all_of_them if re.search(only, name(one))]
 
 
-def measure(link: traffic.Link, one: Measured) -> Stored:
-    """Its figures, and whether they meet the goal of its kind."""
+def measure(link: traffic.Link, one: Measured, before: list[Stored]) -> Stored:
+    """Its figures, and whether they meet the goal of its kind, which may compare it with some of those before."""
     found = one.run(link, one.cell)
     goal = goals_world.of(one.store)
-    judged = goal.judge(found, {})
+    judged = goal.judge(found, {one.store: [other for other in before if other["goal"] == goal.name]})
     kept = {key: value for key, value in found.items() if key not in _LEFT_OUT}
     return {**kept, "place": place(one), "goal": goal.name, "meets": judged.good, "figure": judged.figure}
 
