@@ -156,6 +156,8 @@ below was measured without KVM) on the userland of the machine that it runs on, 
 - *playbook*: the role and a rules task on localhost, beside a process that sends: check mode foretells and touches
   nothing, the rule limits, a second run changes nothing, and a purge leaves nothing.
 - *tests*: all of `tests/kernel`.
+- *soak*: random rule tasks, kills, reloads, forks, cgroups that come and go, and traffic, for an hour; after each step
+  maps, cgroups and pins must agree, nothing may have passed unlimited, and counters may not have gone back.
 - *distance*: TCP over netem, from 5 to 200 ms away. A cell is one limit, number of connections, round trip and
   congestion control, under one shaper.
 - *world*: requests, pages and connections that come and go, a cell of each kind.
@@ -204,6 +206,8 @@ def said(step: str, found: dict[str, Any]) -> str:
         return "**failed**"
     if step == "tests":
         return f"{found['passed']} passed, {len(found['skipped'])} not for this kernel"
+    if step == "soak":
+        return f"{found['soaked']} steps in {found['minutes']} minutes, 0 violations"
     if "planned" in found:
         return f"{len(found['cells'])} of {found['planned']} cells"
     return "passed"
