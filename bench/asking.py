@@ -56,7 +56,8 @@ class Limited:
     def __init__(self, link: traffic.Link, cgroup: Path, hurry: bool = True) -> None:
         self.link, self.cgroup, self.hurry = link, cgroup, str(int(hurry))
         self.address = link.pair.sender_address
-        link.start(link.pair.sender, "answer", "requests", self.address, str(PORT), self.hurry, cgroup=cgroup)
+        words = ("requests", self.address, str(PORT), self.hurry)
+        self.program = link.start(link.pair.sender, "answer", *words, cgroup=cgroup)
 
     def closed(self, workers: int, size: int, kept: bool, count: int = 0) -> traffic.Program:
         """Workers that ask again as soon as they have an answer of `size` bytes; until there are `count`."""

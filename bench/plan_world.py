@@ -146,9 +146,13 @@ def with_fq(time: tuple[float, float]) -> Iterator[Measured]:
     for rate, workers in ((2, 8), (20, 32)):
         for shaper in (HTB, FQ):
             yield _timed("requests_new", loops, Loop(shaper, rate * MBIT, workers, 10_000, False, *time, rtt=10))
-    for factor in (1, 10):
+    for connections in (1, 6):
+        page = pages.Page(FQ, _PAGES, connections, False, _BUCKETS[0])
+        yield Measured("pages", page, pages.measure, pages.line, _PAGE + _SET_UP)
+    for factor in (1, 2, 10):
         for shaper in (OURS, FQ):
-            yield _timed("datagrams", datagrams, datagrams.Datagrams(shaper, 10 * MBIT, 1400, factor, *time))
+            beside = datagrams.Datagrams(shaper, 10 * MBIT, 1400, factor, *time, connections=4)
+            yield _timed("datagrams", datagrams, beside)
     for connections in (1, 4):
         for shaper in (HTB, OURS, FQ):
             quic = userspace.UserSpace(shaper, 2 * MBIT, userspace.QUIC, connections, *time)

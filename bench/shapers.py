@@ -169,9 +169,15 @@ def passed_and_dropped(kind: str, pair: traffic.Ends) -> tuple[int, int]:
     """Packets that passed, and that were dropped, so far; of no limit and of the drop bucket nothing is known."""
     if kind in (OURS, FQ):
         found = limiter.counters().values()
-        return max(seen.packets for seen in found), sum(seen.dropped_packets for seen in found)
+        by_queue = _queue_counts(pair)[1] if kind == FQ else 0
+        return max(seen.packets for seen in found), sum(seen.dropped_packets for seen in found) + by_queue
     if kind not in (HTB, TBF):
         return 0, 0
+    return _queue_counts(pair)
+
+
+def _queue_counts(pair: traffic.Ends) -> tuple[int, int]:
+    """Packets that have passed the queue of the sender's device, and those that it has dropped."""
     shown = json.loads(net.run("tc", "-n", pair.sender, "-s", "-j", "qdisc", "show", "dev", "veth0"))
     return next((queue["packets"], queue["drops"]) for queue in shown if queue.get("root"))
 

@@ -154,11 +154,11 @@ class Link:
         return self.start(self.pair.sender, "send", "udp", *where, cgroup=cgroup, cpu=cpu)
 
 
-def timeouts(program: Program) -> int:
-    """TCP's retransmission timeouts in the namespace of a running program, so far."""
+def timeouts(program: Program, name: str = "TCPTimeouts") -> int:
+    """TCP's retransmission timeouts, or another of its counters, in the namespace of a running program, so far."""
     table = Path(f"/proc/{program.process.pid}/net/netstat").read_text(encoding="ascii").splitlines()
     names, values = (line.split() for line in table if line.startswith("TcpExt:"))
-    return int(values[names.index("TCPTimeouts")])
+    return int(values[names.index(name)])
 
 
 def counts(program: Program, header: int = net.ETHERNET_HEADER) -> list[Count]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One TCP connection beside datagrams of all sizes."""
+"""TCP beside datagrams of all sizes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from typing import Any, NamedTuple
 
 from .. import traffic
-from ..measure import megabits
-from ..meter import metered, shares
+from ..measure import acknowledged, median_rtt, megabits, per_connection
+from ..meter import metered
 
 Stored = dict[str, Any]
 GSO = 63_000  # given to the kernel at once, to be cut into datagrams of
@@ -25,6 +25,7 @@ class Datagrams(NamedTuple):
     factor: float
     seconds: float = 10.0
     warm_up: float = 2.0
+    connections: int = 1
 
     @property
     def kind(self) -> str:
@@ -39,7 +40,8 @@ class Datagrams(NamedTuple):
 
     @property
     def what(self) -> str:
-        return f"{self.shaper}, {megabits(self.rate)} Mbit/s, TCP beside {self.factor:g}x of {self.kind}"
+        several = f" x {self.connections}" if self.connections > 1 else ""
+        return f"{self.shaper}, {megabits(self.rate)} Mbit/s, TCP{several} beside {self.factor:g}x of {self.kind}"
 
 
 def measure(link: traffic.Link, cell: Datagrams) -> Stored:
@@ -48,14 +50,15 @@ def measure(link: traffic.Link, cell: Datagrams) -> Stored:
     with metered(link, cell.shaper, cell.rate) as meter:
         for cpu in (cpus[0], cpus[-1]):
             link.udp(int(cell.factor * cell.rate / 8 / 2), meter.cgroup, cpu, sizes)
-        sender = link.tcp(1, "cubic", cgroup=meter.cgroup)
+        sender = link.tcp(cell.connections, "cubic", cgroup=meter.cgroup)
         window = meter.window(cell.warm_up, cell.seconds)
-        of_tcp = sum(shares(sender, window))
+        samples = traffic.samples(sender)
     return {
         **cell._asdict(),
         "limit": cell.rate,
         **window.figures(),
-        "tcp": of_tcp,
+        "tcp": sum(map(acknowledged, per_connection(samples, window.begin, window.end))),
+        "rtt": median_rtt(samples, window.begin, window.end),
         "fragments": cell.fragments,
     }
 

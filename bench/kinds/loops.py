@@ -49,7 +49,9 @@ def measure(link: traffic.Link, cell: Loop) -> Stored:
         server = asking.Limited(link, meter.cgroup, cell.shaper != NONE)
         size = asking.payload(cell.size) if cell.kept else cell.size
         asked = server.closed(cell.workers, size, cell.kept)
+        before = _waited(server.program, asked)
         window = meter.window(cell.warm_up, cell.seconds)
+        waited = _waited(server.program, asked) - before
         visits = asking.visits(asked)
     found = asking.latencies(visits, window.begin, window.end)
     return {
@@ -58,8 +60,14 @@ def measure(link: traffic.Link, cell: Loop) -> Stored:
         "cycle": cell.cycle,
         **window.figures(),
         **found._asdict(),
+        "waited": waited,
         "jain": jain(asking.answers_by_worker(visits, window.begin, window.end, cell.workers)),
     }
+
+
+def _waited(*ends: traffic.Program) -> int:
+    """How often TCP has waited in vain for an answer so far, and how often not long enough; at both ends."""
+    return sum(traffic.timeouts(end, name) for end in ends for name in ("TCPTimeouts", "TCPSpuriousRTOs"))
 
 
 def line(stored: Stored) -> str:
