@@ -19,6 +19,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgrou
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, Service, making, service_in_a_slice
 from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair
+from ansible_collections.speed_limiter.ebpf.tests.support.queues import queued
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import APART, FIRST, OBJECT
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import Scene, staged
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import SLOW
@@ -160,6 +161,17 @@ def scene(network: Pair, clean_host: Cgroups) -> t.Iterator[Scene]:
     """Nothing is limited yet, and nobody sends."""
     with staged(network, clean_host) as it:
         yield it
+
+
+@pytest.fixture
+def fq(scene: Scene) -> t.Iterator[Scene]:
+    """A sender whose device has fq."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(queued(scene.pair, "fq"))
+        except RuntimeError:
+            pytest.skip("this kernel has no fq")
+        yield scene
 
 
 @pytest.fixture(scope="session")

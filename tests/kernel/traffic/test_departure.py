@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed, jain
 from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair, Process, run
 from ansible_collections.speed_limiter.ebpf.tests.support.parts import BULK, HALF, USED, Drops, assert_parts
-from ansible_collections.speed_limiter.ebpf.tests.support.refusing import forbidding_looks
+from ansible_collections.speed_limiter.ebpf.tests.support.queues import dropped_by_fq
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
     MBIT,
     Scene,
     assert_bound,
+    assert_held,
     counters,
     pause,
     share_of,
@@ -28,26 +27,6 @@ from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE, 
 SERVED = 5001
 PAGE = 10_000
 WORKERS = 4
-
-
-def tc(pair: Pair, *arguments: str) -> None:
-    run("tc", "-n", pair.sender, "qdisc", *arguments)
-
-
-def dropped_by_fq(pair: Pair) -> int:
-    shown = json.loads(run("tc", "-n", pair.sender, "-s", "-j", "qdisc", "show", "dev", "veth0"))
-    return next(int(queue["drops"]) for queue in shown if queue["kind"] == "fq")
-
-
-@pytest.fixture
-def fq(scene: Scene) -> Iterator[Scene]:
-    """A sender whose device has fq."""
-    try:
-        tc(scene.pair, "replace", "dev", "veth0", "root", "fq")
-    except RuntimeError:
-        pytest.skip("this kernel has no fq")
-    yield scene
-    subprocess.run(["tc", "-n", scene.pair.sender, "qdisc", "delete", "dev", "veth0", "root"], check=False)
 
 
 def asked(scene: Scene, rate: int, seconds: float) -> list[float]:
@@ -155,104 +134,61 @@ def test_nested_rules_and_ipv6_wait_for_the_slower_one(fq: Scene) -> None:
     assert counters("inner")["dropped_packets"] == 0
 
 
-def test_a_short_queue_is_left_half_to_others(fq: Scene) -> None:
-    """Of several rules, each of which may have more packets waiting than there is room for. What buckets let pass at
-    once when their senders were asleep does not wait, and needs room, too.
-    """
-    tc(fq.pair, "replace", "dev", "veth0", "root", "fq", "limit", "80")
-    rate = 4 * MBIT
-    for name in ("one", "two", "three"):
-        fq.pair.send_udp(2 * rate, size=272, cgroup=fq.limited(rate, path=name, bucket="3000"))
-    pause(1.0)
-    assert all(counters(name)["delayed_packets"] > 0 for name in ("one", "two", "three"))
-    assert dropped_by_fq(fq.pair) == 0
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "none",
-        "pfifo",
-        "fq_codel",
-        "netem",
-        pytest.param("htb default 1", id="htb"),
-    ],
-)
-def test_on_another_queueing_discipline_no_packet_gets_a_time(fq: Scene, kind: str) -> None:
-    tc(fq.pair, "delete", "dev", "veth0", "root")
-    if kind != "none":
-        tc(fq.pair, "replace", "dev", "veth0", "root", *kind.split())
-    assert_never_delayed(fq)
-    if kind == "none":
-        tc(fq.pair, "replace", "dev", "veth0", "root", "pfifo")
-
-
 @pytest.mark.every_kernel
-@pytest.mark.parametrize(
-    ("priority", "address"), [(7, Pair.address), (0, "239.1.2.3")], ids=["TC_PRIO_CONTROL", "multicast"]
-)
-def test_what_fq_does_not_hold_for_all_gets_no_time(fq: Scene, priority: int, address: str) -> None:
-    code = f"""
-import socket
-open({str(fq.limited(MBIT // 8, bucket="3000") / "cgroup.procs")!r}, "w").write("0")
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, {priority})
-s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton({Pair.sender_address!r}))
-for i in range(30):
-    s.sendto(bytes(1372), ({address!r}, {PORT}))
-"""
-    run("nsenter", f"--net=/run/netns/{fq.pair.sender}", "python3", "-c", code)
-    found = counters()
-    assert found["dropped_packets"] > 0
-    assert found["delayed_packets"] == 0
-
-
-def assert_never_delayed(scene: Scene) -> None:
-    rate = 4 * MBIT
-    cgroup = scene.limited(rate, bucket=str(rate // 10))
-    before = scene.pair.arrived()
-    scene.pair.send_udp(2 * rate, cgroup=cgroup)
-    pause(0.7)
-    assert_bound(before, scene.pair.arrived(), rate, rate // 10, packets=1)
-    found = counters()
-    assert found["dropped_packets"] > 0
-    assert found["delayed_packets"] == 0
-
-
-def test_with_departure_off_no_packet_gets_a_time(fq: Scene) -> None:
-    done = limiter.program(departure="off")
-    assert done["actions"] == ["switched departure times off"]
-    try:
-        assert not limiter.program(departure="off")["changed"]
-        assert limiter.info(gather=["program"])["program"]["departure"]["state"] == "off"
-        assert_never_delayed(fq)
-    finally:
-        assert limiter.program()["actions"] == ["switched departure times on"]
-
-
-def test_where_the_kernel_forbids_looks_no_packet_gets_a_time_and_that_is_told(fq: Scene) -> None:
-    with forbidding_looks():
-        limiter.program(state="reloaded")
-    try:
-        assert_never_delayed(fq)
-        told = limiter.info(gather=["program"])["program"]["departure"]
-        assert told["state"] == "refused"
-        assert "memory" in told["reason"]
-    finally:
-        limiter.program(state="reloaded")
-
-
-def test_a_queueing_discipline_that_is_replaced_under_traffic_lets_nothing_pass_unlimited(fq: Scene) -> None:
-    rate = 4 * MBIT
-    cgroup = fq.limited(rate, bucket=str(rate // 10))
-    before = fq.pair.arrived()
+def test_a_limit_that_changes_while_packets_wait_is_the_new_one(fq: Scene) -> None:
+    rate = 8 * MBIT
+    cgroup = fq.limited(rate, bucket=str(rate // 20))
+    fq.pair.send_tcp(connections=2, cgroup=cgroup)
     fq.pair.send_udp(2 * rate, cgroup=cgroup)
-    fq.pair.send_tcp(cgroup=cgroup)
-    for kind in ("fq_codel", "fq", "pfifo", "fq", "netem", "fq"):
-        pause(0.3)
-        tc(fq.pair, "replace", "dev", "veth0", "root", kind)
-    # What waits may leave at once when a queue goes, which it does not: a queue that goes drops it.
-    assert_bound(before, fq.pair.arrived(), rate, rate // 10)
+    pause(1.0)
+    for now in (rate // 4, rate):
+        assert limiter.rule(name="paced", rate=str(now), bucket=str(rate // 20))["changed"]
+        begin = fq.pair.arrived()
+        assert_held(fq.pair, now)
+        # What had its time before leaves at it.
+        assert_bound(begin, fq.pair.arrived(), now, rate // 20 + rate // 5)
+    assert counters()["delayed_packets"] > 0
+
+
+def test_times_that_a_program_is_told_are_those_of_the_clock(fq: Scene) -> None:
+    """SO_TIMESTAMPING at the sender, SO_TIMESTAMPNS at the receiver: the departure time is neither."""
+    cgroup = fq.limited(MBIT, bucket="3000")
+    port = PORT + 7
+    receiving = f"""
+import socket, struct, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, 35, 1)
+s.settimeout(20)
+s.bind(({Pair.address!r}, {port}))
+print("ready", flush=True)
+for i in range(10):
+    seconds, rest = struct.unpack("qq", s.recvmsg(2000, 200)[1][0][2])
+    print(time.time() - seconds - rest / 1e9)
+"""
+    inside = ("nsenter", f"--net=/run/netns/{fq.pair.receiver}", "python3", "-c", receiving)
+    with subprocess.Popen(inside, stdout=subprocess.PIPE, text=True) as receiver:
+        assert receiver.stdout and receiver.stdout.readline() == "ready\n"
+        sending = f"""
+import select, socket, struct, time
+open({str(cgroup / "cgroup.procs")!r}, "w").write("0")
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, 37, 1 << 1 | 1 << 4 | 1 << 11)
+s.connect(({Pair.address!r}, {port}))
+for i in range(10):
+    s.send(bytes(1372))
+poll = select.poll()
+poll.register(s, select.POLLERR)
+for i in range(10):
+    assert poll.poll(20000)
+    seconds, rest = struct.unpack("qq", s.recvmsg(2000, 200, socket.MSG_ERRQUEUE)[1][0][2][:16])
+    print(time.time() - seconds - rest / 1e9)
+"""
+        sent = run("nsenter", f"--net=/run/netns/{fq.pair.sender}", "python3", "-c", sending)
+        arrived, _errors = receiver.communicate(timeout=60)
+    ages = [float(line) for line in (sent + arrived).split()]
+    assert len(ages) == 20
+    assert all(0 <= age < 20 for age in ages), ages
+    assert counters()["delayed_packets"] > 0
 
 
 def test_the_time_that_a_process_gives_its_packet_stays(fq: Scene) -> None:
@@ -275,28 +211,3 @@ print(time.monotonic())
         assert time.monotonic() < sent + 20
         time.sleep(0.01)
     assert time.monotonic() - sent >= 0.9
-
-
-def test_leaves_of_mq_hold_packets_only_if_all_are_fq(scene: Scene) -> None:
-    sender = scene.pair.sender
-    try:
-        run("ip", "-n", sender, "link", "add", "many", "numtxqueues", "4", "type", "dummy")
-        run("tc", "-n", sender, "qdisc", "replace", "dev", "many", "root", "handle", "8001:", "mq")
-        for leaf in range(1, 5):
-            run("tc", "-n", sender, "qdisc", "replace", "dev", "many", "parent", f"8001:{leaf}", "fq")
-    except RuntimeError:
-        pytest.skip("this kernel has no fq, or no dummy device")
-    run("ip", "-n", sender, "address", "add", "10.254.0.1/24", "dev", "many")
-    run("ip", "-n", sender, "link", "set", "many", "up")
-    rate = MBIT
-    cgroup = scene.limited(rate, bucket="3000")
-    scene.pair.traffic("udp", "10.254.0.2", PORT, LONG, 2 * rate, cgroup=cgroup)
-    pause(0.5)
-    assert counters()["delayed_packets"] > 0
-    run("tc", "-n", sender, "qdisc", "replace", "dev", "many", "parent", "8001:3", "fq_codel")
-    pause(0.2)
-    before = counters()
-    pause(0.5)
-    now = counters()
-    assert now["packets"] > before["packets"]
-    assert now["delayed_packets"] == before["delayed_packets"]
