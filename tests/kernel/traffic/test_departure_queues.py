@@ -87,7 +87,8 @@ def test_an_fq_that_holds_less_loses_and_lets_nothing_pass_unlimited(fq: Scene, 
 
 def test_devices_that_have_fq_are_named_as_long_as_they_have_it(fq: Scene) -> None:
     def devices() -> list[str]:
-        return limiter.info(gather=["program"])["program"]["departure"]["devices"]
+        found: list[str] = limiter.info(gather=["program"])["program"]["departure"]["devices"]
+        return found
 
     fq.limited(MBIT)
     assert devices() == []
