@@ -14,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     StoredPlace,
     StoredRule,
 )
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import InPlace, Limit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ LIMITS = st.builds(
 )
 RULES = st.builds(
     lambda limit, places, each: StoredRule(
-        limit, tuple(sorted({one.path: one for one in places}.values())), each and bool(places)
+        limit, tuple(sorted({one.path: one for one in places}.values())), InPlace(each=each and bool(places))
     ),
     LIMITS,
     st.lists(PLACES, max_size=5),
@@ -57,7 +57,7 @@ def test_a_rule_comes_back_as_it_was_stored(rule: StoredRule) -> None:
 
 @given(RULES)
 def test_a_rule_that_did_not_change_is_stored_as_it_was(rule: StoredRule) -> None:
-    loaded = Rule("web", 7, rule.limit, tuple(place.path for place in rule.places), (), rule.each)
+    loaded = Rule("web", 7, rule.limit, tuple(place.path for place in rule.places), (), rule.in_place)
     assert stored.form(loaded, rule) == rule
 
 

@@ -19,11 +19,10 @@ def rule_line(name: str, rule: Rule | None, file: File | None = None) -> str:
     """
     if rule is None or rule.limit is None:
         return ", ".join([f"{name}: {'unfinished' if rule else 'absent'}", *([stored.show(file)] if file else [])])
-    parts = [*policy.show(rule.limit), count(rule.pids)]
-    parts += [f"limits {'each of ' if rule.each else ''}{place}" for place in rule.places]
+    parts = [*policy.show(rule.limit), count(rule.pids), *policy.show_places(rule.in_place, rule.places)]
     if file is not None:
         same = file == stored.form(rule, file)
-        parts.append("persistent" if same else stored.show(file))
+        parts.append(policy.PERSISTENT.show(True) if same else stored.show(file))
     return f"{name}: {', '.join(parts)}"
 
 

@@ -96,7 +96,7 @@ class Keeping:
 
 def _above(graph: t.Sequence[Node], cgroup: str, rules: t.Mapping[str, Rule]) -> list[str]:
     """The rules that hold in place for a cgroup, the outermost first; one with `each` as often as it has budgets."""
-    return limits_on(graph, cgroup, {name for name, rule in rules.items() if rule.each})
+    return limits_on(graph, cgroup, {name for name, rule in rules.items() if rule.in_place.each})
 
 
 def _with(above: t.Sequence[str], name: str) -> list[str]:

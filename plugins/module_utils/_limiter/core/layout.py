@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import typing as t
 
-from .policy import FIELDS, Limit
+from .policy import LIMIT, Limit
 from .reasons import REASONS, Counters
 
 SCHEMA = 5
@@ -38,7 +38,7 @@ ID = struct.Struct("=Q")
 FD = struct.Struct("=i")  # the key of socket storage, as user space sees it
 INDEX = struct.Struct("=I")  # the key of control: 0
 
-CONFIG = struct.Struct("=" + "".join(field.form for field in FIELDS))
+CONFIG = struct.Struct("=" + "".join(field.config.form for field in LIMIT if field.config))
 FAIR_SHARE = struct.Struct("=18Q12I")
 STATE = struct.Struct("=qQIIQQQQQIIQQQQQQQQQQQ" + FAIR_SHARE.format[1:] + f"{2 * len(REASONS)}QQQII")
 PACING = struct.Struct("=4QQQQQIIIIIIII" + MAX_NESTED * "QII" + "Q")
@@ -145,7 +145,7 @@ class Graph(t.NamedTuple):
     source: int = 0
 
 
-CONFIG_FIELDS = tuple(field.stored for field in FIELDS)
+CONFIG_FIELDS = tuple(field.config.name for field in LIMIT if field.config)
 STATE_FIELDS = (
     "tokens",
     "last_update_ns",

@@ -72,7 +72,7 @@ def of_rule(
     rate = int(counted.bytes / seconds)
     told["binds"] = told["binds"] or counted.dropped_packets > 0
     limit = rule.limit.rate if rule.limit else None
-    if limit and not rule.each:
+    if limit and not rule.in_place.each:
         told["utilization"] = round(rate / limit, 3)
         # The programs' own window may be an earlier second.
         if use.is_used(rate, limit):
@@ -92,7 +92,7 @@ def of_rule(
         "unpaced": None if found.summary is None else _unpaced(found.summary, can),
         "binding_rule": _binding(rule.name, told["binds"], found.summary, names),
         "connections": None if found.summary is None else of_connections(found, names)[:most],
-        "budgets": _budgets(rule, can, budgets, after.at_ns, paths, most) if rule.each else None,
+        "budgets": _budgets(rule, can, budgets, after.at_ns, paths, most) if rule.in_place.each else None,
     }
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 
 from .leaves import NoLeaf, home_of
-from .policy import Given, Limit
+from .policy import Given, InPlace, Limit
 
 
 class Process(t.NamedTuple):
@@ -71,7 +71,7 @@ class Rule(t.NamedTuple):
     limit: Limit | None  # None: unfinished, left by a run that was killed
     places: tuple[str, ...]  # patterns of the cgroups that it limits in place, sorted
     pids: tuple[int, ...]
-    each: bool = False  # every cgroup that a place names has a budget of its own
+    in_place: InPlace = InPlace()
     leaves: t.Mapping[str, tuple[int, ...]] = {}  # those that processes are in; the other pids are in its own cgroup
 
     def without(self, pids: t.Container[int]) -> Rule:
@@ -81,6 +81,9 @@ class Rule(t.NamedTuple):
             pids=tuple(pid for pid in self.pids if pid not in pids),
             leaves={leaf: inside for leaf, inside in leaves.items() if inside},
         )
+
+    def with_places(self, places: tuple[str, ...]) -> Rule:
+        return self._replace(places=places, in_place=self.in_place if places else InPlace())
 
 
 class Skipped(t.NamedTuple):
@@ -98,7 +101,7 @@ class Request(t.NamedTuple):
     name: str | None
     cgroup_id: int | None
     last: bool
-    given: Given  # fields of its limit
+    given: Given  # its fields
     takes_processes: bool  # an option about processes is given, even an empty list
     pids: tuple[int, ...]
     selector: Selector | None
@@ -108,9 +111,7 @@ class Request(t.NamedTuple):
     users: tuple[str, ...]
     containers: tuple[str, ...]
     takes_places: bool  # an option about cgroups that are limited in place is given, even an empty list
-    each: bool | None
     everything: bool
-    persistent: bool | None  # None: as it is
 
 
 class StoredPlace(t.NamedTuple):
@@ -141,7 +142,10 @@ class StoredRule(t.NamedTuple):
 
     limit: Limit
     places: tuple[StoredPlace, ...] = ()  # sorted
-    each: bool = False  # every cgroup that a place names has a budget of its own
+    in_place: InPlace = InPlace()
+
+    def with_places(self, places: tuple[StoredPlace, ...]) -> StoredRule:
+        return self._replace(places=places, in_place=self.in_place if places else InPlace())
 
 
 class Refused(t.NamedTuple):

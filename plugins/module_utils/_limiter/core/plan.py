@@ -16,7 +16,7 @@ from .leaves import own_rule, rule_of
 from .model import File, HostState, Process, Rule, Target
 from .names import is_automatic
 from .places import Place, taken
-from .policy import Limit
+from .policy import InPlace, Limit
 from .storing import Storing
 
 
@@ -187,8 +187,8 @@ class _Draft:
         """Adds a target's places to its rule; in a list of rules, these are all that it has."""
         request = target.request
         places = target.places if self.whole else tuple(sorted({*rule.places, *target.places}))
-        each = bool(request.each) if self.whole else rule.each if request.each is None else request.each
-        if each and not places:
+        in_place = policy.wanted_in_place(request.given, InPlace() if self.whole else rule.in_place)
+        if in_place.each and not places:
             raise LimiterError(
                 "bad_options",
                 f"{request.where}each is for cgroups that are limited in place, and the rule {rule.name!r} has none",
@@ -197,8 +197,8 @@ class _Draft:
             )
         for pattern in target.places:
             self.wanted_by[pattern, rule.name] = request.where
-        if (places, each) != (rule.places, rule.each):
-            self._change(rule._replace(places=places, each=each))
+        if (places, in_place) != (rule.places, rule.in_place):
+            self._change(rule._replace(places=places, in_place=in_place))
 
     def take(self, target: Target) -> None:
         """The processes of a target that is present go into its rule, which is made already."""
@@ -280,7 +280,7 @@ class _Draft:
         rule = self.rules[name]
         left = tuple(pattern for pattern in rule.places if pattern not in target.places)
         if left != rule.places:
-            self._change(rule._replace(places=left, each=rule.each and bool(left)))
+            self._change(rule.with_places(left))
         if request.takes_processes:
             self._release(name, {process.pid for process in target.processes if self._rule_of(process) == name})
         self.storing.follow(target, self.rules.get(name))
@@ -346,7 +346,7 @@ class _Draft:
                     _pattern, name = next(filter(self.wanted_by.__contains__, wanted), wanted[0])
                     owner = ({rule.name, found[pattern].rule} - {name}).pop()
                     raise taken(pattern, owner, name, self.wanted_by.get((pattern, name), ""))
-                found[pattern] = Place(rule.name, rule.each)
+                found[pattern] = Place(rule.name, rule.in_place.each)
         return found
 
     def finish(self, targets: t.Sequence[Target], spared: t.Iterable[str]) -> Plan:

@@ -73,9 +73,7 @@ def parse_request(options: Options, where: str = "") -> Request:
         users=in_place["users"],
         containers=in_place["containers"],
         takes_places=any(key in given for key in _IN_PLACE),
-        each=options.get("each"),
         everything=options.get("everything") is True,
-        persistent=options.get("persistent") if present else None,
     )
 
 

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is stored of a rule, for the next boot. Pure; `host/store.py` has the files.
 
-A rule is stored as a JSON object: ``schema``, the fields of its limit as in `policy.FIELDS`, and its ``places``. Each
-place has the pattern ``path``, and what the operator named it by: ``unit``, ``user`` with ``uid``, or ``container``.
-What is not understood as a whole is refused as a whole: half a rule could limit what nobody meant.
+A rule is stored as a JSON object: ``schema``, its fields as in `policy.FILED`, and its ``places``. Each place has the
+pattern ``path``, and what the operator named it by: ``unit``, ``user`` with ``uid``, or ``container``. What is not
+understood as a whole is refused as a whole: half a rule could limit what nobody meant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typing as t
 from . import patterns, policy
 from .errors import LimiterError
 from .model import File, Refused, Rule, StoredPlace, StoredRule
-from .policy import Limit
+from .policy import InPlace, Limit
 
 SCHEMA = 1
 KINDS = ("unit", "user", "container")
@@ -29,16 +29,17 @@ def form(rule: Rule, file: File | None = None, named: t.Iterable[StoredPlace] = 
     """
     limit = t.cast(Limit, rule.limit)  # who stores a rule that has none is refused before
     known = {place.path: place for place in (*named, *(file.places if isinstance(file, StoredRule) else ()))}
-    return StoredRule(limit, tuple(known.get(path, StoredPlace(path)) for path in rule.places), rule.each)
+    return StoredRule(limit, tuple(known.get(path, StoredPlace(path)) for path in rule.places), rule.in_place)
 
 
 def to_json(stored: StoredRule) -> dict[str, t.Any]:
     """What `from_json` reads."""
+    fields = policy.values(stored.limit, stored.in_place)
     return {
         "schema": SCHEMA,
-        **stored.limit._asdict(),
+        # Earlier versions of this schema refuse fields that they do not know, so they get them only where they matter.
+        **{name: value for name, value in fields.items() if value != InPlace._field_defaults.get(name)},
         "places": [_place_to_json(place) for place in stored.places],
-        **({"each": True} if stored.each else {}),
     }
 
 
@@ -59,8 +60,7 @@ def show(file: File) -> str:
     """A file in a diff."""
     if isinstance(file, Refused):
         return "stored in a file that is refused"
-    each = "each of " if file.each else ""
-    places = [f"limits {each}{place.path}" for place in file.places]
+    places = policy.show_places(file.in_place, [place.path for place in file.places])
     return f"stored as {', '.join([*policy.show(file.limit), *places])}"
 
 
@@ -80,18 +80,15 @@ def _read(value: object) -> StoredRule:
         raise _WrongError(f"its schema is {_shown(schema)}, which is no number of a schema")
     if schema > SCHEMA:
         raise _NewerError(f"its schema is {_shown(schema)}, and this version of the collection knows {SCHEMA} at most")
-    names = tuple(field.name for field in policy.FIELDS)
-    _check_keys(value, ("schema", *names, "places", "each"))
-    for name in names:
-        if name in value and not (_is_integer(value[name]) or isinstance(value[name], str)):
-            raise _WrongError(f"{name} {_shown(value[name])} is no number")
-    limit = policy.wanted(policy.parse("", value), None)
+    _check_keys(value, ("schema", *(field.name for field in policy.FILED), "places"))
+    for field in policy.FILED:
+        if field.name in value:
+            _check_type(field, value[field.name])
+    given = policy.parse("", value)
+    limit = policy.wanted(given, None)
     missing = [name for name, number in limit.items() if number is None]
     if missing:
         raise _WrongError(f"{missing[0]} is missing")
-    each = value.get("each", False)
-    if not isinstance(each, bool):
-        raise _WrongError(f"each {_shown(each)} is neither true nor false")
     places = value.get("places", [])
     if not isinstance(places, list):
         raise _WrongError("places is no list")
@@ -99,7 +96,16 @@ def _read(value: object) -> StoredRule:
     for before, place in zip(found, found[1:]):
         if before.path == place.path:
             raise _WrongError(f"the path {place.path} is there twice")
-    return StoredRule(Limit(**t.cast("dict[str, int]", limit)), tuple(found), each and bool(found))
+    in_place = policy.wanted_in_place(given, InPlace())
+    return StoredRule(Limit(**t.cast("dict[str, int]", limit)), in_place=in_place).with_places(tuple(found))
+
+
+def _check_type(field: policy.Field, value: object) -> None:
+    if field.option["type"] == "bool":
+        if not isinstance(value, bool):
+            raise _WrongError(f"{field.name} {_shown(value)} is neither true nor false")
+    elif not (_is_integer(value) or isinstance(value, str)):
+        raise _WrongError(f"{field.name} {_shown(value)} is no number")
 
 
 def _read_place(value: object) -> StoredPlace:

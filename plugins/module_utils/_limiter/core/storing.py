@@ -11,6 +11,7 @@ from . import stored
 from .errors import LimiterError
 from .model import Refused, Request, Rule, Store, StoredRule, Target
 from .names import is_automatic
+from .policy import PERSISTENT
 
 
 class Storing:
@@ -30,7 +31,8 @@ class Storing:
                 self.leave_out(rule.name, target.places)
             return
         request, file = target.request, self.files.get(rule.name)
-        if request.persistent is False or (request.persistent is None and file is None):
+        asked = bool(request.given.get(PERSISTENT.name))
+        if not request.given.get(PERSISTENT.name, file is not None):
             self.forget(rule.name)
             return
         if is_automatic(rule.name):
@@ -40,8 +42,8 @@ class Storing:
                 "it is the rule of one process, which does not survive a reboot",
                 "Limit its unit or its cgroup, by a rule with another name",
             )
-        if isinstance(file, Refused) and (file.newer or not request.persistent):
-            self._leave(request, rule.name, file)
+        if isinstance(file, Refused) and (file.newer or not asked):
+            self._leave(request, rule.name, file, asked)
             return
         form = stored.form(rule, file, target.named)
         if form == file:
@@ -56,7 +58,7 @@ class Storing:
         if isinstance(file, StoredRule):
             left = tuple(place for place in file.places if place.path not in paths)
             if left != file.places and not self._stays(name):
-                self.files[name] = file._replace(places=left, each=file.each and bool(left))
+                self.files[name] = file.with_places(left)
 
     def forget(self, name: str) -> None:
         """Removes the file. Where that cannot be, the rule itself can still go: that is worth more than nothing."""
@@ -77,8 +79,8 @@ class Storing:
         names = [name for name in {**before, **self.files} if self.files.get(name) != before.get(name)]
         return {name: t.cast("StoredRule | None", self.files.get(name)) for name in names}
 
-    def _leave(self, request: Request, name: str, file: Refused) -> None:
-        if request.persistent:
+    def _leave(self, request: Request, name: str, file: Refused, asked: bool) -> None:
+        if asked:
             remedy = "Run that version, or remove the rule first (state=absent)"
             raise _not_stored(request, name, f"{name}.json is there already, and {file.why}", remedy)
         self._warnings.append(

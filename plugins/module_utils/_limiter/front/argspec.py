@@ -45,9 +45,7 @@ def rule_spec() -> Spec:
         "units": {"type": "list", "elements": "str", "aliases": ["unit"]},
         "users": {"type": "list", "elements": "str", "aliases": ["user"]},
         "containers": {"type": "list", "elements": "str", "aliases": ["container"]},
-        "each": {"type": "bool"},
         "everything": {"type": "bool", "default": False},
         "cgroup_id": {"type": "int", "aliases": ["cgid"]},
         "last": {"type": "bool"},
-        "persistent": {"type": "bool"},
     }

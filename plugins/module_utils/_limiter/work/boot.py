@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ..core import policy
 from ..core.errors import LimiterError
 from ..core.model import File, Refused, Request, Rule, Store, StoredRule
 from ..core.request import parse_request
@@ -55,10 +56,9 @@ def _load(run_command: RunCommand, cgroup: str, paced: bool, departure: str) -> 
 
 def _request(name: str, file: StoredRule) -> Request:
     options = {
-        **file.limit._asdict(),
+        **policy.values(file.limit, file.in_place),
         "name": name,
         "cgroup_paths": [place.path for place in file.places],
-        "each": file.each,
         "everything": True,  # who stored it had to say so
     }
     return parse_request(options, f"{store.path_of(name)}: ")

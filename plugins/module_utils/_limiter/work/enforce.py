@@ -12,6 +12,7 @@ from ..core.errors import LimiterError
 from ..core.leaves import MANAGED, unit_of
 from ..core.model import Request, Rule, Target
 from ..core.plan import Plan, plan
+from ..core.policy import PERSISTENT
 from . import boot_unit, places
 from .apply import Applied, apply
 from .facts import Facts, counter, facts, socket_association
@@ -77,7 +78,7 @@ def unenforced(host: Host, made: Plan, check: bool) -> list[str]:
 
 def not_made_at_boot(run_command: RunCommand, requests: t.Iterable[Request]) -> list[str]:
     """A warning for who wants a rule to survive a reboot, where nothing will make it again."""
-    if not any(request.persistent for request in requests):
+    if not any(request.given.get(PERSISTENT.name) for request in requests):
         return []
     problem = boot_unit.problem(boot_unit.look(run_command))
     return [] if problem is None else [problem]

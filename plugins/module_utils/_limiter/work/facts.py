@@ -55,17 +55,15 @@ def facts(host: Host, rule: Rule, files: t.Mapping[str, File], count: Count, loo
     leaves = host.leaves.of(rule.name) if look else sorted(rule.leaves)
     return {
         "name": rule.name,
-        **policy.facts(rule.limit),
+        **policy.facts(rule.limit, rule.in_place, isinstance(files.get(rule.name), StoredRule)),
         "cgroup_path": host.cgroups.absolute(cgroup),
         "cgroup_id": cgroup_id,
         # Nothing is charged to a rule that a killed task has left unfinished.
         "members": [host.cgroups.absolute(member) for member in (cgroup, *rule.places, *leaves) if rule.limit],
-        "each": rule.each,
         "waiting": [
             host.cgroups.absolute(pattern) for pattern in rule.places if not places.cgroups_of(host, [pattern])
         ],
         "pids": sorted(host.leaves.pids(rule.name)) if look and rule.pids else list(rule.pids),
         "counters": counted.counters.about(),
-        "budgets": counted.about() if rule.each else None,
-        "persistent": isinstance(files.get(rule.name), StoredRule),
+        "budgets": counted.about() if rule.in_place.each else None,
     }

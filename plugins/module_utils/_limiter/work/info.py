@@ -266,16 +266,14 @@ class Info:
                 known.append(
                     {
                         "name": name,
-                        **policy.facts(None),
+                        **policy.facts(None, None, None),
                         "cgroup_path": self.cgroups.absolute(cgroup),
                         "cgroup_id": self.cgroups.identifier(cgroup),
                         "members": None,
-                        "each": None,
                         "waiting": None,
                         "pids": sorted(self.cgroups.pids(cgroup)),
                         "counters": None,
                         "budgets": None,
-                        "persistent": None,
                         "pacing": None,
                         "use": None,
                         "unlimited": None,
@@ -286,7 +284,7 @@ class Info:
     @staticmethod
     def _budgets(host: Host, rules: t.Sequence[Rule]) -> dict[int, list[State]]:
         """Of cgroups that have one, by the ids of their rules."""
-        if host.maps is None or not any(rule.each for rule in rules):
+        if host.maps is None or not any(rule.in_place.each for rule in rules):
             return {}
         found = budgets.busy(host.maps, clock.now())
         return {rule: list(states.values()) for rule, states in found.items()}

@@ -15,6 +15,7 @@ from ..core.model import HostState, Process, Request, Rule, Selector, Skipped, S
 from ..core.names import check_rule_name
 from ..core.patterns import is_name, parse
 from ..core.places import is_confined, normal
+from ..core.policy import InPlace, wanted_in_place
 from ..host import memory, store
 from ..host.bpf.maps import MANY
 from ..host.groups import expressions, processes, selection, trees
@@ -177,8 +178,8 @@ class _Observation:
         leaves = self.leaves.occupied(name)
         own = self.cgroups.pids(cgroup) if self.inhabited else ()
         pids = {*own, *(pid for inside in leaves.values() for pid in inside)}
-        each = any(place.each for place in stored)
-        return Rule(name, cgroup_id, limit, patterns, tuple(sorted(pids)), each, leaves)
+        in_place = InPlace(each=any(place.each for place in stored))
+        return Rule(name, cgroup_id, limit, patterns, tuple(sorted(pids)), in_place, leaves)
 
     def _target(self, request: Request, located: Located) -> Target:
         with _named(request):
@@ -234,7 +235,8 @@ class _Observation:
     def _to_be_checked(self, request: Request, name: str | None, patterns: t.Sequence[str]) -> list[str]:
         """Those among a rule's patterns that will give each cgroup a budget, and have not done so until now."""
         there = {place.pattern: place.each for place in self.in_place.get(name or "", ())}
-        each = request.each if request.each is not None else any(there.values()) and not self.everything
+        before = InPlace(each=any(there.values()) and not self.everything)
+        each = wanted_in_place(request.given, before).each
         kept = () if self.everything else there
         return [pattern for pattern in sorted({*patterns, *kept}) if each and not there.get(pattern)]
 

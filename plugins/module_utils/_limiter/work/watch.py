@@ -13,6 +13,7 @@ from ..core import catalog, measured, schemas
 from ..core.errors import LimiterError
 from ..core.model import Rule
 from ..core.pacing import NO_PROGRAM, Ability
+from ..core.policy import InPlace
 from ..core.watched import RuleSeen, States
 from ..host import apart, clock
 from ..host.bpf import pins
@@ -127,7 +128,7 @@ class _OfRule:
     def __init__(self, host: Host, name: str, number: int) -> None:
         self._host, self._name, self.number = host, name, number
         self._watched = None if host.is_earlier else Watched(host, _MOST_CONNECTIONS)
-        self._each = any(place.each for place in places.by_rule(host).get(name, ()))
+        self._in_place = InPlace(each=any(place.each for place in places.by_rule(host).get(name, ())))
         self._before = self._look()
         time.sleep(_FIRST)
 
@@ -139,7 +140,7 @@ class _OfRule:
 
     def _rule(self) -> Rule:
         limit = self._host.opened_maps.limit(self.number)
-        return Rule(self._name, self.number, limit, (), (), self._each)
+        return Rule(self._name, self.number, limit, (), (), self._in_place)
 
     def look(self, can: Ability) -> Detail:
         before, after = self._before, self._look()

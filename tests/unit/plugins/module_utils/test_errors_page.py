@@ -17,7 +17,7 @@ PACKAGE = Path(plan.__file__).parent.parent
 DOCS = Path(__file__).parents[4] / "docs"
 PAGE = DOCS / "errors.md"
 NEVER_FAILS = {"untagged"}  # a reason in rules[].unlimited
-FIELDS = [field.name for field in policy.FIELDS]
+FIELDS = policy.Limit._fields
 # Of a limit, where the others are given.
 NEEDED = {
     f"{name}_needed"

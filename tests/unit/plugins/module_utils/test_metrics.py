@@ -16,7 +16,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.l
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import DROPS, NOTICES, Counters
 from prometheus_client.parser import text_string_to_metric_families
 
-LIMIT = policy.Limit(*(1_000_000 for _field in policy.FIELDS))
+LIMIT = policy.Limit(*(1_000_000 for _field in policy.LIMIT))
 ABLE = pacing.Ability("on", None, adopts=True)
 # A program's own figures, in which nothing has been sent yet.
 QUIET = State()
@@ -31,7 +31,7 @@ def rule(name: str = "backup", **changes: t.Any) -> dict[str, t.Any]:
     )
     return {
         "name": name,
-        **policy.facts(LIMIT),
+        **policy.facts(LIMIT, policy.InPlace(), False),
         "pids": [1, 2, 3],
         "counters": counters.about(),
         "pacing": pacing.of_rule(ABLE, LIMIT, QUIET.fair, 0),
@@ -101,7 +101,7 @@ def test_labels_are_escaped(name: str) -> None:
 
 
 def test_what_is_not_known_is_not_there() -> None:
-    unknown = {**rule(), **policy.facts(None), "counters": None, "pacing": None, "use": None}
+    unknown = {**rule(), **policy.facts(None, None, None), "counters": None, "pacing": None, "use": None}
     found = read(metrics.render(seen(unknown, program=None, unseen=["libbpf was not found"])))
     assert found == {
         ("speed_limiter_up", ()): 0,

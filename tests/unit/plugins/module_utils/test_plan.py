@@ -22,7 +22,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.places import Place, Places
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, plan
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import InPlace, Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
 
 LOADED = Program("source:0", "/", 1, 1)
@@ -248,19 +248,19 @@ def test_each_is_refused_where_nothing_is_limited_in_place(whole: bool, processe
 
 def test_each_is_of_what_is_limited_in_place_already() -> None:
     made = plan(host(rule("web", places=["/a"])), [target("web", [(5, 50, "/b")], each=True)])
-    assert made.rules["web"].each and placed(made) == {"/a": Place("web", True)}
+    assert made.rules["web"].in_place.each and placed(made) == {"/a": Place("web", True)}
 
 
 def test_each_ends_with_the_last_place() -> None:
-    state = host(rule("web", places=["/a", "/b"])._replace(each=True))
+    state = host(rule("web", places=["/a", "/b"])._replace(in_place=InPlace(each=True)))
     made = plan(state, [target("web", places=["/a"], cgroup_paths=["/a"], state="absent")])
-    assert made.rules["web"].each
+    assert made.rules["web"].in_place.each
     made = plan(host(*made.rules.values()), [target("web", places=["/b"], cgroup_paths=["/b"], state="absent")])
-    assert not made.rules["web"].each and made.rules["web"].places == ()
+    assert not made.rules["web"].in_place.each and made.rules["web"].places == ()
 
 
 def test_each_is_kept_and_changed_only_by_who_says_so() -> None:
-    state = host(rule("web", places=["/a-*"])._replace(each=True))
+    state = host(rule("web", places=["/a-*"])._replace(in_place=InPlace(each=True)))
     assert plan(state, [target("web", rate="1000000")]).actions == ()
     made = plan(state, [target("web", each=False)])
     assert placed(made) == {"/a-*": Place("web", False)}
@@ -300,9 +300,9 @@ def test_with_each_every_level_counts() -> None:
 
 
 def test_without_places_each_says_nothing() -> None:
-    state = host(rule("web", places=["/a-*"])._replace(each=True))
+    state = host(rule("web", places=["/a-*"])._replace(in_place=InPlace(each=True)))
     made = plan(state, [target("web", places=["/a-*"], cgroup_paths=["/a-*"], state="absent")])
-    assert made.rules["web"].places == () and not made.rules["web"].each
+    assert made.rules["web"].places == () and not made.rules["web"].in_place.each
 
 
 def test_two_places_of_one_rule_count_once() -> None:

@@ -12,10 +12,18 @@ import pytest
 import yaml
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import policy
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import FIELDS, Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import (
+    FIELDS,
+    IN_PLACE,
+    LIMIT,
+    InPlace,
+    Limit,
+)
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.argspec import rule_spec
 
 NAMES = [field.name for field in FIELDS]
+# What a result has of a field, where the option takes text.
+RETURNED = {"str": "int"}
 MODULES = "ansible_collections.speed_limiter.ebpf.plugins.modules."
 
 
@@ -25,8 +33,11 @@ def documented(module: str, part: str) -> dict[str, t.Any]:
     return found
 
 
-def test_a_limit_has_the_fields_of_the_table_in_its_order() -> None:
-    assert list(Limit._fields) == NAMES
+def test_what_is_kept_has_the_fields_of_the_table_in_its_order() -> None:
+    for kept, fields in ((Limit, LIMIT), (InPlace, IN_PLACE)):
+        assert list(kept._fields) == [field.name for field in fields]
+    assert all(field.config for field in LIMIT)
+    assert set(InPlace._field_defaults) == set(InPlace._fields)
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=NAMES)
@@ -41,12 +52,27 @@ def test_each_field_is_an_option_of_both_modules_with_the_type_of_the_table(fiel
 @pytest.mark.parametrize("field", FIELDS, ids=NAMES)
 def test_each_field_is_returned_with_its_type(field: policy.Field) -> None:
     said = documented("speed_limit_rule", "RETURN")["rule"]["contains"][field.name]
-    assert said["type"] == t.get_type_hints(Limit)[field.name].__name__
+    assert said["type"] == RETURNED.get(field.option["type"], field.option["type"])
 
 
-def test_facts_have_every_field_also_where_there_is_no_limit() -> None:
-    assert policy.facts(Limit(rate=2, bucket=3)) == {"rate": 2, "bucket": 3}
-    assert policy.facts(None) == {"rate": None, "bucket": None}
+def test_facts_have_every_field_also_of_a_rule_that_could_not_be_read() -> None:
+    assert policy.facts(Limit(rate=2, bucket=3), InPlace(each=True), False) == {
+        "rate": 2,
+        "bucket": 3,
+        "each": True,
+        "persistent": False,
+    }
+    assert policy.facts(None, None, None) == dict.fromkeys(NAMES)
+
+
+def test_false_is_given_too() -> None:
+    assert policy.parse("", {"each": False, "persistent": None}) == {"each": False}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_without_a_word_about_it_what_holds_for_places_stays(old: bool) -> None:
+    assert policy.wanted_in_place({"rate": 5}, InPlace(each=old)) == InPlace(each=old)
+    assert policy.wanted_in_place({"each": not old}, InPlace(each=old)) == InPlace(each=not old)
 
 
 def test_only_what_is_given_is_parsed_and_an_error_names_the_option() -> None:

@@ -25,10 +25,11 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.m
     Target,
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.plan import Plan, plan, plan_removal
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import InPlace, Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.request import parse_request
 
 LIMIT = Limit(1_000_000, 1_000_000)
+EACH = InPlace(each=True)
 WEB = Rule("web", 7, LIMIT, ("/a",), ())
 FILE = stored.form(WEB)
 LINE = "web: 1000000 B/s (8 Mbit/s), bucket 1000000 B, 0 processes, limits /a"
@@ -180,7 +181,7 @@ def test_processes_are_not_stored() -> None:
         with pytest.raises(LimiterError, match="a process does not survive a reboot") as error:
             parse_request({"name": "web", "persistent": True, **options})
         assert error.value.kind == "bad_options"
-    assert parse_request({"name": "web", "state": "absent", "pids": [5], "persistent": True}).persistent is None
+    assert parse_request({"name": "web", "state": "absent", "pids": [5], "persistent": True}).given == {}
     automatic = Rule("pid-5", 7, LIMIT, (), (5,))
     with pytest.raises(LimiterError, match="the rule of one process"):
         plan(host(automatic), [target("pid-5", persistent=True)])
@@ -203,12 +204,12 @@ def test_each_of_nothing_is_neither_stored_nor_read() -> None:
     """An earlier version stored it, and what is stored must not be refused at boot."""
     last = target("web", "/a", state="absent", cgroup_paths=["/a"])
     left = {"web": FILE._replace(places=())}
-    assert written(plan(host(WEB._replace(each=True), web=FILE._replace(each=True)), [last])) == left
-    assert written(plan(host(web=FILE._replace(each=True)), [last])) == left
+    assert written(plan(host(WEB._replace(in_place=EACH), web=FILE._replace(in_place=EACH)), [last])) == left
+    assert written(plan(host(web=FILE._replace(in_place=EACH)), [last])) == left
     assert stored.from_json({**stored.to_json(left["web"]), "each": True}) == left["web"]
 
 
 def test_each_is_stored() -> None:
-    made = plan(host(WEB._replace(each=True)), [target(persistent=True)])
-    assert written(made) == {"web": FILE._replace(each=True)}
+    made = plan(host(WEB._replace(in_place=EACH)), [target(persistent=True)])
+    assert written(made) == {"web": FILE._replace(in_place=EACH)}
     assert "limits each of /a, persistent" in made.after
