@@ -106,7 +106,7 @@ def test_pins_removed_by_hand_leave_no_gap_and_cost_no_counter(libbpf: Libbpf) -
 
 
 @pytest.mark.parametrize("row", [catalog.CONFIG, catalog.CONTROL])
-def test_any_pin_of_a_map_comes_back_as_it_was(row: catalog.Map) -> None:
+def test_any_pin_of_a_map_comes_back_as_it_was(row: catalog.MapRow) -> None:
     rule(name="empty", rate="5m")
     before = only(info())
     os.unlink(pins.path(row.name))

@@ -246,7 +246,7 @@ def test_what_is_foreign_among_the_pins_stays_and_does_not_stop_it(moved: limite
 
 
 @pytest.mark.parametrize("gone", [catalog.CONFIG, catalog.CONTROL], ids=["config", "control"])
-def test_what_a_killed_purge_left_of_it_stops_nothing(moved: limiter.Sender, gone: catalog.Map) -> None:
+def test_what_a_killed_purge_left_of_it_stops_nothing(moved: limiter.Sender, gone: catalog.MapRow) -> None:
     limiter.program(state="absent")
     os.unlink(pins.path(gone.name))
     assert limiter.info(gather=["rules"])["rules"][0]["rate"] is None

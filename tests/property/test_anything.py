@@ -247,7 +247,7 @@ def test_what_is_in_the_maps(numbers_there: list[int], now: int) -> None:
     layout.unpack_pacing(data[: layout.PACING.size])
     for schema in (*schemas.FORMER, layout.SCHEMA):
 
-        def part(row: catalog.Map, schema: int = schema) -> bytes:
+        def part(row: catalog.MapRow, schema: int = schema) -> bytes:
             return data[: schemas.layout_of(row, schema).value.size]
 
         found = schemas.unpack_limit(schema, part(catalog.CONFIG))

@@ -18,7 +18,7 @@ HASH, ARRAY, SOCKET_STORAGE = 1, 2, 24  # BPF_MAP_TYPE_*
 TRACING_LINK, CGROUP_LINK, ITERATOR_LINK = 2, 3, 4  # BPF_LINK_TYPE_*
 
 
-class Map(t.NamedTuple):
+class MapRow(t.NamedTuple):
     """A map; its pin has its name.
 
     When its layout changes, the fields of its values that are ``kept`` are copied to a new one, by their names; where
@@ -65,17 +65,17 @@ class Part(t.NamedTuple):
     refused: str
 
 
-class Object(t.NamedTuple):
+class ObjectRow(t.NamedTuple):
     """An object file: its source in bpf/, what it must contain, and what it has for a trace."""
 
     source: str
     programs: tuple[Program, ...]  # each is loaded only together with all before it
-    maps: tuple[Map, ...]
+    maps: tuple[MapRow, ...]
     tracers: tuple[Program, ...]  # of which the first is needed
     tracer_maps: tuple[str, ...]  # of those, not pinned
 
 
-CONFIG = Map(
+CONFIG = MapRow(
     "rate_limit_config_map",
     HASH,
     layout.ID,
@@ -84,7 +84,7 @@ CONFIG = Map(
     fields=layout.CONFIG_FIELDS,
     kept=layout.CONFIG_FIELDS,
 )
-STATE = Map(
+STATE = MapRow(
     "rate_limit_state_map",
     HASH,
     layout.ID,
@@ -93,9 +93,9 @@ STATE = Map(
     fields=layout.STATE_FIELDS,
     kept=layout.KEPT_FIELDS,
 )
-MEMBER = Map("rate_limit_member_map", HASH, layout.ID, layout.ID)
-SOCKET = Map("rate_limit_socket_map", SOCKET_STORAGE, layout.FD, layout.ID)  # nobody could copy it
-PACING = Map(
+MEMBER = MapRow("rate_limit_member_map", HASH, layout.ID, layout.ID)
+SOCKET = MapRow("rate_limit_socket_map", SOCKET_STORAGE, layout.FD, layout.ID)  # nobody could copy it
+PACING = MapRow(
     "rate_limit_pacing_map",
     SOCKET_STORAGE,
     layout.FD,
@@ -103,14 +103,14 @@ PACING = Map(
     next="rate_limit_pacing_map_new",
     fields=layout.PACING_FIELDS,
 )
-SLOT = Map("rate_limit_slot_map", ARRAY, layout.INDEX, layout.SLOT, since=5)
-EDGE = Map("rate_limit_edge_map", HASH, layout.EDGE, layout.INDEX, since=4)
-NODE = Map("rate_limit_node_map", HASH, layout.INDEX, layout.NODE, since=4)
-GRAPH = Map("rate_limit_graph_map", ARRAY, layout.INDEX, layout.GRAPH, since=4)
-PLACE = Map("rate_limit_place_map", HASH, layout.INDEX, layout.PLACE, since=5)
-CONTROL = Map("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)  # every version has to read the schema
+SLOT = MapRow("rate_limit_slot_map", ARRAY, layout.INDEX, layout.SLOT, since=5)
+EDGE = MapRow("rate_limit_edge_map", HASH, layout.EDGE, layout.INDEX, since=4)
+NODE = MapRow("rate_limit_node_map", HASH, layout.INDEX, layout.NODE, since=4)
+GRAPH = MapRow("rate_limit_graph_map", ARRAY, layout.INDEX, layout.GRAPH, since=4)
+PLACE = MapRow("rate_limit_place_map", HASH, layout.INDEX, layout.PLACE, since=5)
+CONTROL = MapRow("rate_limit_control_map", ARRAY, layout.INDEX, layout.CONTROL)  # every version has to read the schema
 # Only there while the layout of the state changes.
-CARRIED = Map("rate_limit_carried_map", HASH, layout.ID, layout.CARRIED)
+CARRIED = MapRow("rate_limit_carried_map", HASH, layout.ID, layout.CARRIED)
 
 EGRESS = Hook("cgroup_skb/egress", 8, 1, CGROUP_LINK)
 SOCK_OPS = Hook("sockops", 13, 3, CGROUP_LINK)
@@ -171,7 +171,7 @@ TRACE_RING, TRACE_STATE, TRACE_CGROUPS, TRACE_SOCKETS = (
     "trace_socket_map",
 )
 TRACER_MAPS = (TRACE_RING, TRACE_STATE, TRACE_CGROUPS, TRACE_SOCKETS, "trace_passed_map")
-LIMITER = Object("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED), TRACERS, TRACER_MAPS)
+LIMITER = ObjectRow("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED), TRACERS, TRACER_MAPS)
 
 
 def links(programs: t.Iterable[Program]) -> dict[str, Hook]:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The layouts of earlier versions, and what of their maps is taken over into this version's.
 
-A value is taken over field by field, by the fields' names (`catalog.Map.kept`): what it has anew is 0. So a new schema
-is one row here: what it changed, as it was before.
+A value is taken over field by field, by the fields' names (`catalog.MapRow.kept`): what it has anew is 0. So a new
+schema is one row here: what it changed, as it was before.
 """
 
 from __future__ import annotations
@@ -77,23 +77,23 @@ def is_known(schema: int) -> bool:
     return schema == layout.SCHEMA or schema in FORMER
 
 
-def changed(row: catalog.Map, schema: int) -> bool:
+def changed(row: catalog.MapRow, schema: int) -> bool:
     """Whether a map has another layout in this version than in a known schema."""
     return any(row.name in FORMER[number] for number in range(schema, layout.SCHEMA))
 
 
-def layout_of(row: catalog.Map, schema: int) -> Layout:
+def layout_of(row: catalog.MapRow, schema: int) -> Layout:
     """A map's layout in a known schema."""
     former = (FORMER[number].get(row.name) for number in range(schema, layout.SCHEMA))
     return next(filter(None, former), Layout(row.value, row.fields))
 
 
-def read(row: catalog.Map, schema: int, data: bytes) -> dict[str, int]:
+def read(row: catalog.MapRow, schema: int, data: bytes) -> dict[str, int]:
     value, fields = layout_of(row, schema)
     return dict(zip(fields, value.unpack(data)))
 
 
-def taken_over(row: catalog.Map, schema: int, data: bytes, **others: int) -> bytes:
+def taken_over(row: catalog.MapRow, schema: int, data: bytes, **others: int) -> bytes:
     """A value in this version's layout; ``others`` are fields that have something else than 0."""
     found = read(row, schema, data)
     values = {**{field: found.get(field, 0) for field in row.kept}, **others}

@@ -23,7 +23,7 @@ class Kernel:
     def __init__(self, removed: int) -> None:
         self.removed, self.looks, self.swept, self.there = removed, 0, 0, {1, 2, 3}
 
-    def of(self, row: catalog.Map) -> Kernel:
+    def of(self, row: catalog.MapRow) -> Kernel:
         assert row is catalog.SLOT
         return self
 
@@ -31,7 +31,7 @@ class Kernel:
         assert key == layout.INDEX.pack(0)
         return layout.SLOT.pack(0, 0, 1)
 
-    def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:
+    def entries(self, row: catalog.MapRow) -> t.Iterator[tuple[bytes, bytes]]:
         assert row is catalog.STATE
         fields = {"limit": RULE, "packets": 10, "drops[1]": 1}
         value = layout.STATE.pack(*(fields.get(field, 0) for field in layout.STATE_FIELDS))

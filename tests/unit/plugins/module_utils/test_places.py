@@ -40,11 +40,11 @@ class OneMap:
         self.there: dict[bytes, bytes] = {}
         self.seen: list[set[Stored]] = []
 
-    def of(self, row: catalog.Map) -> OneMap:
+    def of(self, row: catalog.MapRow) -> OneMap:
         assert row is catalog.PLACE
         return self
 
-    def entries(self, row: catalog.Map = catalog.PLACE) -> list[tuple[bytes, bytes]]:
+    def entries(self, row: catalog.MapRow = catalog.PLACE) -> list[tuple[bytes, bytes]]:
         return list(self.there.items())
 
     def update(self, key: bytes, value: bytes) -> None:

@@ -211,10 +211,10 @@ class Maps:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def of(self, row: catalog.Map) -> Map:
+    def of(self, row: catalog.MapRow) -> Map:
         return self._maps[row.name]
 
-    def entries(self, row: catalog.Map) -> t.Iterator[tuple[bytes, bytes]]:
+    def entries(self, row: catalog.MapRow) -> t.Iterator[tuple[bytes, bytes]]:
         """Keys and values as they are; a state is read under its lock."""
         return self.of(row).entries(_LOCK if row is catalog.STATE else _ANY)
 

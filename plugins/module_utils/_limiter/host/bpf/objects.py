@@ -34,7 +34,7 @@ class Opened(t.NamedTuple):
 
     object: t.Any
     programs: t.Mapping[catalog.Program, t.Any]
-    maps: t.Mapping[catalog.Map, t.Any]
+    maps: t.Mapping[catalog.MapRow, t.Any]
     tracers: t.Mapping[catalog.Program, t.Any]  # an object of an earlier version has none
 
 
@@ -52,7 +52,7 @@ def check(bpf: Libbpf, path: str) -> None:
 
 
 def load(
-    bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool, places: t.Mapping[catalog.Map, str]
+    bpf: Libbpf, stack: contextlib.ExitStack, path: str, pacing: bool, places: t.Mapping[catalog.MapRow, str]
 ) -> LoadedObject:
     """Loads programs and maps, pins those of ``places`` that are not there yet; descriptors are valid as long as
     ``stack``.
@@ -130,7 +130,7 @@ def open_object(bpf: Libbpf, stack: contextlib.ExitStack, path: str) -> Opened:
 
 
 def prepare(
-    bpf: Libbpf, opened: Opened, wanted: t.Collection[catalog.Program], places: t.Mapping[catalog.Map, str]
+    bpf: Libbpf, opened: Opened, wanted: t.Collection[catalog.Program], places: t.Mapping[catalog.MapRow, str]
 ) -> None:
     """Only these programs will be loaded, with the maps that are pinned already, as far as they are."""
     for row, program in (*opened.programs.items(), *opened.tracers.items()):
@@ -150,7 +150,7 @@ def prepare(
             bpf.call("bpf_map__set_autocreate", bpf_map, False)
 
 
-def bind(bpf: Libbpf, opened: Opened, program_fd: int, places: t.Iterable[catalog.Map]) -> None:
+def bind(bpf: Libbpf, opened: Opened, program_fd: int, places: t.Iterable[catalog.MapRow]) -> None:
     """What the program does not read lasts as long as it, too, and is found with it where pins are lost."""
     for pinned in places:
         bpf.call("bpf_prog_bind_map", program_fd, bpf.call("bpf_map__fd", opened.maps[pinned]), bpf.ffi.NULL)
@@ -186,7 +186,7 @@ def _forget_pin_paths(bpf: Libbpf, opened: t.Any) -> None:
         bpf.call("bpf_map__set_pin_path", bpf_map, bpf.ffi.NULL)
 
 
-def _pin(bpf: Libbpf, maps: t.Mapping[catalog.Map, t.Any], places: t.Mapping[catalog.Map, str]) -> None:
+def _pin(bpf: Libbpf, maps: t.Mapping[catalog.MapRow, t.Any], places: t.Mapping[catalog.MapRow, str]) -> None:
     for row, place in places.items():
         if not pins.exists(place):
             fd = bpf.call("bpf_map__fd", maps[row])

@@ -80,7 +80,7 @@ def foreign() -> list[str]:
     return sorted(set(_listed(PIN_DIR)) - set(catalog.PINS))
 
 
-def places(schema: int) -> dict[catalog.Map, str]:
+def places(schema: int) -> dict[catalog.MapRow, str]:
     """Under which pins this version's maps are, or will be, where a program of that schema was loaded before."""
     if schema == layout.SCHEMA:  # some may not have been renamed yet, after the change to it
         return {row: row.next if row.next and exists(row.next) else row.name for row in catalog.MAPS}
@@ -173,7 +173,7 @@ def drop_leftovers(libbpf: Libbpf) -> None:
         os.unlink(path(name))
 
 
-def _fits(libbpf: Libbpf, row: catalog.Map) -> bool:
+def _fits(libbpf: Libbpf, row: catalog.MapRow) -> bool:
     with _opened(libbpf, row.name, "map") as fd:
         return bool(libbpf.info(fd, "bpf_map_info").value_size == row.value.size)
 
@@ -225,11 +225,11 @@ def _check_owner(what: str) -> None:
         raise _unsafe(what, f"its owner is uid {status.st_uid}, not root")
 
 
-def _size(row: catalog.Map, schema: int | None) -> int:
+def _size(row: catalog.MapRow, schema: int | None) -> int:
     return row.value.size if schema is None else schemas.layout_of(row, schema).value.size
 
 
-def _check_map(libbpf: Libbpf, row: catalog.Map, name: str, size: int | None) -> None:
+def _check_map(libbpf: Libbpf, row: catalog.MapRow, name: str, size: int | None) -> None:
     """``size``: of its values; None: any."""
     with _opened(libbpf, name, "map") as fd:
         info = libbpf.info(fd, "bpf_map_info")
