@@ -17,6 +17,7 @@ class Mount(t.NamedTuple):
     kind: str  # of file system
     root: str  # of the file system's tree: "/" where all of it is mounted
     device: str  # "major:minor"
+    options: tuple[str, ...] = ()  # of the file system; a hierarchy of cgroup v1 names its controllers there
 
     @property
     def visible(self) -> bool:
@@ -39,9 +40,9 @@ def parse(lines: t.Iterable[str]) -> list[Mount]:
     for line in lines:
         fields = line.split(" ")
         # Optional fields, any number of them, end with a lone "-".
-        kind = fields[fields.index("-", 6) + 1]
-        point = _unescape(fields[4])
-        last[point] = Mount(point, kind, fields[3], fields[2])
+        end = fields.index("-", 6)
+        point, options = _unescape(fields[4]), " ".join(fields[end + 3 :]).rstrip("\n").split(",")
+        last[point] = Mount(point, fields[end + 1], fields[3], fields[2], tuple(options))
     return list(last.values())
 
 

@@ -13,6 +13,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host i
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.leaves import Leaves
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.mounts import Mount
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import association
 
 HYBRID = r"""
 25 30 0:23 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
@@ -41,6 +42,20 @@ def test_whole_and_partial_mounts_are_told_apart_and_escapes_are_read() -> None:
 def test_a_later_mount_on_the_same_place_hides_the_earlier() -> None:
     later = HYBRID + "\n50 32 0:99 / /sys/fs/cgroup/unified rw - tmpfs tmpfs rw"
     assert [point for point, _root, _device in cgroup2(later)] == ["/mnt/with space\\", "/part"]
+
+
+def test_hierarchies_of_net_cls_and_net_prio_are_found_whatever_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = "\n".join(
+        [
+            HYBRID,
+            r"51 31 0:30 / /old\040cgroups rw - cgroup cgroup rw,net_cls,net_prio",
+            "52 31 0:31 / /cpu rw - cgroup cgroup rw,cpu",
+            "53 31 0:32 / /other rw - ext4 net_cls rw",
+        ]
+    )
+    found = mounts.parse(old.splitlines(keepends=True))
+    monkeypatch.setattr(mounts, "listed", lambda: found)
+    assert association._hierarchies() == ["/old cgroups"]
 
 
 def show(monkeypatch: pytest.MonkeyPatch, visible: bool, *found: tuple[str, str]) -> None:

@@ -20,7 +20,7 @@ import typing as t
 from ...core import association
 from ...core.association import Association
 from ...core.errors import LimiterError
-from .. import kernel
+from .. import kernel, mounts
 from ..groups import processes
 from ..groups.cgroups import Cgroups
 from . import diag
@@ -157,9 +157,8 @@ def _kernel_said_so() -> bool:
 
 def _hierarchies() -> list[str]:
     """Where net_cls and net_prio are mounted."""
-    lines = (processes.read_file("/proc/self/mounts") or b"").decode("utf-8", "replace").splitlines()
-    rows = [line.split(" ") for line in lines]
-    return [row[1] for row in rows if row[2] == "cgroup" and set(association.CONTROLLERS) & set(row[3].split(","))]
+    wanted = set(association.CONTROLLERS)
+    return [mount.point for mount in mounts.listed() if mount.kind == "cgroup" and wanted & set(mount.options)]
 
 
 def _trace(hierarchy: str) -> str | None:
