@@ -56,6 +56,19 @@ def test_what_has_one_name_has_one_form() -> None:
     lists = [returned[f"speed_limit_{module}"]["rules"] for module in ("rules", "info")]
     lists += [returned["speed_limit_rules"]["previous"], returned["speed_limit_purge"]["removed"]["contains"]["rules"]]
     assert {(entry["type"], entry["elements"]) for entry in lists} == {("list", "dict")}
+    rule = returned["speed_limit_rule"]["rule"]["contains"]
+    for entry in (*lists, returned["speed_limit_rule"]["previous"]):
+        assert "form" in str(entry["description"])
+        for name, about in entry.get("contains", {}).items():
+            assert name not in rule or shape(about) == shape(rule[name]), name
+        for one in entry.get("sample", ()):
+            assert one.keys() <= rule.keys() | entry.get("contains", {}).keys()
+            assert one.keys() <= rule.keys() and one["counters"].keys() <= rule["counters"]["sample"].keys()
+
+
+def shape(about: dict[str, t.Any]) -> tuple[t.Any, ...]:
+    inner = {name: shape(part) for name, part in about.get("contains", {}).items()}
+    return about["type"], about.get("elements"), inner
 
 
 def samples(part: t.Any) -> t.Iterator[tuple[str, str]]:
