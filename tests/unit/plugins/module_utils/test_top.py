@@ -24,7 +24,7 @@ MBIT = 125_000
 
 
 def rule(name: str, used: float = 0.0, binds: bool = False, limit: int | None = 10 * MBIT, **more: t.Any) -> RuleSeen:
-    rate = used * (limit or 0)
+    rate = more.get("rate", used * (limit or 0))
     drops, waiting, once = more.get("drops", 0.0), more.get("waiting", 0), more.get("once", rate)
     return RuleSeen(name, limit, rate, used, drops, waiting, binds, once)
 
@@ -355,3 +355,11 @@ def test_the_last_minute_forgets_what_is_older_and_leaves_gaps_where_nothing_was
     host.rules, host.now = [], host.now + 1
     shown.tick()
     assert shown.rows.last_minute("a", 4, host.now) == [None] * 4
+
+
+def test_the_last_minute_is_that_of_the_fullest_cgroup_where_each_has_the_rate_for_itself() -> None:
+    """100 cgroups at a tenth of their limit are not near it, though together they send ten times as much."""
+    host = Host(rule("users", 0.1, rate=100 * MBIT))
+    shown = app(host)
+    assert " 10%  " in text(shown)[2]
+    assert shown.rows.last_minute("users", 1, host.now) == [0.1]

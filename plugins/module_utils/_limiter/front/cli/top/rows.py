@@ -45,7 +45,7 @@ class Rows:
         past = {}
         for rule in rules:
             line = past[rule.name] = self._past.get(rule.name) or collections.deque()
-            line.append(Past(now, rule.rate / rule.limit if rule.limit else 0.0))
+            line.append(Past(now, rule.utilization))
             while now - line[0].at > MINUTE:
                 line.popleft()
         self._past = past  # what is gone is forgotten
