@@ -36,6 +36,19 @@ def sort(page: Page, label: str, where: str = "#hosts") -> str | None:
     return found
 
 
+def rate(value: int) -> str:
+    """As the page is to show it: three digits, in powers of 1000 bits."""
+    bits, unit = value * 8.0, 0
+    while bits >= 999.5:
+        bits, unit = bits / 1000, unit + 1
+    return f"{bits:.3g} {('bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s', 'Tbit/s')[unit]}"
+
+
+def percent(part: float) -> str:
+    value = 100 * part
+    return "< 0.1 %" if 0 < value < 0.1 else f"{value:.{int(value < 10)}f} %"
+
+
 def search(page: Page, words: str) -> None:
     page.get_by_role("searchbox", name="Search hosts").fill(words)
 
@@ -100,6 +113,43 @@ def test_hosts_that_are_alike_are_shown_together(page: Page) -> None:
     assert set(column(page, "What")) == {
         "Failed to connect to the host via ssh: ssh: connect to host HOST port 22: No route to host"
     }
+
+
+def test_a_rule_is_summed_up_over_the_fleet(page: Page) -> None:
+    labels = ("Rule", "Limit", "Use", "Of all limits", "Fullest", "Binds on", "Dropped")
+    shown = {row[0]: row[1:] for row in zip(*(column(page, label, "#rules") for label in labels))}
+    rules = reported(fleet.answers(HOSTS)).rules()
+    assert len(rules) > len(fleet.RULES) and set(fleet.EACH) <= {rule.name for rule in rules if rule.each}
+    for rule in rules:
+        assert rule.slowest is not None and rule.fastest is not None and rule.utilization is not None
+        fastest = "" if rule.slowest == rule.fastest else f" to {rate(rule.fastest)}"
+        passed_and_dropped = rule.packets + rule.dropped_packets
+        assert shown[line(rule.name)] == (
+            rate(rule.slowest) + fastest + (" each" if rule.each else ""),
+            rate(rule.use),
+            "" if rule.each else percent(rule.use / rule.limits),
+            percent(rule.utilization),
+            f"{rule.binds} host{'s' * (rule.binds != 1)}" if rule.binds else "",
+            f"{rule.dropped_packets:,} ({percent(rule.dropped_packets / passed_and_dropped)})"
+            if rule.dropped_packets
+            else "",
+        )
+
+
+def test_where_each_cgroup_has_the_rate_for_itself_the_fullest_counts(show: Open, tmp_path: Path) -> None:
+    """Ten cgroups at half of their limit are not nearer to it than a rule at three quarters."""
+    answers = {name: fleet.answers(10)["db-00000.example.org"] for name in ("each", "one")}
+    users = {"name": "users", "rate": 100, "each": True, "use": {"rate": 500, "utilization": 0.5, "binds": False}}
+    one = {"name": "one", "rate": 100, "each": False, "use": {"rate": 75, "utilization": 0.75, "binds": False}}
+    for name, rule in (("each", users), ("one", one)):
+        answers[name] = {**answers[name], "speed_limiter_seen": {"rules": [rule]}}
+    path = tmp_path / "report.html"
+    path.write_text(report.render(reported(answers)), encoding="utf-8")
+    page = show(path)
+    assert sort(page, "Fullest rule") == "descending"
+    assert list(zip(column(page, "Host"), column(page, "Fullest rule"))) == [("one", "75 %"), ("each", "50 %")]
+    page.locator(ROWS).get_by_role("button", name="each").click()
+    expect(page.locator("#hosts .detail tbody")).to_contain_text("4 kbit/s, 50 %")
 
 
 def test_a_rule_leads_to_its_hosts(page: Page) -> None:

@@ -16,7 +16,15 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.r
 
 Answer = dict[str, t.Any]
 
-RULES = {"backup": 20_971_520, "mirror": 2_500_000, "logs": 1_250_000, "sync": 12_500_000, "builds": 62_500_000}
+RULES = {
+    "backup": 20_971_520,
+    "mirror": 2_500_000,
+    "logs": 1_250_000,
+    "sync": 12_500_000,
+    "builds": 62_500_000,
+    "users": 2_500_000,
+}
+EACH = {"users": 12}  # rules of which each cgroup has the rate for itself, and how many send
 KERNELS = ("6.1.0-28-amd64", "6.12.41+deb13-amd64", "5.10.0-33-amd64")
 NOT_PACED = "pacing is switched off: speed_limit_program with pacing=true switches it on"
 LOST = (
@@ -47,6 +55,7 @@ def rule(name: str, rate: int, dice: random.Random, paced: bool) -> Answer:
         "name": name,
         "rate": rate,
         "bucket": rate,
+        "each": name in EACH,
         "cgroup_path": f"/sys/fs/cgroup/speed_limiter/{name}",
         "cgroup_id": 4217,
         "members": [f"/sys/fs/cgroup/speed_limiter/{name}"],
@@ -71,7 +80,7 @@ def rule(name: str, rate: int, dice: random.Random, paced: bool) -> Answer:
             "longest_round_trip_us": 850,
         },
         "use": {
-            "rate": int(part * rate),
+            "rate": int(part * rate * EACH.get(name, 1)),
             "utilization": round(part, 3),
             "binds": part > 0.95,
             "waiting_elsewhere": 0,

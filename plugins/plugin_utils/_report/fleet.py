@@ -35,13 +35,15 @@ class RuleOfFleet(t.NamedTuple):
     hosts: int
     slowest: int | None  # bytes per second
     fastest: int | None
-    limits: int  # all hosts together
+    limits: int  # all hosts together; of `each`, one cgroup's of each host
     use: int  # bytes of the last second
     binds: int  # hosts
     packets: int
     dropped_packets: int
     dropped_bytes: int
     unpaced: int  # hosts
+    utilization: float | None  # of the host on which most of the limit is used
+    each: int  # hosts, on which each cgroup has the rate for itself
 
 
 class Fleet:
@@ -136,4 +138,6 @@ def _over(name: str, seen: t.Sequence[RuleSeen]) -> RuleOfFleet:
         dropped_packets=sum(rule.dropped_packets or 0 for rule in seen),
         dropped_bytes=sum(rule.dropped_bytes or 0 for rule in seen),
         unpaced=sum(bool(rule.reason) for rule in seen),
+        utilization=max((rule.utilization for rule in seen if rule.utilization is not None), default=None),
+        each=sum(bool(rule.each) for rule in seen),
     )

@@ -66,6 +66,8 @@ class RuleSeen(t.NamedTuple):
     bucket: int | None  # bytes
     processes: int
     use: int | None  # bytes of the last second
+    utilization: float | None  # of the limit; of the cgroup that uses most of it, where each has its own
+    each: bool | None  # each of its cgroups has the rate for itself
     binds: bool | None
     packets: int | None
     dropped_packets: int | None
@@ -163,20 +165,22 @@ def _compared(found: Host, compared: t.Mapping[str, object]) -> Host:
 
 def _rule(rule: t.Mapping[str, object]) -> RuleSeen:
     use, pacing, counters = (_dict(rule.get(key)) for key in ("use", "pacing", "counters"))
-    binds, persistent, mode = use.get("binds"), rule.get("persistent"), _text(pacing.get("mode"))
+    mode = _text(pacing.get("mode"))
     return RuleSeen(
         name=_text(rule.get("name"))[:_LONGEST_NAME],
         rate=_number(rule.get("rate")),
         bucket=_number(rule.get("bucket")),
         processes=len(_list(rule.get("pids"))),
         use=_number(use.get("rate")),
-        binds=binds if isinstance(binds, bool) else None,
+        utilization=_part(use.get("utilization")),
+        each=_bool(rule.get("each")),
+        binds=_bool(use.get("binds")),
         packets=_number(counters.get("packets")),
         dropped_packets=_number(counters.get("dropped_packets")),
         dropped_bytes=_number(counters.get("dropped_bytes")),
         mode=mode if mode in _MODES else None,
         reason=_PROGRAM_ID.sub("", _text(pacing.get("reason"))) or None,
-        persistent=persistent if isinstance(persistent, bool) else None,
+        persistent=_bool(rule.get("persistent")),
     )
 
 
@@ -230,6 +234,16 @@ def _fitting(sizes: t.Iterable[int]) -> int:
 
 def _lines(value: object) -> list[str]:
     return [_text(line) for line in value.splitlines()[:_MOST]] if isinstance(value, str) else []
+
+
+def _bool(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _part(value: object) -> float | None:
+    """In whole thousandths."""
+    thousandths = _number(value * 1000) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return None if thousandths is None else thousandths / 1000
 
 
 def _number(value: object) -> int | None:

@@ -58,9 +58,9 @@
   const hosts = data.hosts.map(([host, state, group, kernel, missing, extra, none, rules, forgotten, boot, leftOut]) => ({
     name: host, state: data.states[state], order: state, group, kernel: data.kernels[kernel], missing: data.missing[missing],
     extra, none, forgotten, boot, leftOut,
-    rules: rules.map(([kind, processes, use, binds, packets, drops]) => {
-      const [rule, limit, bucket, mode, reason] = data.kinds[kind];
-      return { name: rule, limit, bucket, mode, reason, processes, use, binds, packets, drops };
+    rules: rules.map(([kind, processes, use, part, binds, packets, drops]) => {
+      const [rule, limit, bucket, mode, reason, each] = data.kinds[kind];
+      return { name: rule, limit, bucket, mode, reason, each, processes, use, part, binds, packets, drops };
     }),
   }));
   const groups = data.groups.map(([state, reasons, changes]) => ({ state: data.states[state], reasons, changes, hosts: [] }));
@@ -74,13 +74,15 @@
     if (group) group.hosts.push(host);
     host.short = group ? group.short : "";
     host.also = group ? group.found : "";
-    host.fullest = host.rules.reduce((most, rule) => Math.max(most, rule.use !== null && rule.limit ? rule.use / rule.limit : -1), -1);
+    host.fullest = host.rules.reduce((most, rule) => Math.max(most, rule.part === null ? -1 : rule.part), -1);
     host.drops = host.rules.reduce((sum, rule) => sum + (rule.drops || 0), 0);
     host.packets = host.rules.reduce((sum, rule) => sum + (rule.packets || 0), 0);
     host.found = [host.name, STATES[host.state][1], host.kernel, ...host.extra, ...host.rules.map((rule) => rule.name)].join("\n").toLowerCase();
   }
-  const rules = data.rules.map(([rule, number, slowest, fastest, limits, use, binds, packets, drops, , unpaced]) => (
-    { name: rule, hosts: number, slowest, fastest, limits, use, binds, packets, drops, unpaced, found: rule.toLowerCase(), also: "" }));
+  const rules = data.rules.map(([rule, number, slowest, fastest, limits, use, binds, packets, drops, , unpaced, fullest, each]) => (
+    { name: rule, hosts: number, slowest, fastest, use, binds, packets, drops, unpaced, each, fullest: fullest === null ? -1 : fullest,
+      // Where each cgroup has the limit for itself, nobody knows how much they may send together.
+      part: each || !limits ? -1 : use / limits, found: rule.toLowerCase(), also: "" }));
 
   function meter(part) {
     const width = Math.min(100, Math.max(0, 100 * part));
@@ -89,7 +91,8 @@
   }
   const used = (part) => (part < 0 ? "" : make("span", { class: "used" }, meter(part), percent(part, 1)));
   const dropped = (row) => (!row.drops ? "" : `${whole.format(row.drops)} (${percent(row.drops, row.drops + row.packets)})`);
-  const limits = (row) => (row.slowest === row.fastest ? rate(row.slowest) : `${rate(row.slowest)} to ${rate(row.fastest)}`);
+  const each = (row) => (row.each ? " each" : "");
+  const limits = (row) => (row.slowest === row.fastest ? rate(row.slowest) : `${rate(row.slowest)} to ${rate(row.fastest)}`) + each(row);
 
   // A table that is sorted, searched and shown page by page. A column: label, value (to sort by), cell, numeric, first (direction).
   class Table {
@@ -215,9 +218,9 @@
       told.push(make("h4", {}, "Rules on this host"), make("div", { class: "sub", tabindex: 0, role: "region", "aria-label": `Rules on ${host.name}` }, make("table", {},
         make("thead", {}, make("tr", {}, ...["Rule", "Limit", "Bucket", "Processes", "Use", "Dropped packets", "TCP"].map((label) => make("th", { scope: "col" }, label)))),
         make("tbody", {}, ...host.rules.slice(0, RULES).map((rule) => make("tr", {},
-          make("th", { scope: "row" }, name(rule.name)), make("td", {}, rate(rule.limit)),
+          make("th", { scope: "row" }, name(rule.name)), make("td", {}, rate(rule.limit) + each(rule)),
           make("td", {}, rule.bucket === null ? "–" : `${whole.format(rule.bucket)} B`), make("td", {}, whole.format(rule.processes)),
-          make("td", {}, rule.use === null ? "–" : rate(rule.use), rule.binds ? " (binds)" : ""), make("td", {}, dropped({ drops: rule.drops || 0, packets: rule.packets || 0 }) || "0"),
+          make("td", {}, rate(rule.use), rule.part === null ? "" : `, ${percent(rule.part, 1)}`, rule.binds ? " (binds)" : ""), make("td", {}, dropped({ drops: rule.drops || 0, packets: rule.packets || 0 }) || "0"),
           make("td", {}, rule.reason ? `${rule.mode}: ${rule.reason}` : rule.mode || "–")))))));
     }
     const further = Math.max(0, host.rules.length - RULES) + host.leftOut;
@@ -306,7 +309,8 @@
         { label: "Hosts", value: (rule) => rule.hosts, cell: (rule) => whole.format(rule.hosts), numeric: true },
         { label: "Limit", value: (rule) => rule.fastest || 0, cell: limits, numeric: true },
         { label: "Use", value: (rule) => rule.use, cell: (rule) => rate(rule.use), numeric: true },
-        { label: "Of all limits", value: (rule) => (rule.limits ? rule.use / rule.limits : -1), cell: (rule) => used(rule.limits ? rule.use / rule.limits : -1), numeric: true },
+        { label: "Of all limits", value: (rule) => rule.part, cell: (rule) => used(rule.part), numeric: true },
+        { label: "Fullest", value: (rule) => rule.fullest, cell: (rule) => used(rule.fullest), numeric: true },
         { label: "Binds on", value: (rule) => rule.binds, cell: (rule) => (rule.binds ? count(rule.binds, "host") : ""), numeric: true },
         { label: "Dropped", value: (rule) => rule.drops, cell: dropped, numeric: true },
         { label: "Not paced on", value: (rule) => rule.unpaced, cell: (rule) => (rule.unpaced ? count(rule.unpaced, "host") : ""), numeric: true },

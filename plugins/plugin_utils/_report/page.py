@@ -94,12 +94,22 @@ def _compact(fleet: Fleet) -> dict[str, t.Any]:
     group_of = {name: number for number, group in enumerate(groups) for name in group.hosts}
     kinds, kernels, missing = _Table(), _Table(), _Table()
 
-    def rows(host: Host) -> list[list[int | None]]:
+    def rows(host: Host) -> list[list[float | None]]:
         return [
             [
-                kinds.place((line(rule.name), rule.rate, rule.bucket, rule.mode, rule.reason and _shown(rule.reason))),
+                kinds.place(
+                    (
+                        line(rule.name),
+                        rule.rate,
+                        rule.bucket,
+                        rule.mode,
+                        rule.reason and _shown(rule.reason),
+                        int(bool(rule.each)),
+                    )
+                ),
                 rule.processes,
                 rule.use,
+                rule.utilization,
                 None if rule.binds is None else int(rule.binds),
                 rule.packets,
                 rule.dropped_packets,

@@ -143,13 +143,14 @@ def test_what_a_reboot_ends_is_told() -> None:
 def test_a_rule_is_summed_up_over_the_fleet() -> None:
     def seen(rate: int | None, used: int | None, reason: str | None = None) -> dict[str, t.Any]:
         counters = {"packets": 10, "dropped_packets": 2, "dropped_bytes": 3000} if used is not None else None
-        use = None if used is None else {"rate": used, "binds": used == rate}
+        use = None if used is None else {"rate": used, "utilization": used / (rate or 1), "binds": used == rate}
         rule = {
             "name": "backup",
             "rate": rate,
             "counters": counters,
             "use": use,
             "pacing": {"mode": "paced", "reason": reason},
+            "each": False,
         }
         return {**SEEN, "rules": [rule]}
 
@@ -166,7 +167,23 @@ def test_a_rule_is_summed_up_over_the_fleet() -> None:
         "dropped_packets": 4,
         "dropped_bytes": 6000,
         "unpaced": 1,
+        "utilization": 1.0,
+        "each": 0,
     }
+
+
+def test_of_each_the_fullest_cgroup_tells_how_near_the_limit_is() -> None:
+    """Ten cgroups at half of their limit send five times the limit of one."""
+    users = {"name": "users", "rate": 100, "each": True, "use": {"rate": 500, "utilization": 0.5, "binds": False}}
+    found = fleet(host(seen={**SEEN, "rules": [users]}), host("b", {**SEEN, "rules": [{**users, "each": False}]}))
+    assert [(rule.use, rule.utilization, rule.each) for [rule] in (one.rules for one in found.hosts)] == [
+        (500, 0.5, True),
+        (500, 0.5, False),
+    ]
+    [rule] = found.rules()
+    assert (rule.utilization, rule.each) == (0.5, 1)
+    shown = data(page.render(found))
+    assert [kind[-1] for kind in shown["kinds"]] == [1, 0] and shown["hosts"][0][7][0][2:4] == [500, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +212,16 @@ def test_a_report_fails_for_what_was_asked(asked: list[str], hosts: list[t.Any],
     "odd", [7, True, "text", None, [1], {"a": 1}, float("nan"), float("inf"), 2**70, -1, ["\udc80"]]
 )
 def test_no_answer_keeps_other_hosts_out_of_the_report(odd: object) -> None:
-    parts = ("name", "rate", "bucket", "pids", "use", "pacing", "counters")
-    figures = {"rate": odd, "packets": odd, "dropped_packets": odd, "binds": odd, "mode": odd, "reason": odd}
+    parts = ("name", "rate", "bucket", "each", "pids", "use", "pacing", "counters")
+    figures = {
+        "rate": odd,
+        "packets": odd,
+        "dropped_packets": odd,
+        "binds": odd,
+        "utilization": odd,
+        "mode": odd,
+        "reason": odd,
+    }
     rules = [
         dict.fromkeys(parts, odd),
         {"name": "b", "rate": odd, "use": figures, "pacing": figures, "counters": figures},
