@@ -68,6 +68,8 @@ def test_all_rules_are_measured(capsys: Output) -> None:
     assert found["speed_limiter_rule_limit_bytes_per_second", "mirror"] == 2**21
     assert found["speed_limiter_rule_limited", "mirror"] == 1
     assert found["speed_limiter_rule_bytes_total", "mirror"] == 0
+    assert found["speed_limiter_rule_each", "mirror"] == 0
+    assert found["speed_limiter_rule_utilization_ratio", "mirror"] == 0
     program(state="absent")
     assert read(printed(capsys))["speed_limiter_program_loaded", ""] == 0
 

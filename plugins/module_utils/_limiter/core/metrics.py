@@ -93,6 +93,13 @@ HOST = (
 RULE = (
     Metric("rule_limit_bytes_per_second", "gauge", "Rate of the rule, in IP bytes on the wire.", _one("rate")),
     Metric("rule_bucket_bytes", "gauge", "What may be sent at once after a pause.", _one("bucket")),
+    Metric("rule_each", "gauge", "Whether each cgroup of the rule has the rate for itself.", _one("each")),
+    Metric(
+        "rule_utilization_ratio",
+        "gauge",
+        "Part of the limit used in the last second, of the cgroup that used most of its own where each has one.",
+        _one("use", "utilization"),
+    ),
     Metric("rule_processes", "gauge", "Processes that the rule has taken.", _processes),
     Metric("rule_limited", "gauge", "Whether the rule limits what is opened from now on.", _limited),
     Metric("rule_paced", "gauge", "Whether all TCP connections pace themselves at their share.", _paced),

@@ -67,6 +67,8 @@ def test_a_rule_is_measured() -> None:
         "processes": 3,
         "limited": 1,
         "paced": 1,
+        "each": 0,
+        "utilization_ratio": 0,
         "binds": 0,
         "packets_total": 7,
         "bytes_total": 9000,
@@ -83,6 +85,25 @@ def test_a_rule_is_measured() -> None:
     assert all(("speed_limiter_rule_congestion_notices_total", (("reason", one), backup)) in found for one in NOTICES)
     states = {labels[1][1] for name, labels in found if name == "speed_limiter_rule_connections"}
     assert states == {"active", "unpaced", "waiting", "waiting_elsewhere"}
+
+
+def test_where_each_cgroup_has_the_rate_for_itself_the_fullest_is_told() -> None:
+    """Ten cgroups at half of their limit send five times the limit of one."""
+    used = {**rule()["use"], "rate": 5_000_000, "utilization": 0.5}
+    found = read(metrics.render(seen(rule("users", each=True, use=used), rule("idle", use=None))))
+    assert found["speed_limiter_rule_each", (("rule", "users"),)] == 1
+    assert found["speed_limiter_rule_utilization_ratio", (("rule", "users"),)] == 0.5
+    assert ("speed_limiter_rule_utilization_ratio", (("rule", "idle"),)) not in found
+
+
+def test_no_query_compares_what_all_cgroups_send_with_the_limit_of_one() -> None:
+    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    dashboard = json.loads((DOCS / "metrics" / "dashboard.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [line for block in re.findall("```text\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    limits = [expression for expression in asked if "rule_limit_bytes_per_second" in expression]
+    assert len(limits) == 3
+    assert all("unless speed_limiter_rule_each == 1" in expression for expression in limits)
 
 
 def test_names_and_units_are_as_the_conventions_have_them() -> None:
