@@ -78,7 +78,8 @@ options:
   pid:
     description:
       - Only packets of this process's sockets, those that are open and those that it makes during the trace. Not of its
-        children.
+        children. In a PID namespace of its own, as in a container, the task knows processes by other numbers than the
+        kernel's programs do; there, those that are made during the trace are not told, and a warning says so.
     type: int
   direction:
     description:

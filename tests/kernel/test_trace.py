@@ -5,6 +5,7 @@ is in traffic/test_traced_packets.py.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import json
@@ -28,7 +29,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import tracing as port
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import KernelError, Libbpf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused, until
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import SOURCE, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
@@ -331,6 +332,48 @@ def test_a_killed_trace_is_silent_after_its_time(cgroups: Cgroups, monkeypatch: 
 
         until(is_silent)
         assert sender.charged() == {"web"}
+
+
+# ---- another PID namespace
+
+SENDS = """
+import socket, sys, time
+kept, *ports = (int(port) for port in sys.argv[1:])
+open_before = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    if kept:
+        open_before.sendto(b"x", ("127.0.0.1", kept))
+    for port in ports:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as new:
+            new.sendto(b"x", ("127.0.0.1", port))
+    time.sleep(0.005)
+"""
+
+
+def test_in_a_pid_namespace_nobody_is_taken_for_the_process_with_the_same_number() -> None:
+    """The host knows the process by another number, and has one of its own with the number that was asked for."""
+    program()
+    kept, new, strangers = 40001, 40002, 40003
+    with subprocess.Popen([sys.executable, "-c", SENDS, "0", str(strangers)]) as stranger:
+        try:
+            number = stranger.pid
+            script = (
+                f"echo {number - 1} >/proc/sys/kernel/ns_last_pid\n"
+                f'"$0" -c "$SENDS" {kept} {new} & test $! = {number}\n'
+                # Its socket is there.
+                f'until ls -l /proc/{number}/fd | grep -q socket:; do sleep 0.1; done; "$@"'
+            )
+            prefix = ["env", f"SENDS={SENDS}", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+            call = f"task('speed_limit_trace', pid={number}, max_events=20, duration=60.0, direction='out')"
+            said = elsewhere.said([*prefix, "sh", "-euc", script, sys.executable], call)
+        finally:
+            stranger.kill()
+    found = ast.literal_eval(said.splitlines()[-1])
+    assert found["ended"] == "max_events"
+    assert {session["target_port"] for session in found["sessions"]} == {kept}
+    (warning,) = found["warnings"]
+    assert warning.startswith("sockets that the process makes during the trace are not told")
+    assert "PID namespace" in warning
 
 
 # ---- what is refused

@@ -159,9 +159,11 @@ _ADDRESSES = "Give an address or a network, as 192.0.2.7 or 2001:db8::/32"
 
 
 def pack_filter(
-    wanted: Wanted, rule: int, cgroups: bool, process: int, refused: t.Sequence[tuple[int, int]] = ()
+    wanted: Wanted, rule: int, cgroups: bool, process: int | None, refused: t.Sequence[tuple[int, int]] = ()
 ) -> bytes:
-    """``refused``: where functions of the kernel begin and end, `PLACES` at most."""
+    """``process``: by the number that the kernel's programs see; 0: that is not known; None: no process is asked for.
+    ``refused``: where functions of the kernel begin and end, `PLACES` at most.
+    """
     places = [place for pair in refused[:PLACES] for place in pair]
     return FILTER.pack(
         int(wanted.duration * 1e9),
@@ -174,8 +176,8 @@ def pack_filter(
         wanted.port,
         _bits(wanted.outcomes),
         int(cgroups),
-        int(process != 0),
-        process,
+        int(process is not None),
+        process or 0,
     )
 
 

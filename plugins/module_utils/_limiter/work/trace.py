@@ -42,6 +42,7 @@ DURATION, MAX_EVENTS, REPLACED, UNLOADED, RULE_REMOVED = (
     "unloaded",
     "rule_removed",
 )
+_NUMBERS = "the kernel's programs know the process by another number. Trace from the host's namespace"
 _EARLY = {
     REPLACED: "another task has loaded a program meanwhile",
     UNLOADED: "another task has unloaded the program meanwhile",
@@ -172,9 +173,14 @@ class _Trace:
                 tracers.append(catalog.TRACE_REFUSAL)
         if wanted.direction != "out":
             tracers.append(catalog.TRACE_ARRIVAL)
-        if self._asked.pid is not None:
+        process = self._asked.pid
+        if process is not None and processes.has_host_numbers():
             tracers.append(catalog.TRACE_CREATION)
-        asked = tracing.pack_filter(wanted, self._rule, bool(self._patterns), self._asked.pid or 0, places)
+        elif process is not None:
+            # A process of the host may have that number, too.
+            process = 0
+            self.warnings.append(f"{catalog.TRACE_CREATION.refused}, because this is another PID namespace: {_NUMBERS}")
+        asked = tracing.pack_filter(wanted, self._rule, bool(self._patterns), process, places)
         blind = bool(host.opened_maps.control().blind)
         loaded = port.load(host.libbpf, stack, self._path, asked, tracers, blind)
         self._tracer = loaded.tracer

@@ -24,7 +24,7 @@ NAMES = tracing.Names({11: "web", 12: "outer"}, {5: "/web", 6: "/web/below"}, {(
 
 
 def filter_of(wanted: tracing.Wanted = WANTED, **more: t.Any) -> dict[str, t.Any]:
-    given = {"rule": 0, "cgroups": False, "process": 0, **more}
+    given = {"rule": 0, "cgroups": False, "process": None, **more}
     return dict(zip(tracing.FILTER_FIELDS, tracing.FILTER.unpack(tracing.pack_filter(wanted, **given))))
 
 
@@ -87,6 +87,9 @@ def test_outcomes_are_bits_and_what_others_drop_has_passed_before() -> None:
 def test_of_a_process_only_its_sockets_are_told() -> None:
     found = filter_of(process=1234, cgroups=True, refused=[(10, 20), (30, 40), (50, 60), (70, 80)])
     assert (found["process"], found["sockets"], found["cgroups"]) == (1234, 1, 1)
+    assert (filter_of()["process"], filter_of()["sockets"]) == (0, 0)
+    # By a number that programs do not know, they still tell of its open sockets alone.
+    assert (filter_of(process=0)["process"], filter_of(process=0)["sockets"]) == (0, 1)
     assert [found[f"refused[{place}]"] for place in range(6)] == [10, 20, 30, 40, 50, 60]
 
 

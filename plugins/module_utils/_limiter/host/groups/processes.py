@@ -19,6 +19,7 @@ from .. import apart, memory
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB702, 0xB704  # include/uapi/linux/nsfs.h
 _NAMESPACES = 1 << 32  # a number that no user has
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h: PROC_PID_INIT_INO
 
 # Fields of /proc/PID/stat, counted from the one behind the name: proc(5) calls the first of them field 3.
 _STATE, _PARENT, _FLAGS, _THREADS, _START_TIME, _EXIT_SIGNAL, _ARGUMENTS = 0, 1, 6, 17, 19, 35, 45
@@ -69,6 +70,14 @@ def read(pid: int) -> Process | None:
         if line.startswith(b"0::"):
             return Process(pid, int(stat[_START_TIME]), os.fsdecode(line[3:]))
     return Process(pid, int(stat[_START_TIME]), "/")  # a kernel without cgroup2: Cgroups.find() says so
+
+
+def has_host_numbers() -> bool:
+    """Whether processes have the numbers here by which programs of the kernel see them, as on a host they have."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    except FileNotFoundError:  # a kernel without such namespaces
+        return True
 
 
 def lives(pid: int, start_time: int) -> bool:
