@@ -11,7 +11,6 @@ import os
 import tempfile
 import typing as t
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report import page, text
 from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report.fleet import FAILURES, Fleet
@@ -41,7 +40,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
         files = {form: os.path.abspath(os.path.expanduser(options[form])) for form in FORMS if options[form]}
         shown = text.render(fleet)
         for form, path in files.items():
-            _write(path, shown if form == "text" else FORMS[form](fleet))
+            content = shown if form == "text" else FORMS[form](fleet)
+            try:
+                _write(path, content)
+            except OSError as error:
+                why = f"the report {path} cannot be written: {error.strerror}."
+                told = f"{why} Give a path in a directory that exists."
+                return {"changed": False, "failed": True, "kind": "cannot_write", "msg": told}
         return {
             "changed": False,
             "summary": fleet.summary(),
@@ -66,17 +71,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core has no typ
 
 def _write(path: str, content: str) -> None:
     """Whoever reads the file meanwhile, or after a kill, has the former one or the whole new one."""
+    # A name that nobody knows before, so that nobody can have put a link there.
+    fd, unfinished = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
     try:
-        # A name that nobody knows before, so that nobody can have put a link there.
-        fd, unfinished = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
-        try:
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(content)
-                os.fchmod(file.fileno(), 0o644)
-            os.replace(unfinished, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            raise
-    except OSError as error:
-        raise AnsibleActionFail(f"the report {path} cannot be written: {error.strerror}") from error
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise

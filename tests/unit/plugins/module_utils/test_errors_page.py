@@ -14,6 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core i
 from ansible_collections.speed_limiter.ebpf.plugins.plugin_utils._report import hosts
 
 PACKAGE = Path(plan.__file__).parent.parent
+ACTIONS = PACKAGE.parents[1] / "action"  # they run on the controller
 DOCS = Path(__file__).parents[4] / "docs"
 PAGE = DOCS / "errors.md"
 NEVER_FAILS = {"untagged"}  # a reason in rules[].unlimited
@@ -45,7 +46,12 @@ class Kinds:
             self._function = node.name
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "LimiterError" for base in node.bases):
             self._makers["super().__init__"] = 0
+        if isinstance(node, ast.Dict):  # the result of an action
+            pairs = {key.value: value for key, value in zip(node.keys, node.values) if isinstance(key, ast.Constant)}
+            if "kind" in pairs and "failed" in pairs:
+                self._take(pairs["kind"], parameters)
         if isinstance(node, ast.Call):
+            assert not ast.unparse(node.func).startswith("AnsibleAction"), f"{self._path}: a failure without a kind"
             place = self._makers.get(ast.unparse(node.func))
             if place is not None and place < len(node.args):
                 self._take(node.args[place], parameters)
@@ -80,7 +86,7 @@ class Kinds:
 
 def raised() -> set[str]:
     found: set[str] = set()
-    for path in PACKAGE.rglob("*.py"):
+    for path in (*PACKAGE.rglob("*.py"), *ACTIONS.glob("*.py")):
         found |= Kinds(path).found
     return found - NEVER_FAILS
 
