@@ -270,6 +270,25 @@ program:
           elements: str
           returned: success
           sample: [eth0]
+    in_place:
+      description: How cgroups that are limited in place are found.
+      type: dict
+      returned: success
+      sample: {found_by: name, reason: null}
+      contains:
+        found_by:
+          description:
+            - V(name), so those that are made anew are limited from their first packet on. V(id) where the kernel does
+              not let the program see names, as in C(lockdown=confidentiality). Then each rule task has those limited
+              that are there.
+          type: str
+          returned: success
+          sample: name
+        reason:
+          description: Why not by name, in words; or null.
+          type: str
+          returned: success
+          sample: null
 boot:
   description: What is stored for the next boot, and what is wrong with it. Null where it could not be looked at.
   type: dict
@@ -296,8 +315,9 @@ boot:
       sample: [mirror]
     problems:
       description:
-        - A sentence for each file that is refused, is not applied, or is not as the rule is; and for a unit that has
-          failed, or is not enabled though rules are stored.
+        - A sentence for each file that is refused, is not applied, or is not as the rule is; for a unit that has
+          failed, or is not enabled though rules are stored; and where stored rules limit in place, and
+          RV(program.in_place.found_by) is V(id).
       type: list
       elements: str
       returned: success
@@ -458,8 +478,9 @@ rules:
           sample: "another rule that holds for the same connections is tighter: its use.binds is true"
     unlimited:
       description:
-        - Open sockets of the processes in the rule's own cgroup that the rule does not limit, or may not, and why.
-          Empty where there is none. Null where the maps could not be looked at.
+        - What the rule is to limit and does not, or may not, and why. Open sockets of the processes in it; and where
+          RV(program.in_place.found_by) is V(id), that cgroups which are made later are not limited, and which were.
+        - Empty where there is none. Null where the maps could not be looked at.
       type: list
       elements: str
       returned: success

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.places import BLIND
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, rule
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import RELEASES
@@ -40,7 +41,9 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
         for mode in ("integrity", "confidentiality"):
             lockdown.write_text(mode)
             warnings = program(state="reloaded")["warnings"]
-            rule(name="mirror", rate="1m", cgroup_path="/mirror")
+            blind = mode == "confidentiality"
+            made = rule(name="mirror", rate="1m", cgroup_path="/mirror")
+            assert (BLIND in made["unenforced"]) is blind
             assert sender.charged(f"opened in {mode}") == {"mirror"}
             assert limiter.task("speed_limit_trace", duration=0.5)["ended"] == "duration"
             found = info(gather=["host", "program"])
@@ -49,6 +52,7 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
             pacing = found["program"]["pacing"]
             assert pacing["state"] == "on"
             assert pacing["open_connections"] is (RELEASES and mode == "integrity")
+            assert found["program"]["in_place"]["found_by"] == ("id" if blind else "name")
             if mode == "integrity":
                 assert warnings == []
                 continue
@@ -64,3 +68,9 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
                     "lockdown=integrity",
                 ):
                     assert words in warning
+    with limiter.senders("/mirror") as [again]:
+        assert again.charged() == set()
+        missed = [BLIND, "nothing limits /mirror until the next rule task"]
+        assert info(gather=["rules"])["rules"][0]["unlimited"] == missed
+        rule(name="mirror")
+        assert again.charged() == {"mirror"}

@@ -13,7 +13,7 @@ from ..core.model import File, Refused, Request, Rule, Store, StoredRule
 from ..core.request import parse_request
 from ..core.stored import form
 from ..host import store
-from . import boot_unit
+from . import boot_unit, places
 from .enforce import Done, enforce
 from .host import Host, RunCommand
 from .program import load_what_lies_there
@@ -96,15 +96,19 @@ def _refused(found: Store) -> list[LimiterError]:
     ]
 
 
-def look(run_command: RunCommand, found: Store, rules: t.Mapping[str, Rule] | None) -> dict[str, t.Any]:
+def look(
+    run_command: RunCommand, found: Store, rules: t.Mapping[str, Rule] | None, blind: bool = False
+) -> dict[str, t.Any]:
     """What the next boot will make of this host, and what the last one has not: for people. ``rules``: those that are
-    loaded; None: not known.
+    loaded; None: not known. ``blind``: cgroups that are made after a boot are not limited.
     """
     unit = boot_unit.look(run_command)
     problems = [found.unsafe] if found.unsafe else []
     problems += [error.what for error in _refused(found)]
     if rules is not None:
         problems += [problem for name in sorted(found.files) for problem in _differs(name, found.files[name], rules)]
+    if blind and any(isinstance(file, StoredRule) and file.places for file in found.files.values()):
+        problems.append(places.BLIND)
     if unit is not None:
         if unit["ActiveState"] == "failed":
             problems.append(f"the unit {boot_unit.UNIT} has failed: journalctl -b -u {boot_unit.UNIT} shows why")

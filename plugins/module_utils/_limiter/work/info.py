@@ -18,7 +18,6 @@ from ..core.association import Association
 from ..core.errors import LimiterError
 from ..core.layout import State
 from ..core.model import HostState, Process, Rule
-from ..core.patterns import rules_on
 from ..host import clock, kernel, qdiscs, store
 from ..host.bpf import budgets, build, pins
 from ..host.bpf.libbpf import load
@@ -184,9 +183,9 @@ class Info:
             return None
         about = pacing.about(ability(self.host, current))
         waits = {**departure.about(current, self.host.is_earlier), "devices": departure.holding(qdiscs.read())}
-        told = {**current._asdict(), "pacing": about, "departure": waits, "trace": self.host.attachments.trace()}
+        told = {**current._asdict(), "pacing": about, "departure": waits, "in_place": places.about(self.host)}
         del told["blind"]
-        return told
+        return {**told, "trace": self.host.attachments.trace()}
 
     def rules(self) -> list[Facts] | None:
         """The rules, or those that limit the process that was asked for, or the cgroup or a process in it."""
@@ -201,13 +200,13 @@ class Info:
         can = ability(self.host, state.program)
         state_of = functools.cache(self.host.maps.states(len(found))) if self.host.maps else lambda rule: None
         count, missed = counter(self.host, len(found), state_of), unlimited(self.host, found)
-        shared = self._budgets(self.host, found)
+        shared, unfound = self._budgets(self.host, found), places.unlimited(self.host)
         return [
             {
                 **facts(self.host, rule, state.store.files, count),
                 **({} if self.files else {"persistent": None}),
                 **self._state(can, rule, state_of, shared.get(rule.cgroup_id or 0, ())),
-                "unlimited": missed.get(rule.name, []),
+                "unlimited": [*missed.get(rule.name, ()), *unfound.get(rule.name, ())],
             }
             for rule in found
         ]
@@ -217,7 +216,7 @@ class Info:
         found = [rule for name, rule in sorted(self._observed(host).rules.items()) if self.name in (None, name)]
         cgroup = self.cgroup
         if cgroup is not None:
-            holds = {*rules_on(places.graph_of_host(host), cgroup), host.leaves.rule_of(cgroup)}
+            holds = {*places.holding(host)(cgroup), host.leaves.rule_of(cgroup)}
             found = [rule for rule in found if rule.name in holds or self._takes_from(cgroup, rule)]
         return found
 
@@ -238,7 +237,7 @@ class Info:
         if process is None:
             found = measuring.gather(self.host, rules, can, connections)
         else:
-            above = [name for name in rules_on(places.graph_of_host(self.host), process.cgroup) if name]
+            above = places.holding(self.host)(process.cgroup)
             rules = sorted(rules, key=lambda rule: above.index(rule.name) if rule.name in above else len(above))
             found, about = explain(self.host, process, rules, state.rules, can, connections)
         self.unseen += found.problems
@@ -350,7 +349,7 @@ class Info:
         if self.host is None or self.host.other_maps:
             return boot.look(self.run_command, store.read(), None)
         state = self._observed(self.host)
-        return boot.look(self.run_command, state.store, state.rules)
+        return boot.look(self.run_command, state.store, state.rules, places.is_blind(self.host))
 
     def hook(self) -> list[Facts] | None:
         """Every BPF program that runs for a packet that leaves the cgroup, ours or not."""

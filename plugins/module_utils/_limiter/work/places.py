@@ -10,6 +10,7 @@ names. Then the cgroups that are there now become members by their ids, which ev
 from __future__ import annotations
 
 import contextlib
+import functools
 import typing as t
 
 from ..core import catalog
@@ -24,9 +25,10 @@ from .host import Host
 
 BLIND = (
     "the kernel forbids BPF to look into its memory (lockdown), so cgroups are not found by their names: the rules "
-    "hold for the cgroups that are there now, without budgets of their own, and not for those that are made later, as "
-    "by a restart. Run this task again then"
+    "hold for the cgroups that were there at the last rule task, without budgets of their own, and not for those that "
+    "are made later, as by a restart, until the next rule task"
 )
+_MOST_NAMED = 3  # cgroups that nothing limits
 
 
 def read(host: Host) -> list[Stored]:
@@ -68,6 +70,53 @@ def cgroups_of(host: Host, patterns: t.Iterable[str]) -> set[str]:
 def graph_of_host(host: Host) -> list[Node]:
     """Compiled anew: that takes long."""
     return core.graph_of(of_host(host))
+
+
+def holding(host: Host) -> t.Callable[[str], list[str]]:
+    """Tells which rules limit a cgroup in place, the outermost first: as the program that is loaded finds them, or as
+    one would.
+    """
+    if is_blind(host):
+        names, members = host.cgroups.rules_by_id(), _in_place(host)
+        ids = {member: names[rule] for member, rule in members.items() if rule in names}
+
+        def by_id(cgroup: str) -> list[str]:
+            numbers = (host.cgroups.identifier(path) for path in way_up(cgroup)) if ids else ()
+            return [ids[number] for number in numbers if number in ids]
+
+        return by_id
+    in_place = of_host(host)
+    compiled = functools.cache(functools.partial(core.graph_of, in_place))  # long where there are many, and few need it
+    return lambda cgroup: [name for name in rules_on(compiled(), cgroup) if name] if in_place else []
+
+
+def way_up(cgroup: str) -> list[str]:
+    """The root, all cgroups above this one, and itself."""
+    names = cgroup.strip("/").split("/") if cgroup != "/" else []
+    return ["/", *(f"/{'/'.join(names[:count])}" for count in range(1, len(names) + 1))]
+
+
+def unlimited(host: Host) -> dict[str, list[str]]:
+    """What rules are to limit in place, and the program does not find: in words, for each rule."""
+    if not is_blind(host):
+        return {}
+    found = by_rule(host)
+    there = _in_place(host)
+    missed = {member: place for member, place in _by_id(host, _named(found)).items() if member not in there}
+    told = {}
+    for name in found:
+        cgroups = sorted(cgroup for rule, cgroup in missed.values() if rule == name)
+        more = [f"and {len(cgroups) - _MOST_NAMED} more cgroups"] if len(cgroups) > _MOST_NAMED else []
+        lines = [f"nothing limits {cgroup} until the next rule task" for cgroup in cgroups[:_MOST_NAMED]]
+        told[name] = [BLIND, *lines, *more]
+    return told
+
+
+def about(host: Host) -> dict[str, t.Any]:
+    """``program.in_place`` of a module's result."""
+    if host.is_earlier and host.opened_maps.schema < catalog.PLACE.since:
+        return {"found_by": "id", "reason": "the program is of an earlier version, which finds no names"}
+    return {"found_by": "id", "reason": BLIND} if is_blind(host) else {"found_by": "name", "reason": None}
 
 
 def put(host: Host, places: Places, made: t.Sequence[Node]) -> None:
@@ -117,20 +166,12 @@ def _show(
 
 def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
     """Members by id where the program finds no names, and only there."""
-    maps, cgroups = host.opened_maps, host.cgroups
-    there = {member: rule for member, rule in maps.members().items() if member != rule}
+    maps, there = host.opened_maps, _in_place(host)
     if not there and not by_id:
         return
     wanted: dict[int, int] = {}
-    if by_id and places:
-        made = core.graph_of(places)
-        for pattern in places:
-            for cgroup in cgroups_of(host, [pattern]):
-                if cgroup in host.leaves.rules or own_rule(cgroup) is not None:
-                    continue  # it is a member already
-                rule, member = rules_on(made, cgroup)[-1], cgroups.identifier(cgroup)
-                if rule is not None and member is not None:
-                    wanted[member] = host.rule_id(rule)
+    if by_id:
+        wanted = {member: host.rule_id(rule) for member, (rule, _cgroup) in _by_id(host, places).items()}
     for member, owner in wanted.items():
         if there.get(member) != owner:
             maps.add_member(member, owner)
@@ -138,6 +179,24 @@ def _follow_ids(host: Host, places: Places, by_id: bool) -> None:
         maps.remove_member(member)
     if wanted != there:
         maps.bump_generation()
+
+
+def _in_place(host: Host) -> dict[int, int]:
+    """The cgroups that are limited in place by their ids, and the ids of their rules."""
+    return {member: rule for member, rule in host.opened_maps.members().items() if member != rule}
+
+
+def _by_id(host: Host, places: Places) -> dict[int, tuple[str, str]]:
+    """The cgroups that places name now, by their ids: the rule of each, and its path."""
+    found: dict[int, tuple[str, str]] = {}
+    made = core.graph_of(places)
+    for cgroup in cgroups_of(host, places):
+        if cgroup in host.leaves.rules or own_rule(cgroup) is not None:
+            continue  # it is a member already
+        rule, member = rules_on(made, cgroup)[-1], host.cgroups.identifier(cgroup)
+        if rule is not None and member is not None:
+            found[member] = rule, cgroup
+    return found
 
 
 def is_blind(host: Host) -> bool:

@@ -10,12 +10,10 @@ import time
 import typing as t
 
 from ..core import catalog, layout, measured
-from ..core import places as core_places
 from ..core.connections import Sent, Summary
 from ..core.measured import Connections, Facts, Look, Measured
 from ..core.model import Rule
 from ..core.pacing import Ability
-from ..core.patterns import rules_on
 from ..host import clock
 from ..host.bpf import budgets
 from ..host.groups import processes
@@ -117,18 +115,14 @@ class Watched:
 def _states_of(host: Host) -> connections.StatesOf:
     """What is charged that has not been charged yet, by the cgroup that its socket was made in."""
     ids = {name: number for number, name in host.cgroups.rules_by_id().items()}
-    in_place, leaves = places.of_host(host), host.leaves
-
-    @functools.cache
-    def graph() -> list[t.Any]:
-        return core_places.graph_of(in_place)  # takes long where there are many, and few need it
+    in_place, leaves = places.holding(host), host.leaves
 
     @functools.cache
     def states_of(cgroup: int) -> tuple[int, ...]:
         path = host.path_of(cgroup) if cgroup else None
         if path is None:
             return ()
-        names = [leaves.rule_of(path), *(rules_on(graph(), path) if in_place else ())]
+        names = [leaves.rule_of(path), *in_place(path)]
         return tuple({ids[name] for name in names if name in ids})
 
     return states_of

@@ -14,6 +14,7 @@ from ..core.pacing import Ability
 from ..host import clock
 from ..host.bpf import budgets
 from ..host.groups import processes
+from . import places
 from .host import Host
 from .use import Use, Watched, measure, names_of_states
 
@@ -47,6 +48,4 @@ def explain(
 
 def _way_up(host: Host, cgroup: str) -> set[int]:
     """The ids of a cgroup and of all above it."""
-    names = cgroup.strip("/").split("/")
-    above = ["/", *(f"/{'/'.join(names[:count])}" for count in range(1, len(names) + 1))]
-    return {number for path in above for number in [host.cgroups.identifier(path)] if number}
+    return {number for path in places.way_up(cgroup) for number in [host.cgroups.identifier(path)] if number}

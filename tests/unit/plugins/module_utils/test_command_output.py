@@ -29,11 +29,12 @@ BACKUP: dict[str, t.Any] = {
     "pids": [4, 5],
     "use": {"rate": 12500000, "binds": True},
     "pacing": {"mode": "paced", "reason": None},
+    "unlimited": [],
 }
 UNSEEN = {
     **BACKUP,
     "name": "unseen",
-    **dict.fromkeys(("rate", "bucket", "members", "waiting", "use", "pacing")),
+    **dict.fromkeys(("rate", "bucket", "members", "waiting", "use", "pacing", "unlimited")),
 }
 LONG = {**BACKUP, "name": "r" * 128, "each": True}
 
@@ -95,7 +96,8 @@ def test_a_terminal_gets_what_fits(capsys: Captured, monkeypatch: pytest.MonkeyP
 def test_programs(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     pacing = {"state": "off", "reason": "pacing is switched off", "open_connections_reason": None}
     departure = {"state": "off", "reason": "departure times are switched off", "devices": ["eth0"]}
-    loaded = {"identity": "source:01", "cgroup": "/", "pacing": pacing, "departure": departure}
+    in_place = {"found_by": "id", "reason": "the kernel forbids it"}
+    loaded = {"identity": "source:01", "cgroup": "/", "pacing": pacing, "departure": departure, "in_place": in_place}
     hook = [{"id": 7, "name": "limit_egress", "ours": True, "attach_flags": "multi", "cgroup": "/"}]
     nothing = {"rules": None, "processes": None}
     assert show(monkeypatch, "list --bpf", hook=hook, program=loaded, **nothing) == 0
@@ -106,6 +108,8 @@ def test_programs(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
         "          pacing is switched off",
         "waiting   off, with fq: eth0",
         "          departure times are switched off",
+        "in place  found by id",
+        "          the kernel forbids it",
         "",
         "ID  NAME          OURS  FLAGS  CGROUP",
         " 7  limit_egress  yes   multi  /",

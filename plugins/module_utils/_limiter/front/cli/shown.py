@@ -95,11 +95,12 @@ def why(result: Result, width: int | None) -> list[str]:
 
 
 def idle(result: Result) -> list[str]:
-    """Why rules that are listed limit nothing."""
+    """Why rules that are listed do not limit, or not all."""
     reasons: dict[str, list[str]] = {}
     for rule in result.get("rules") or ():
-        if rule["pacing"] and rule["pacing"]["mode"] == "none":
-            reasons.setdefault(rule["pacing"]["reason"], []).append(rule["name"])
+        limits_nothing = rule["pacing"] and rule["pacing"]["mode"] == "none"
+        for reason in [*([rule["pacing"]["reason"]] if limits_nothing else ()), *(rule["unlimited"] or ())]:
+            reasons.setdefault(reason, []).append(rule["name"])
     return [
         f"{why}. limiter reload loads it." if why == NO_PROGRAM else f"{', '.join(names)}: {why}"
         for why, names in reasons.items()
@@ -124,7 +125,10 @@ def _program(program: Facts | None) -> list[str]:
     departure = program["departure"]
     devices = "not known" if departure["devices"] is None else ", ".join(departure["devices"]) or "no device"
     lines.append(f"waiting   {departure['state']}, with fq: {devices}")
-    return [*lines, *([f"          {departure['reason']}"] if departure["reason"] else []), ""]
+    lines += [f"          {departure['reason']}"] if departure["reason"] else []
+    in_place = program["in_place"]
+    lines.append(f"in place  found by {in_place['found_by']}")
+    return [*lines, *([f"          {in_place['reason']}"] if in_place["reason"] else []), ""]
 
 
 def change(result: Result, check: bool, diff: bool) -> list[str]:
