@@ -190,9 +190,34 @@ def test_a_file_that_is_refused_has_a_kind(kind: str) -> None:
 def test_of_two_files_with_the_same_path_the_first_is_made_and_the_other_named() -> None:
     for name in ("a", "b", "c"):
         stored.put(name, rate=8000, places=[{"path": "/service"}])
-    problems = restore()["problems"]
+    foretold = restore(check=True)
+    done = restore()
+    for key in ("applied", "changed_rules", "problems"):
+        assert foretold[key] == done[key]
+    assert foretold["diff"]["after"].endswith(done["diff"]["after"])
+    assert len(foretold["diff"]["after"].splitlines()) == 1 + 1  # the program, too
+    problems = done["problems"]
     assert [problem.partition(": ")[0][-6:] for problem in problems] == ["b.json", "c.json"]
     assert "already limited by 'a'" in problems[0]
+
+
+EXCLUDING: dict[str, list[str]] = {
+    "ambiguous_patterns": ["/sla*/x", "/*ice/x"],
+    "too_many_rules": ["/a", "/a/b", "/a/b/c", "/a/b/c/d", "/a/b/c/d/e"],
+    "member_taken": ["/service", "/x", "/service", "/y"],
+}
+
+
+@pytest.mark.parametrize("kind", EXCLUDING)
+def test_check_mode_foretells_which_of_files_that_exclude_each_other_is_refused(kind: str) -> None:
+    for number, path in enumerate(EXCLUDING[kind]):
+        stored.put(f"rule{number}", rate=8000, places=[{"path": path}])
+    foretold, done = restore(check=True), restore()
+    (problem,) = done["problems"]
+    assert problem.endswith(f"({kind})") and foretold["problems"] == [problem]
+    assert foretold["program_actions"] and len(set(foretold["program_actions"])) == len(foretold["program_actions"])
+    assert foretold["applied"] == done["applied"] == len(EXCLUDING[kind]) - 1
+    assert restore(check=True)["problems"] == [problem] and not restore()["changed"]
 
 
 def test_nothing_stored_needs_nothing() -> None:

@@ -13,7 +13,7 @@ from .actions import Action, LoadProgram, MakeRule, Release, RemoveRule, SetLimi
 from .errors import LimiterError
 from .keeping import Keeping
 from .leaves import own_rule, rule_of
-from .model import File, HostState, Process, Rule, Target
+from .model import File, HostState, Process, Program, Rule, Target
 from .names import is_automatic
 from .places import Place, taken
 from .policy import InPlace, Limit
@@ -60,6 +60,17 @@ def plan(state: HostState, targets: t.Sequence[Target], purge: bool = False, who
     for target in wanted:
         draft.take(target)
     return draft.finish(targets, others if purge else ())
+
+
+def carried_out(state: HostState, done: Plan) -> HostState:
+    """The state that a plan leads to, as far as the next plan of whole rules looks at it. It is of all rules."""
+    program = Program("planned", "/", 0, 0) if done.loads_program else state.program
+    return state._replace(
+        rules=done.rules,
+        program=program,
+        earlier=state.earlier and not done.loads_program,
+        store=state.store._replace(files=done.files),
+    )
 
 
 def _names(targets: t.Sequence[Target]) -> set[str]:

@@ -42,7 +42,8 @@ def apply_stored(
     if not requests:
         return Applied((), tuple(problems), (), ())
     program, warnings = ([], []) if check else _load(run_command, cgroup, paced, departure)
-    done = _enforce(run_command, requests, check, problems)
+    done: list[Done] = []
+    _enforce(run_command, requests, check, done, problems)
     for part in done:
         program += part.program
         warnings += part.warnings
@@ -64,19 +65,24 @@ def _request(name: str, file: StoredRule) -> Request:
     return parse_request(options, f"{store.path_of(name)}: ")
 
 
-def _enforce(run_command: RunCommand, requests: list[Request], check: bool, problems: list[str]) -> list[Done]:
-    """All in one step; where that is refused, those that can be: in halves, so that few bad ones cost few steps."""
+def _enforce(
+    run_command: RunCommand, requests: list[Request], check: bool, done: list[Done], problems: list[str]
+) -> None:
+    """All in one step; where that is refused, those that can be: in halves, so that few bad ones cost few steps. Each
+    step adds to what is ``done``, or why not to the ``problems``.
+    """
     try:
-        return [enforce(run_command, requests, check, everything=True)]
+        done.append(enforce(run_command, requests, check, everything=True, before=[part.plan for part in done]))
+        return
     except LimiterError as error:
         if error.kind == "locked":
             raise
         if len(requests) == 1:
             problems.append(_told(error, requests[0].where))
-            return []
+            return
     half = len(requests) // 2
-    first = _enforce(run_command, requests[:half], check, problems)
-    return first + _enforce(run_command, requests[half:], check, problems)
+    _enforce(run_command, requests[:half], check, done, problems)
+    _enforce(run_command, requests[half:], check, done, problems)
 
 
 def _told(error: LimiterError, where: str = "") -> str:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import typing as t
 
 from ..core.errors import LimiterError
 from ..core.leaves import MANAGED, unit_of
 from ..core.model import Request, Rule, Target
-from ..core.plan import Plan, plan
+from ..core.plan import Plan, carried_out, plan
 from ..core.policy import PERSISTENT
 from . import boot_unit, places
 from .apply import Applied, apply
@@ -38,17 +39,26 @@ class Done(t.NamedTuple):
 
 
 def enforce(
-    run_command: RunCommand, requests: t.Sequence[Request], check: bool, everything: bool = False, purge: bool = False
+    run_command: RunCommand,
+    requests: t.Sequence[Request],
+    check: bool,
+    everything: bool = False,
+    purge: bool = False,
+    before: t.Sequence[Plan] = (),
 ) -> Done:
-    """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed."""
+    """One observation, one plan, one application for all requests. Raises LimiterError; then nothing was changed.
+
+    ``before``: what check mode has planned for ``everything`` so far, and would have been done by now.
+    """
     selections, located = select(requests), locate(requests)
     with Host.opened(run_command, changes=not check) as host:
         state, targets, seen = observe(host, requests, everything, selections, located)
+        state = functools.reduce(carried_out, before if check else (), state)
         made = plan(state, targets, purge, whole=everything)
         # Of a list only what changed is told; of a single rule also what stays as it was.
         names = dict.fromkeys([*made.changed, *(target.name for target in targets if target.name and not everything)])
         files, count = state.store.files, counter(host, len(names))
-        before = {name: facts(host, state.rules[name], files, count) for name in names if name in state.rules}
+        previous = {name: facts(host, state.rules[name], files, count) for name in names if name in state.rules}
         if check:
             applied = Applied((), tuple(would_load_if_needed(host)) if made.loads_program else ())
         else:
@@ -61,7 +71,7 @@ def enforce(
     told = [*lost.warnings(check), *seen, *made.warnings, *applied.warnings, *idle, *too_large(host)]
     warnings = dict.fromkeys([*told, *not_made_at_boot(run_command, requests)])
     made = made._replace(before=lost.before + made.before, after=lost.after + made.after)
-    return Done(made, tuple(warnings), idle, (*lost.actions, *applied.program), before, after, state.homes)
+    return Done(made, tuple(warnings), idle, (*lost.actions, *applied.program), previous, after, state.homes)
 
 
 def unenforced(host: Host, made: Plan, check: bool) -> list[str]:
