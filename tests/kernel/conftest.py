@@ -28,7 +28,7 @@ Compile = t.Callable[[str], str]
 
 
 def pytest_report_header() -> str:
-    spoiled = "every step" if APART == 1 else f"one step of {APART}, from {FIRST} on"
+    spoiled = "every step" if APART == 1 else f"one step of {APART}, LIMITER_FIRST_STEP={FIRST}"
     machine = "an emulated machine: lower rates, wider bounds" if SLOW else "no emulated machine"
     return f"kernel: {os.uname().release}; object: {OBJECT or 'built here'}; {machine}; tasks spoiled before {spoiled}"
 

@@ -5,40 +5,35 @@ packets are limited and counted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
-from unittest import mock
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog, layout, schemas
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.policy import Limit
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.reasons import Counters
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
-from ansible_collections.speed_limiter.ebpf.tests.support import earlier, limiter
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, earlier, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
 from ansible_collections.speed_limiter.ebpf.tests.support.connections import borrowed
-from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
+from ansible_collections.speed_limiter.ebpf.tests.support.earlier import LIMIT, RATE, schema
+from ansible_collections.speed_limiter.ebpf.tests.support.homes import place
 from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair, Process
-from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS, APART, RELEASES, steps
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import ADOPTS, RELEASES
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import (
-    MBIT,
     assert_bound,
     assert_held,
     counters,
     when_begun,
 )
 
-RATE = 20 * MBIT
-LIMIT = Limit(RATE, RATE // 4)
 PACKET = 1428  # bytes of IP of what `send_udp` sends
-MOST_STEPS = 200
 
 
 @pytest.fixture(scope="module", params=sorted(schemas.FORMER), ids=lambda schema: f"schema {schema}")
@@ -49,6 +44,12 @@ def then(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def service(then: earlier.Version, network: Pair) -> Iterator[Path]:
+    with limited_in_place(then, network) as directory:
+        yield directory
+
+
+@contextlib.contextmanager
+def limited_in_place(then: earlier.Version, network: Pair) -> Iterator[Path]:
     """A cgroup that the earlier version limits in place, by a rule of its name."""
     with limiter.clean_host() as cgroups:
         directory = Path(cgroups.absolute("/service"))
@@ -62,11 +63,6 @@ def service(then: earlier.Version, network: Pair) -> Iterator[Path]:
             limiter.purge("all")
             until(lambda: not (directory / "cgroup.procs").read_text())
             directory.rmdir()
-
-
-def schema() -> int:
-    with limiter.opened_maps() as maps:
-        return maps.schema
 
 
 def meanwhile(work: Callable[[], Any]) -> list[Counters]:
@@ -115,18 +111,60 @@ def test_counters_never_go_back_nothing_is_lost_and_no_packet_is_unlimited(netwo
 
 
 def test_connections_are_paced_before_and_after(network: Pair, service: Path) -> None:
+    before = network.arrived()
     sender = network.send_tcp(cgroup=service, connections=2)
     until(lambda: paced(sender) == [True, True])
     seen = meanwhile(upgrade)
     assert schema() == layout.SCHEMA
     assert_monotonic(seen)
     assert_held(network, RATE)
+    assert_bound(before, network.arrived(), RATE, LIMIT.bucket)
     if ADOPTS:
         until(lambda: paced(sender) == [True, True])
     assert limiter.program()["changed"] is False
     limiter.rule(name="service", state="absent")
     if RELEASES:
         until(lambda: paced(sender) == [False, False])
+
+
+@pytest.mark.parametrize("since", ["before the earlier version", "since then"])
+def test_where_another_program_keeps_pacing_away_the_bucket_limits_all_the_time(
+    then: earlier.Version, network: Pair, attach: Callable[..., int], since: str
+) -> None:
+    foreign = attach("/", hook=bpf.SOCK_OPS) if since == "before the earlier version" else None
+    with limited_in_place(then, network) as service:
+        if foreign is None:
+            os.unlink(pins.path(catalog.PACE.link))
+            foreign = attached_alone(attach)
+        before = network.arrived()
+        sender = network.send_udp(3 * RATE, cgroup=service)
+        begun = when_begun(network, before, 1_000_000)
+        counted = limiter.counters()["service"]
+        # A rule task leaves pacing as it is, which was lost.
+        done = limiter.program() if since == "since then" else limiter.rule(name="service", rate=str(RATE))
+        assert schema() == layout.SCHEMA
+        assert_monotonic([counted, limiter.counters()["service"]])
+        (warning,) = [text for text in done["warnings"] if f"id {foreign}" in text]
+        assert "only the token bucket" in warning
+        assert limiter.info(gather=["program"])["program"]["pacing"]["state"] == "refused"
+        assert_held(network, RATE)
+        sender.finish()
+        after = network.arrived()
+        assert_bound(before, after, RATE, LIMIT.bucket)
+        assert_bound(begun, after, RATE, 0)
+
+
+def attached_alone(attach: Callable[..., int]) -> int:
+    """The id of a program that shares the hook of sockets with none, as soon as ours has left it."""
+    found: list[int] = []
+
+    def attached() -> bool:
+        with contextlib.suppress(PermissionError):
+            found.append(attach("/", hook=bpf.SOCK_OPS))
+        return bool(found)
+
+    until(attached)
+    return found[0]
 
 
 def paced(sender: Process) -> list[bool]:
@@ -137,16 +175,8 @@ def paced(sender: Process) -> list[bool]:
 
 @pytest.fixture
 def moved(then: earlier.Version) -> Iterator[limiter.Sender]:
-    """A process whose sockets the earlier version has bound to the rule ``web``."""
-    with limiter.clean_host(), limiter.senders("/home_of_moved") as (sender,):
-        limit_by(then, sender)
+    with earlier.moved(then) as sender:
         yield sender
-        limiter.purge("all")
-
-
-def limit_by(version: earlier.Version, sender: limiter.Sender, pacing: bool = True) -> None:
-    earlier.program(version, pacing)
-    earlier.rule("web", LIMIT, pids=(sender.pid,))
 
 
 def test_sockets_stay_bound_to_their_rule(moved: limiter.Sender) -> None:
@@ -158,6 +188,25 @@ def test_sockets_stay_bound_to_their_rule(moved: limiter.Sender) -> None:
     assert done["rule"]["counters"]["packets"] >= before.packets > 0
     for socket in ("udp", "tcp"):
         assert moved.charged(socket) == {"web"}
+
+
+@pytest.mark.parametrize("then", [2], indirect=True)
+def test_what_the_modules_of_that_time_wrote_down_is_understood(then: earlier.Version) -> None:
+    with limiter.clean_host(), limiter.senders("/home_of_moved", 2) as (first, second):
+        alone = f"pid-{second.pid}"
+        earlier.limit_by(then, first)
+        earlier.rule(alone, LIMIT, pids=(second.pid,))
+        with earlier.files_of_modules(then, "/home_of_moved", first.pid, second.pid):
+            foretold, done = (limiter.rule(check=check, last=True, rate="1m") for check in (True, False))
+            assert (schema(), done["rule"]["name"], done["rule"]["rate"]) == (layout.SCHEMA, alone, 1 << 20)
+            assert (foretold["diff"], foretold["program_actions"]) == (done["diff"], done["program_actions"])
+            assert not [text for text in done["warnings"] if "state.json" in text]
+            assert (first.charged(), second.charged()) == ({"web"}, {alone})
+            assert not limiter.program()["changed"]
+            limiter.rule(pids=[second.pid], state="absent")
+            limiter.rule(name="web", state="absent")
+            assert place(first.pid) == place(second.pid) == "/home_of_moved"
+            assert [rule["name"] for rule in limiter.info(gather=["rules"])["rules"]] == []
 
 
 def test_check_mode_foretells_it_and_touches_nothing(moved: limiter.Sender) -> None:
@@ -309,50 +358,3 @@ def test_ten_thousand_rules_in_a_full_map_are_taken_over(network: Pair, service:
     told = limiter.info(gather=["rules"])["rules"]
     assert {one["name"] for one in told} == {"service", *(f"of-many-{number}" for number in range(10_000))}
     assert {(one["rate"], one["bucket"]) for one in told if one["name"] != "service"} == {LIMIT}
-
-
-FAULTS = {
-    "killed": (2, Fault.KILLED, False, 2),
-    "refused": (2, Fault.REFUSED, False, 7),
-    "interrupted": (2, Fault.INTERRUPTED, False, 9),
-    "killed while what sockets were told goes": (2, Fault.KILLED, True, 9),
-    "killed and sockets stay as they are": (3, Fault.KILLED, True, 7),
-    "refused and sockets stay as they are": (3, Fault.REFUSED, True, 11),
-}
-
-
-@pytest.mark.parametrize(("then", "fault", "pacing", "apart"), FAULTS.values(), ids=list(FAULTS), indirect=["then"])
-def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
-    moved: limiter.Sender, then: earlier.Version, fault: Fault, pacing: bool, apart: int
-) -> None:
-    def work() -> dict[str, Any]:
-        # Sockets of all processes of this machine would be steps.
-        with mock.patch.object(settle, "release_one_by_one", return_value=settle.Released([], "")):
-            return limiter.rule(name="web", rate=str(RATE))
-
-    work()  # builds the object
-    undone = completed = 0
-    for step in list(steps(MOST_STEPS))[:: max(1, apart // APART)]:
-        limiter.purge("all")
-        limit_by(then, moved, pacing)
-        assert moved.charged() == moved.charged("tcp") == {"web"}
-        counted = limiter.counters()["web"]
-        end, text = run_with(fault, step, work)
-        where = f"{fault.value} before step {step}: {end.value} {text}"
-        undone += schema() == then.schema
-        completed += schema() == layout.SCHEMA
-        # Where the links have changed and nothing is carried over yet, what is told stands still until it is.
-        moved.charged()
-        assert limiter.info(gather=["rules"])["rules"][0]["counters"]["packets"] >= counted.packets, where
-        work()
-        assert schema() == layout.SCHEMA, where
-        assert not set(os.listdir(pins.PIN_DIR)) & set(catalog.PASSING), where
-        assert moved.charged("tcp") == {"web"}, where
-        after = limiter.counters()["web"]
-        assert (after.packets, after.dropped_packets) == (counted.packets + 2, counted.dropped_packets), where
-        if ADOPTS and fault is not Fault.REFUSED:  # a kernel that refuses to pace once is not asked again
-            assert moved.is_paced() == pacing, where
-        if (end, text) == (End.DONE, UNTOUCHED):
-            assert APART > 1 or (undone and completed)
-            return
-    pytest.fail(f"more than {MOST_STEPS} steps")

@@ -2,7 +2,8 @@
 """What the running kernel can do, as the documentation says it; and what the environment asks of the tests.
 
 LIMITER_OBJECT: all tests but those of the build use this object, as a host without a compiler does; else the collection
-builds it here. LIMITER_EVERY_STEP: tasks are spoiled before every step; else before one in so many.
+builds it here. LIMITER_EVERY_STEP: tasks are spoiled before every step; else before one in so many, from one on that is
+another one in each run. LIMITER_FIRST_STEP repeats a run: the header of its output has the number.
 """
 
 from __future__ import annotations
@@ -30,10 +31,9 @@ ADOPTS = RELEASE >= (6, 12)
 SEES_SYN_ACKS = RELEASE >= (6, 6)
 
 OBJECT = os.environ.get("LIMITER_OBJECT")
-# A task is spoiled before one in so many of its steps, from another one on in each run: all of them take half an hour,
-# in a virtual machine many hours.
+# A task is spoiled before one in so many of its steps: all of them take half an hour, in a virtual machine many hours.
 APART = 1 if os.environ.get("LIMITER_EVERY_STEP") else 11 if SLOW else 4
-FIRST = random.randrange(min(APART, 3))
+FIRST = int(os.environ.get("LIMITER_FIRST_STEP") or random.randrange(1000))
 
 MPTCP = 262  # IPPROTO_MPTCP, which Python's socket knows from 3.10 on
 
@@ -54,9 +54,10 @@ adopting = pytest.mark.skipif(not ADOPTS, reason="before Linux 6.12 no iterator 
 not_adopting = pytest.mark.skipif(ADOPTS, reason="since Linux 6.12 an iterator may ask for a socket's callbacks")
 
 
-def steps(most: int) -> range:
-    """The numbers of the steps before which a task is spoiled."""
-    return range(FIRST, most, APART)
+def steps(most: int, rarer: int = 1) -> range:
+    """The numbers of the steps before which a task is spoiled. ``rarer``: one in so many of them, unless all are."""
+    apart = APART if APART == 1 else APART * rarer
+    return range(FIRST % apart, most, apart)
 
 
 def cells(chosen: tuple[object, ...], *values: list[Any]) -> list[Any]:
