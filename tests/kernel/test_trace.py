@@ -492,7 +492,7 @@ def test_where_the_kernel_forbids_looks_into_its_memory_there_is_a_trace_without
 
 
 @pytest.mark.parametrize("row", catalog.TRACERS[1:], ids=[row.name for row in catalog.TRACERS[1:]])
-def test_what_the_kernel_refuses_of_the_rest_is_told_and_the_trace_goes_on(row: catalog.Program) -> None:
+def test_what_the_kernel_refuses_of_the_rest_is_told_and_the_trace_goes_on(row: catalog.ProgramRow) -> None:
     program()
     before = snapshot()
     real = Libbpf.call

@@ -44,7 +44,7 @@ class Hook(t.NamedTuple):
     link_type: int
 
 
-class Program(t.NamedTuple):
+class ProgramRow(t.NamedTuple):
     """A program and the pin of its link. A program with ``refused`` is optional."""
 
     name: str
@@ -69,9 +69,9 @@ class ObjectRow(t.NamedTuple):
     """An object file: its source in bpf/, what it must contain, and what it has for a trace."""
 
     source: str
-    programs: tuple[Program, ...]  # each is loaded only together with all before it
+    programs: tuple[ProgramRow, ...]  # each is loaded only together with all before it
     maps: tuple[MapRow, ...]
-    tracers: tuple[Program, ...]  # of which the first is needed
+    tracers: tuple[ProgramRow, ...]  # of which the first is needed
     tracer_maps: tuple[str, ...]  # of those, not pinned
 
 
@@ -117,9 +117,9 @@ SOCK_OPS = Hook("sockops", 13, 3, CGROUP_LINK)
 TCP_ITERATOR = Hook("iter/tcp", 26, 28, ITERATOR_LINK)
 TEST_RUN = Hook("tc", 3, 0, 0)  # never attached: user space runs it
 
-LIMIT = Program("limit_egress", EGRESS, "limit_egress_link", "limit_egress_link_new")
-CARRY = Program("carry_over", TEST_RUN, carries=True)
-PACE = Program(
+LIMIT = ProgramRow("limit_egress", EGRESS, "limit_egress_link", "limit_egress_link_new")
+CARRY = ProgramRow("carry_over", TEST_RUN, carries=True)
+PACE = ProgramRow(
     "pace_sockets",
     SOCK_OPS,
     "pace_sockets_link",
@@ -127,7 +127,7 @@ PACE = Program(
     refused="TCP is not paced here; only the token bucket limits it",
     paces=True,
 )
-SETTLE = Program(
+SETTLE = ProgramRow(
     "settle_sockets",
     TCP_ITERATOR,
     "settle_sockets_link",  # reading it runs it in the reader's network namespace
@@ -136,16 +136,16 @@ SETTLE = Program(
     paces=True,
 )
 # While a trace lasts: it has the place of LIMIT on its link, and is beside it in the object.
-TRACE = Program("limit_and_trace", EGRESS)
-TRACE_ARRIVAL = Program(
+TRACE = ProgramRow("limit_and_trace", EGRESS)
+TRACE_ARRIVAL = ProgramRow(
     "trace_arrival", Hook("cgroup_skb/ingress", 8, 0, CGROUP_LINK), refused="packets that arrive are not told"
 )
-TRACE_CREATION = Program(
+TRACE_CREATION = ProgramRow(
     "trace_creation",
     Hook("cgroup/sock_create", 9, 2, CGROUP_LINK),
     refused="sockets that the process makes during the trace are not told",
 )
-TRACE_REFUSAL = Program(
+TRACE_REFUSAL = ProgramRow(
     "trace_refusal",
     Hook("tp_btf/kfree_skb", 26, 23, TRACING_LINK),
     refused="packets that another program drops look as if they had passed",
@@ -174,7 +174,7 @@ TRACER_MAPS = (TRACE_RING, TRACE_STATE, TRACE_CGROUPS, TRACE_SOCKETS, "trace_pas
 LIMITER = ObjectRow("limiter.bpf.c", PROGRAMS, (*MAPS, CARRIED), TRACERS, TRACER_MAPS)
 
 
-def links(programs: t.Iterable[Program]) -> dict[str, Hook]:
+def links(programs: t.Iterable[ProgramRow]) -> dict[str, Hook]:
     """Pins of the programs' links, and the hook of each, in the order of detaching: pacing may last only as long as
     packets are limited.
     """

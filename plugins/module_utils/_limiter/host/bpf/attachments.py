@@ -320,7 +320,7 @@ class Attachments:
             ) from error
 
     def _attach_pacing(
-        self, programs: t.Mapping[catalog.Program, int], cgroup_fd: int, cgroup: str, undo: Undo
+        self, programs: t.Mapping[catalog.ProgramRow, int], cgroup_fd: int, cgroup: str, undo: Undo
     ) -> objects.Refusals:
         """What was refused, and why: no reason not to limit."""
         why = self.refuses_pacing(cgroup)

@@ -147,7 +147,7 @@ def _is_ours(libbpf: Libbpf, mount: str, maps: t.Mapping[str, _Map], cgroup: str
     return cgroup == "/" and not any_rules
 
 
-def _maps(libbpf: Libbpf, program_id: int, program: catalog.Program) -> dict[str, _Map]:
+def _maps(libbpf: Libbpf, program_id: int, program: catalog.ProgramRow) -> dict[str, _Map]:
     """Those of our maps that a program uses, where it has the name of ours."""
     rows = {row.name[:_NAME_BYTES]: row for row in catalog.MAPS}
     found: dict[str, _Map] = {}

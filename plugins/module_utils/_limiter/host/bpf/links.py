@@ -77,14 +77,14 @@ class Links:
         self.detach(name)
         os.unlink(pins.path(name))
 
-    def complete(self, program: catalog.Program) -> None:
+    def complete(self, program: catalog.ProgramRow) -> None:
         """The next link, if there is one, takes the place of the one that was before."""
         if pins.exists(program.moving):
             if pins.exists(program.link):
                 self.detach(program.link)
             pins.rename(program.moving, program.link)
 
-    def to_cgroup(self, program: catalog.Program, program_fd: int, cgroup_fd: int, undo: Undo) -> None:
+    def to_cgroup(self, program: catalog.ProgramRow, program_fd: int, cgroup_fd: int, undo: Undo) -> None:
         """Replaces the program of the pinned link; a link elsewhere stays until `complete`."""
         pinned = self.cgroup_id(program.link)
         if pinned == os.fstat(cgroup_fd).st_ino:
@@ -92,7 +92,7 @@ class Links:
         else:
             self._make(program.link if pinned is None else program.moving, program_fd, cgroup_fd, program.hook, undo)
 
-    def to_iterator(self, program: catalog.Program, program_fd: int | None, undo: Undo) -> None:
+    def to_iterator(self, program: catalog.ProgramRow, program_fd: int | None, undo: Undo) -> None:
         """None: the kernel has none that could; what another version left would not know this one's sockets."""
         name, place = program.link, pins.path(program.link)
         if not pins.exists(name):

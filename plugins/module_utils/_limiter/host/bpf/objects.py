@@ -20,7 +20,7 @@ from . import pins
 from .libbpf import KernelError, Libbpf, closing_fd
 from .maps import Map
 
-Refusals = dict[t.Union[catalog.Program, catalog.Part], str]  # what the kernel refused, and why
+Refusals = dict[t.Union[catalog.ProgramRow, catalog.Part], str]  # what the kernel refused, and why
 
 # Times that a load which a signal interrupts is tried again; each is five times for libbpf.
 _MOST_INTERRUPTIONS = 5
@@ -33,15 +33,15 @@ class Opened(t.NamedTuple):
     """An object that the kernel does not know yet, with libbpf's pointers to what is in it."""
 
     object: t.Any
-    programs: t.Mapping[catalog.Program, t.Any]
+    programs: t.Mapping[catalog.ProgramRow, t.Any]
     maps: t.Mapping[catalog.MapRow, t.Any]
-    tracers: t.Mapping[catalog.Program, t.Any]  # an object of an earlier version has none
+    tracers: t.Mapping[catalog.ProgramRow, t.Any]  # an object of an earlier version has none
 
 
 class LoadedObject(t.NamedTuple):
     """Descriptors of the programs that the kernel took."""
 
-    programs: t.Mapping[catalog.Program, int]
+    programs: t.Mapping[catalog.ProgramRow, int]
     refused: Refusals
 
 
@@ -99,7 +99,7 @@ def load(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _may_be_taken(wanted: t.Sequence[catalog.Program], count: int) -> bool:
+def _may_be_taken(wanted: t.Sequence[catalog.ProgramRow], count: int) -> bool:
     """Whether it is worth trying with the first ones alone: the kernel is not too old for the last of these, and one
     can do without the others.
     """
@@ -130,7 +130,7 @@ def open_object(bpf: Libbpf, stack: contextlib.ExitStack, path: str) -> Opened:
 
 
 def prepare(
-    bpf: Libbpf, opened: Opened, wanted: t.Collection[catalog.Program], places: t.Mapping[catalog.MapRow, str]
+    bpf: Libbpf, opened: Opened, wanted: t.Collection[catalog.ProgramRow], places: t.Mapping[catalog.MapRow, str]
 ) -> None:
     """Only these programs will be loaded, with the maps that are pinned already, as far as they are."""
     for row, program in (*opened.programs.items(), *opened.tracers.items()):

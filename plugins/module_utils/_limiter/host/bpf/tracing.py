@@ -103,7 +103,7 @@ def _is_traced(libbpf: Libbpf, links: Links) -> bool:
 class Tracer:
     """What is loaded for one trace, until its stack ends."""
 
-    def __init__(self, libbpf: Libbpf, opened: objects.Opened, loaded: t.Mapping[catalog.Program, int]) -> None:
+    def __init__(self, libbpf: Libbpf, opened: objects.Opened, loaded: t.Mapping[catalog.ProgramRow, int]) -> None:
         self._libbpf, self._loaded = libbpf, loaded
         self.program_id = self._id(catalog.TRACE) if self.replaces else 0
         self._opened = opened.object
@@ -124,14 +124,14 @@ class Tracer:
         return catalog.TRACE in self._loaded
 
     @property
-    def beside(self) -> list[catalog.Program]:
+    def beside(self) -> list[catalog.ProgramRow]:
         """The programs that look beside those that are there."""
         return [row for row in self._loaded if row is not catalog.TRACE]
 
     def ids(self) -> list[int]:
         return [self._id(row) for row in self._loaded]
 
-    def _id(self, row: catalog.Program) -> int:
+    def _id(self, row: catalog.ProgramRow) -> int:
         return int(self._libbpf.info(self._loaded[row], "bpf_prog_info").id)
 
     def watch_cgroups(self, cgroups: t.Collection[int]) -> None:
@@ -150,7 +150,7 @@ class Tracer:
         data = self._state.lookup(layout.INDEX.pack(0))
         return 0 if data is None else int(tracing.STATE.unpack(data)[2])
 
-    def attach(self, stack: contextlib.ExitStack, row: catalog.Program, cgroup_fd: int) -> None:
+    def attach(self, stack: contextlib.ExitStack, row: catalog.ProgramRow, cgroup_fd: int) -> None:
         """A program that looks beside ours; it ends with ``stack``. Raises KernelError."""
         fd, bpf = self._loaded[row], self._libbpf
         if row.hook.link_type == catalog.CGROUP_LINK:
@@ -216,7 +216,7 @@ def load(
     stack: contextlib.ExitStack,
     path: str,
     asked: bytes,
-    tracers: t.Collection[catalog.Program],
+    tracers: t.Collection[catalog.ProgramRow],
     blind: bool,
 ) -> Loaded:
     """Loads what traces, but for what the kernel refuses of what looks beside `catalog.TRACE`, until the end of
