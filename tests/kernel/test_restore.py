@@ -109,7 +109,7 @@ def test_check_mode_says_what_it_would_do_and_does_nothing() -> None:
 
 def test_what_is_stored_is_the_whole_truth_of_its_rule() -> None:
     rule(**WANTED[0])
-    rule(name="web", rate="2m", cgroup_paths="/other", persistent=True)
+    rule(name="web", rate="2m", cgroup_paths="/other", each=True, persistent=True)
     stored.put("web", rate=1 << 20, places=[{"path": "/service", "unit": "service"}])
     assert restore()["diff"]["after"].endswith("limits /service, persistent\n")
     assert stored.content("web")["places"] == [{"path": "/service", "unit": "service"}]
