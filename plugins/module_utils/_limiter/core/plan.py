@@ -10,6 +10,7 @@ import typing as t
 from . import actions as do
 from . import diff, policy
 from .actions import Action, LoadProgram, MakeRule, Release, RemoveRule, SetLimit, SetPlaces
+from .claims import Claims
 from .errors import LimiterError
 from .keeping import Keeping
 from .leaves import own_rule, rule_of
@@ -104,12 +105,12 @@ class _Draft:
         self.state, self.whole = state, whole
         self.rules = dict(state.rules)
         self.wanted_by: dict[tuple[str, str], str] = {}  # pattern, rule -> which target asks for it, for errors
-        self.claims: dict[int, str] = {}  # pid -> the first rule of the list that wants it
         self.actions: list[Action] = []
         self.touched: dict[str, None] = {}
         self.warnings: list[str] = []
         self.storing = Storing(state.store, self.warnings)
         self.keeping = Keeping(state, self.warnings)
+        self.claims = Claims(self.warnings)
 
     def _do(self, action: Action, rule: Rule) -> None:
         self.actions.append(action)
@@ -219,7 +220,7 @@ class _Draft:
                 f"{request.where}no process matches; the rule {rule.name!r} takes none now, and none that is started "
                 "later"
             )
-        wanted = self._claim(target, rule)
+        wanted = self.claims.granted(target, rule.name)
         moved = tuple(process for process in wanted if self._rule_of(process) != rule.name)
         if not moved:
             return
@@ -236,35 +237,10 @@ class _Draft:
             pids=tuple(sorted({*rule.pids, *pids})),
             leaves={leaf: tuple(sorted(inside)) for leaf, inside in leaves.items()},
         )
-        others = tuple(pid for pid, owner in self.claims.items() if owner != rule.name)
-        self._do(action._replace(beside=others), rule)
+        self._do(action._replace(beside=self.claims.of_others(rule.name)), rule)
 
     def _rule_of(self, process: Process) -> str | None:
         return rule_of(process.cgroup, self.state.leaves)
-
-    def _claim(self, target: Target, rule: Rule) -> list[Process]:
-        """A process that several rules of one list want belongs to the first; otherwise it would move on every run."""
-        mine = []
-        taken: dict[str, list[str]] = {}
-        for process in target.processes:
-            owner = self.claims.setdefault(process.pid, rule.name)
-            if owner == rule.name:
-                mine.append(process)
-            elif process.pid in target.request.pids:
-                raise LimiterError(
-                    "bad_options",
-                    f"{target.request.where}process {process.pid} is given to {rule.name!r}",
-                    f"the rule {owner!r}, which comes before it, takes the same process",
-                    "Nothing was changed. Give each process to one rule",
-                )
-            else:
-                taken.setdefault(owner, []).append(str(process.pid))
-        for owner, pids in taken.items():
-            self.warnings.append(
-                f"{target.request.where}{rule.name!r} also matches processes of {owner!r}, which comes first and keeps "
-                f"them: {', '.join(pids)}"
-            )
-        return mine
 
     def _forget(self, name: str, pids: set[int]) -> None:
         """Processes leave a rule for another one. An automatic rule goes with its last process (see finish)."""
