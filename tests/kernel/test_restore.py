@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -275,9 +276,22 @@ def test_a_copied_object_is_loaded_as_the_role_loads_it() -> None:
     assert not program(object=build.OBJECT)["changed"]
 
 
+def refused_by_this_kernel() -> None:
+    """As by one that it was not made for: the first instruction of the program is one that no kernel has."""
+    path = Path(build.OBJECT)
+    data = bytearray(path.read_bytes())
+    [table] = struct.unpack_from("=Q", data, 40)
+    size, count, names = struct.unpack_from("=HHH", data, 58)
+    sections = [struct.unpack_from("=IIQQQ", data, table + size * number) for number in range(count)]
+    begins = {data[sections[names][4] + one[0] :].partition(b"\0")[0].decode(): one[4] for one in sections}
+    data[begins["cgroup_skb/egress"]] = 0xFF
+    path.write_bytes(data)
+
+
 LOST: dict[str, tuple[Callable[[], object], str]] = {
     "gone": (lambda: os.unlink(build.OBJECT), "no_object"),
     "cut off": (lambda: os.truncate(build.OBJECT, 500), "bad_object"),
+    "refused by this kernel": (refused_by_this_kernel, "load_failed"),
 }
 
 
