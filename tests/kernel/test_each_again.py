@@ -75,12 +75,12 @@ def receiver() -> Iterator[Receiver]:
         yield it
 
 
-def burst(cgroup: Path, receiver: Receiver) -> None:
+def burst(cgroup: Path, receiver: Receiver, datagrams: int = BURST) -> None:
     if not (pid := os.fork()):
         with exiting():
             (cgroup / "cgroup.procs").write_text("0")
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-                for _datagram in range(BURST):
+                for _datagram in range(datagrams):
                     sender.sendto(bytes(DATAGRAM), receiver.address)
     assert os.waitpid(pid, 0)[1] == 0
     receiver.count()
@@ -96,24 +96,26 @@ def again(*cgroups: Path) -> None:
     assert before.isdisjoint(identifier(cgroup) for cgroup in cgroups)
 
 
-@pytest.mark.parametrize("deeper", [False, True], ids=["itself", "below"])
+@pytest.mark.parametrize(
+    ("each", "deeper", "times"), [(True, False, 100), (True, True, 100), (False, False, 1000)], ids=str
+)
 @pytest.mark.every_kernel
 def test_a_cgroup_that_is_made_again_and_again_sends_no_more_than_before(
-    users: Users, receiver: Receiver, deeper: bool
+    users: Users, receiver: Receiver, each: bool, deeper: bool, times: int
 ) -> None:
-    """As a service that restarts 100 times."""
-    users.limit(rate=str(SLOWLY), bucket=str(BUCKET))
+    """As a service that restarts."""
+    users.limit(rate=str(SLOWLY), bucket=str(BUCKET), each=each)
     cgroup = users.named("web.service")
     receiver.begun = time.monotonic()
-    for _time in range(10 if SLOW else 100):
+    for _time in range(10 if SLOW else times):
         within = cgroup / "deeper" if deeper else cgroup
         within.mkdir(exist_ok=True)
-        burst(within, receiver)
+        burst(within, receiver, 100 * BURST // times)
         if deeper:
             within.rmdir()
         again(cgroup)
     receiver.assert_bound()
-    assert told()["active"] == 1
+    assert not each or told()["active"] == 1
 
 
 def test_other_places_and_another_program_give_no_new_budget(users: Users, receiver: Receiver) -> None:

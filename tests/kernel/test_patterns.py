@@ -194,6 +194,20 @@ def test_a_cgroup_that_is_made_again_and_again_stays_limited(scene: Scene, named
     assert after.bytes - before.bytes > 0.1 * RATE * times
 
 
+def test_a_socket_that_outlives_its_cgroup_stays_limited(named: Named) -> None:
+    named.rules({"/w*b.service": "web"})
+    home, elsewhere = Path(Cgroups.find().absolute("/web.service")), named.cgroup("/elsewhere")
+    with limiter.senders("/web.service") as [sender]:
+        (elsewhere / "cgroup.procs").write_text(str(sender.pid))
+        home.rmdir()
+        assert sender.charged("opened elsewhere") == set()
+        for change in (lambda: None, lambda: limiter.rule(name="another", rate="1m"), home.mkdir):
+            change()
+            assert (sender.charged("udp"), sender.charged("tcp")) == ({"web"}, {"web"})
+        limiter.rule(name="another", state="absent")  # and what sockets are charged to is found again
+        assert sender.charged() == {"web"}
+
+
 def test_an_open_connection_is_paced_as_soon_as_its_cgroup_is_named(scene: Scene, named: Named) -> None:
     pair = scene.pair
     cgroup = named.cgroup("/named/a.service")
