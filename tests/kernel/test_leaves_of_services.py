@@ -7,9 +7,24 @@ from collections.abc import Iterator
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
+from ansible_collections.speed_limiter.ebpf.tests.support.net import Pair
 from ansible_collections.speed_limiter.ebpf.tests.support.systemd import Host
 
 SERVICE = '[Service]\nExecStart=/bin/sh -c "sleep 1000 & exec sleep 1001"\nTasksMax=50'
+# Opens a socket for each datagram, and has a byte in a file for each that passed or was refused.
+SIZE, TELLING = 1400, 50
+SENDS = f"""
+import socket, time
+while True:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.sendto(bytes({SIZE}), ("{Pair.address}", 9))
+            what = "passed"
+        except PermissionError:
+            what = "refused"
+    open(f"/tmp/{{what}}", "ab").write(b"x")
+    time.sleep(0.01)
+"""
 HOME = "/system.slice/leafy.service"
 LEAF = f"{HOME}/speed_limiter.web"
 
@@ -64,6 +79,35 @@ def test_what_ends_a_unit_ends_what_is_in_the_leaf_and_the_leaf(host: Host, limi
     assert len(host.task("speed_limit_purge", scope="stale", check=True)["removed"]["stale_members"]) == 1
     assert not host.task("speed_limit_rule", name="web", rate="1m")["changed"]
     assert not host.task("speed_limit_purge", scope="stale", check=True)["changed"]
+
+
+def test_what_a_unit_may_not_send_to_it_may_not_send_to_in_the_leaf(host: Host, network: Pair) -> None:
+    host.path("/tmp/sends").write_text(SENDS)
+    host.unit("leafy.service", "[Service]\nExecStart=/usr/bin/python3 -S -E /tmp/sends\nIPAddressDeny=any")
+    host.run("systemctl", "start", "leafy")
+
+    def some(what: str) -> None:
+        """As many more datagrams as tell have been refused, or have passed."""
+        path = host.path(f"/tmp/{what}")
+        before = path.stat().st_size if path.exists() else 0
+        until(lambda: path.exists() and path.stat().st_size >= before + TELLING)
+
+    before = network.arrived()
+    some("refused")
+    options = {"name": "web", "pid": main_pid(host)}
+    host.task("speed_limit_rule", **options, rate="1g")
+    assert inside(host, LEAF) == 1
+    some("refused")
+    host.task("speed_limit_rule", **options, state="absent")
+    some("refused")
+    assert not host.path("/tmp/passed").exists()
+    assert network.arrived().bytes - before.bytes < TELLING * SIZE  # neighbours say something to each other
+    host.task("speed_limit_rule", **options, rate="1g")
+    host.run("systemctl", "set-property", "--runtime", "leafy", "IPAddressDeny=")
+    some("passed")
+    assert inside(host, LEAF) == 1 and network.arrived().bytes - before.bytes >= TELLING * SIZE
+    host.run("systemctl", "stop", "leafy")
+    host.task("speed_limit_purge", scope="rules")
 
 
 def test_a_main_process_that_crashes_takes_its_unit_along(host: Host, limited: int) -> None:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.net import LONG, PORT, Pair
 from ansible_collections.speed_limiter.ebpf.tests.support.parts import BULK, USED, assert_parts
-from ansible_collections.speed_limiter.ebpf.tests.support.scene import RATE, Scene, assert_bound, pause
+from ansible_collections.speed_limiter.ebpf.tests.support.scene import RATE, Scene, assert_bound, counters, pause
 
 TENTH = RATE // 10
 # The outermost first.
@@ -34,6 +35,26 @@ def test_a_bulk_connection_gets_what_trickling_ones_leave_of_the_tightest(scene:
     pause(0.7)
     assert_parts(pair, min(rates), (bulk, BULK), used=USED)
     assert_bound(before, pair.arrived(), min(rates), max(rates) // 10)
+
+
+@pytest.mark.parametrize(
+    ("above", "own"), [(RATE // 2, 10 * RATE), (10 * RATE, RATE // 2)], ids=["the slice's", "its own"]
+)
+def test_of_a_process_in_a_limited_slice_the_tighter_rule_is_used_and_both_hold(
+    scene: Scene, above: int, own: int
+) -> None:
+    pair = scene.pair
+    scene.limited(above, "batch", bucket=str(above // 10))
+    bulk = pair.send_tcp(cgroup=scene.cgroup("batch/service"))
+    limiter.rule(name="one", pid=bulk.pid, rate=str(own), bucket=str(own // 10))
+    pause(0.7)
+    before, counted = pair.arrived(), [counters(name)["bytes"] for name in ("batch", "one")]
+    assert_parts(pair, min(above, own), (bulk, BULK), used=USED)
+    now = [counters(name)["bytes"] for name in ("batch", "one")]
+    after = pair.arrived()
+    assert_bound(before, after, min(above, own), min(above, own) // 10)
+    for was, is_ in zip(counted, now):
+        assert is_ - was >= 0.9 * USED * min(above, own)  # of a second, and what arrives has its headers
 
 
 def test_one_rule_below_another_leaves_its_sibling_the_rest(scene: Scene) -> None:
