@@ -294,6 +294,13 @@ boot:
   type: dict
   returned: when O(gather) has V(boot)
   contains:
+    version:
+      description:
+        - The version of the command C(limiter) that is installed on the host, which applies what is stored. Null where
+          there is none.
+      type: str
+      returned: success
+      sample: 0.1.0
     unit:
       description:
         - The state of the unit that applies what is stored, V(speed_limiter.service), as systemd calls it. V(active)
@@ -316,8 +323,8 @@ boot:
     problems:
       description:
         - A sentence for each file that is refused, is not applied, or is not as the rule is; for a unit that has
-          failed, or is not enabled though rules are stored; and where stored rules limit in place, and
-          RV(program.in_place.found_by) is V(id).
+          failed, or is not enabled though rules are stored; where RV(boot.version) is not that of the module; and
+          where stored rules limit in place, and RV(program.in_place.found_by) is V(id).
       type: list
       elements: str
       returned: success

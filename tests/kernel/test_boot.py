@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.generated.version import VERSION
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import command
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work.boot_unit import UNIT
 from ansible_collections.speed_limiter.ebpf.tests.support.children import until
@@ -91,7 +92,7 @@ def test_who_stores_a_rule_is_warned_where_no_boot_makes_it(prepared: Host) -> N
 def test_where_nothing_is_stored_a_boot_starts_nothing(prepared: Host) -> None:
     prepared.reboot()
     assert prepared.run("systemctl", "show", "--value", "--property=ConditionResult", UNIT) == "no"
-    assert boot(prepared) == {"unit": "inactive", "enabled": True, "stored": [], "problems": []}
+    assert boot(prepared) == {"unit": "inactive", "enabled": True, "stored": [], "problems": [], "version": VERSION}
     assert prepared.task("speed_limit_info", gather=["program"])["program"] is None
 
 
@@ -118,7 +119,13 @@ def test_who_sends_from_the_network_on_is_never_unlimited(prepared: Host, networ
     (rule,) = prepared.task("speed_limit_info", gather=["rules"])["rules"]
     assert (rule["rate"], rule["bucket"], rule["persistent"]) == (RATE, BUCKET, True)
     until(lambda: prepared.task("speed_limit_info", gather=["rules"])["rules"][0]["counters"]["dropped_packets"] > 0)
-    assert boot(prepared) == {"unit": "active", "enabled": True, "stored": ["sender"], "problems": []}
+    assert boot(prepared) == {
+        "unit": "active",
+        "enabled": True,
+        "stored": ["sender"],
+        "problems": [],
+        "version": VERSION,
+    }
     prepared.run("systemctl", "disable", "--now", "sender")
     assert "stored rules: 1 applied (1 changed), 0 refused" in prepared.run("journalctl", "-b", "-u", UNIT)
 

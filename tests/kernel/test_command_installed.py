@@ -127,6 +127,20 @@ def test_another_version_takes_its_place_and_the_last_one_stays_for_those_that_s
     assert says() == "third\n" and len(packages()) == 2 and not set(first) & set(packages())
 
 
+def test_a_command_of_another_version_than_who_asks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def boot() -> dict[str, Any]:
+        found: dict[str, Any] = limiter.info(gather=["boot"])["boot"]
+        return found
+
+    assert (boot()["version"], boot()["problems"]) == (None, [])
+    task()
+    assert (boot()["version"], boot()["problems"]) == (VERSION, [])
+    small(monkeypatch, "0.0.1")
+    task()
+    (problem,) = boot()["problems"]
+    assert boot()["version"] == "0.0.1" and f"is of version 0.0.1, and who asks of {VERSION}: the role setup" in problem
+
+
 CHANGES: dict[str, Callable[[], object]] = {
     "a file of the package": lambda: (PACKAGE / "python/speed_limiter/front/cli/main.py").write_text("x = 1\n"),
     "a file more in the package": lambda: (PACKAGE / "python/speed_limiter/more.py").write_text("x = 1\n"),

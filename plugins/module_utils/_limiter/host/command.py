@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import py_compile
+import re
 import shutil
 import stat
 import tempfile
@@ -63,6 +64,13 @@ def look() -> Command:
     """What is there of the command, without what others made. Touches nothing."""
     texts = ((path, _text(path)) for path in (STARTER, MANUAL, COMPLETION))
     return Command(dict(_package(_LINK)), {path: text for path, text in texts if text is not None and MARK in text})
+
+
+def version() -> str | None:
+    """Of what is installed; None where nothing is, or where it does not say."""
+    text = _text(f"{_LINK}/{PACKAGE}/generated/version.py") or ""
+    said = re.search(r"""^VERSION = ["']([\w.+-]{1,64})["']$""", text, re.MULTILINE)
+    return said.group(1) if said else None
 
 
 def check(wanted: Command) -> None:

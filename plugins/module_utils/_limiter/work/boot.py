@@ -12,6 +12,7 @@ from ..core.errors import LimiterError
 from ..core.model import File, Refused, Request, Rule, Store, StoredRule
 from ..core.request import parse_request
 from ..core.stored import form
+from ..generated.version import VERSION
 from ..host import store
 from . import boot_unit, places
 from .enforce import Done, enforce
@@ -108,6 +109,8 @@ def look(
     """What the next boot will make of this host, and what the last one has not: for people. ``rules``: those that are
     loaded; None: not known. ``blind``: cgroups that are made after a boot are not limited.
     """
+    from ..host import command  # here: what installs it takes long to import, and a boot need not wait for that
+
     unit = boot_unit.look(run_command)
     problems = [found.unsafe] if found.unsafe else []
     problems += [error.what for error in _refused(found)]
@@ -121,7 +124,14 @@ def look(
         idle = boot_unit.problem(unit)
         if found.files and idle is not None:
             problems.append(idle)
+    installed = command.version()
+    if installed not in (None, VERSION):
+        problems.append(
+            f"the command limiter on this host, which applies what is stored, is of version {installed}, and who asks "
+            f"of {VERSION}: the role setup installs its own"
+        )
     return {
+        "version": installed,
         "unit": None if unit is None else unit["ActiveState"] if unit["LoadState"] == "loaded" else "absent",
         "enabled": None if unit is None else unit["UnitFileState"] == "enabled",
         "stored": sorted(name for name, file in found.files.items() if isinstance(file, StoredRule)),
