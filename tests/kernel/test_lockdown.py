@@ -45,7 +45,11 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
             made = rule(name="mirror", rate="1m", cgroup_path="/mirror")
             assert (BLIND in made["unenforced"]) is blind
             assert sender.charged(f"opened in {mode}") == {"mirror"}
-            assert limiter.task("speed_limit_trace", duration=0.5)["ended"] == "duration"
+            traced = limiter.task("speed_limit_trace", duration=0.5, reason="other_program")
+            assert traced["ended"] == "duration"
+            blind = [text for text in traced["warnings"] if "another program drops look as if they had passed" in text]
+            assert traced["other_drops_seen"] == (not blind)
+            assert mode == "confidentiality" or not blind
             found = info(gather=["host", "program"])
             assert found["host"]["lockdown"] == mode
             assert found["host"]["missing"] == []

@@ -491,6 +491,36 @@ def test_where_the_kernel_forbids_looks_into_its_memory_there_is_a_trace_without
     assert "call bpf_probe_read" not in code
 
 
+def test_where_no_packet_can_list_its_programs_the_kernel_is_asked_for_them() -> None:
+    with forbidding_looks():
+        program(state="reloaded")
+    with limiter.senders("/home") as [sender]:
+        rule(name="web", rate="1m", cgroup_path="/home")
+        running = Running(max_events=1, rule="web")
+        sender.charged()
+        (session,) = running.result()["sessions"]
+    assert session["programs_from"] == "query"
+    assert [(one["name"], one["ours"], one["cgroup"]) for one in session["programs"]] == [("limit_and_trace", True, "/")]
+
+
+def test_where_what_was_told_cannot_be_read_the_untraced_program_has_its_place_again() -> None:
+    program()
+    before = attached()
+    real = Libbpf.pointer
+
+    def pointer(libbpf: Libbpf, name: str, *arguments: Any) -> Any:
+        if name == "ring_buffer__new":
+            assert attached()["name"] == catalog.TRACE.name
+            raise KernelError("the ring buffer cannot be read", errno.ENOMEM)
+        return real(libbpf, name, *arguments)
+
+    with mock.patch.object(Libbpf, "pointer", pointer), refused("kernel", "the ring buffer cannot be read", "ENOMEM"):
+        trace(duration=0.1)
+    assert attached() == before
+    assert not os.path.exists(UNTRACED)
+    assert info(gather=["program"])["program"]["trace"] is None
+
+
 @pytest.mark.parametrize("row", catalog.TRACERS[1:], ids=[row.name for row in catalog.TRACERS[1:]])
 def test_what_the_kernel_refuses_of_the_rest_is_told_and_the_trace_goes_on(row: catalog.ProgramRow) -> None:
     program()

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core import catalog
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import kernel
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import pins
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import trace as work
 from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter
@@ -21,6 +24,8 @@ from ansible_collections.speed_limiter.ebpf.tests.support.foreign import INCLUDE
 from ansible_collections.speed_limiter.ebpf.tests.support.net import PORT, Pair
 from ansible_collections.speed_limiter.ebpf.tests.support.scene import MBIT, RATE, Scene, StateEntry, when_begun
 from ansible_collections.speed_limiter.ebpf.tests.support.slow import PATIENCE
+
+SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 
 DROPS_UDP = f"""{INCLUDES}
 SEC("cgroup_skb/egress") int drops_udp(struct __sk_buff *skb)
@@ -173,6 +178,7 @@ def test_of_a_cgroup_that_is_gone_the_programs_are_told(scene: Scene) -> None:
     assert {session["programs_from"] for session in found} == {"packet"}
 
 
+@pytest.mark.every_kernel
 def test_what_another_program_drops_is_told_as_such(scene: Scene, compiled: Any) -> None:
     cgroup = scene.limited(RATE)
     with bpf.Object(compiled(DROPS_UDP)) as opened:
@@ -183,7 +189,8 @@ def test_what_another_program_drops_is_told_as_such(scene: Scene, compiled: Any)
         scene.pair.send_udp(MBIT, cgroup=cgroup)
         found = trace(1, reason="other_program")
         if not found["other_drops_seen"]:
-            pytest.skip(f"this kernel does not tell: {found['warnings']}")
+            assert kernel.look().lockdown == "confidentiality", found["warnings"]
+            return
         (session,) = found["sessions"]
         assert (session["verdict"], session["reason"], session["rule"]) == ("dropped", "other_program", None)
         assert [entry["name"] for entry in session["programs"]] == ["drops_udp", "limit_and_trace"]
@@ -200,11 +207,14 @@ def test_only_the_sockets_of_a_process_are_told_open_ones_and_new_ones(scene: Sc
     second = scene.pair.traffic("short", Pair.address, PORT, 10**6, 2000, 1, cgroup=cgroup)
     with borrowed(first.pid) as (connection,):
         port = connection.socket.getsockname()[1]
-    ours = {session["source_port"] for session in trace(50, pid=first.pid)["sessions"]}
-    others = {session["source_port"] for session in trace(50, pid=second.pid)["sessions"]}
-    assert ours == {port}
+        cookie = int.from_bytes(connection.socket.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+    ours = {(session["source_port"], session["connection"]) for session in trace(50, pid=first.pid)["sessions"]}
+    theirs = trace(50, pid=second.pid)["sessions"]
+    others = {session["source_port"] for session in theirs}
+    assert ours == {(port, cookie)}
     assert port not in others
     assert len(others) > 1  # it makes connections all the time
+    assert len({session["connection"] for session in theirs}) == len(others)
 
 
 def test_an_address_and_a_port_choose_packets(scene: Scene) -> None:
