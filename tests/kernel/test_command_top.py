@@ -156,6 +156,19 @@ def test_1000_rules(scene: Scene) -> None:
         shown.until(lambda lines: lines[-2].startswith("\u25b6 rule-0999"))
         shown.press("/", "0", "5", "0", "enter")
         shown.until(lambda lines: "with '050': 11" in lines[0] and line_of("rule-0500", lines))
+        shown.press("escape", "p")
+        shown.until(lambda lines: "PAUSED" in lines[0] and "with '050'" not in lines[0])
+        shown.press("p", "s")
+        shown.until(lambda lines: "  by rate  " in lines[0] and "PAUSED" not in lines[0])
+        shown.press("home")
+        shown.until(lambda lines: is_held(lines) and line_of("busy", lines[:3]))
+        shown.press("s", "s", "s", "s")
+        shown.until(lambda lines: "  by name  " in lines[0] and line_of("busy", lines[:3]))
+    with terminal([*COMMAND, "trace", "--name", "busy", "--max-events", "3", "--duration", "60"]) as shown:
+        assert shown.ended() == 0
+        assert "3 packets" in shown.read()
+        text = shown.seen.decode()
+        assert text.count("SESSION: direction=out ") == text.count("  RULE: name=busy ") == 3
     ended = run("top", "--once", "--interval", "0.2")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(ended.stdout.splitlines()) == 1002

@@ -500,7 +500,9 @@ def test_where_no_packet_can_list_its_programs_the_kernel_is_asked_for_them() ->
         sender.charged()
         (session,) = running.result()["sessions"]
     assert session["programs_from"] == "query"
-    assert [(one["name"], one["ours"], one["cgroup"]) for one in session["programs"]] == [("limit_and_trace", True, "/")]
+    assert [(one["name"], one["ours"], one["cgroup"]) for one in session["programs"]] == [
+        ("limit_and_trace", True, "/")
+    ]
 
 
 def test_where_what_was_told_cannot_be_read_the_untraced_program_has_its_place_again() -> None:

@@ -20,7 +20,7 @@ import pyte
 from .children import until
 
 KEYS = {"enter": "\r", "escape": "\x1b"}
-_NAMED = {"down": "kcud1", "end": "kend"}  # in terminfo(5)
+_NAMED = {"down": "kcud1", "end": "kend", "home": "khome"}  # in terminfo(5)
 TERM = "linux"  # others repeat characters, scroll and tab back by commands that pyte does not know
 
 
