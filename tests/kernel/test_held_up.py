@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import shutil
 import socket
 import sys
 import time
@@ -26,6 +27,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.held_up import (
     SOCKET,
     attackers,
     namespace,
+    silent_path,
 )
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import making
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import releasing
@@ -153,6 +155,32 @@ def test_a_selector_that_cannot_read_command_lines_says_so(page: str) -> None:
         (told,) = found["unenforced"]
         assert told in found["warnings"]
         assert all(f"{one.pid} (python" in told for one in them)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this kernel has no FUSE")
+def test_an_executable_in_a_file_system_that_never_answers_holds_up_no_task(tmp_path: Path) -> None:
+    """Neither its own rule's nor others'; no second child is left behind, and links elsewhere are followed."""
+    # Of its own: a selector sees the processes of the whole machine, not of the sandbox alone.
+    copy = Path(shutil.copy(os.path.realpath(sys.executable), tmp_path / "copy"))
+    link = tmp_path / "link"
+    link.symlink_to(copy)
+    with child(executable=copy) as process, silent_path() as path:
+        before = children()
+        for _turn in range(2):
+            began = time.monotonic()
+            made = limiter.rules(
+                {"name": "it", "rate": "1m", "processes": {"exe": path}},
+                {"name": "other", "rate": "1m", "processes": {"exe": str(link)}},
+            )
+            assert time.monotonic() - began < 2 * MOST  # before the lock, and with it
+            (told,) = made["unenforced"]
+            assert f"where the links of exe {path} lead is not known" in told
+            assert told in made["warnings"]
+            assert made["matched"] == {"it": [], "other": [process.pid]}
+        left = children() - before
+        assert len(left) <= 1
+    for pid in left:
+        end(pid)
 
 
 def test_who_has_a_child_left_behind_hides_nobody_else() -> None:

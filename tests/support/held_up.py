@@ -33,7 +33,7 @@ page.madvise(mmap.MADV_RANDOM)  # no reading ahead: who needs the page asks for 
 address = ctypes.addressof(ctypes.c_char.from_buffer(page))
 """,
 }
-# A file system with one file, of which nothing can be read: it never answers.
+# A file system with one file, of which nothing can be read: it never answers. Nor does it say whether it has "silent".
 _FUSE = """
 import ctypes, os, struct, sys
 device, directory = os.open("/dev/fuse", os.O_RDWR), sys.argv[1]
@@ -49,6 +49,8 @@ while True:
     request = os.read(device, 1 << 20)
     _length, code, unique, node = struct.unpack_from("=IIQQ", request)
     if code == 15 or code in (2, 42):  # READ; FORGET, BATCH_FORGET have no answer
+        continue
+    if code == 1 and request[40:].startswith(b"silent"):  # LOOKUP
         continue
     answer = {
         26: struct.pack("=4I2H2I2H8I", 7, 31, 0, 0, 8, 8, 4096, 1, 1, 0, *[0] * 8),  # INIT
@@ -115,17 +117,29 @@ def namespace() -> Iterator[None]:
         subprocess.run(["ip", "netns", "delete", "held_up"], check=True)
 
 
+def _served(stack: contextlib.ExitStack, serving: contextlib.ExitStack) -> str:
+    """The directory of a file system that does not answer. Who waits for it ends when ``serving`` is closed."""
+    directory = tempfile.mkdtemp(dir="/run")
+    stack.callback(os.rmdir, directory)
+    serving.callback(Child(_FUSE, directory).end)
+    stack.callback(subprocess.run, ["umount", "-l", directory], check=True)
+    return directory
+
+
+@contextlib.contextmanager
+def silent_path() -> Iterator[str]:
+    """Whoever asks whether there is such a file is kept waiting."""
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as serving:
+        yield f"{_served(stack, serving)}/silent"
+
+
 @contextlib.contextmanager
 def attackers(code: str, count: int = 1, page: str = "userfaultfd") -> Iterator[list[Child]]:
     with contextlib.ExitStack() as stack:
         argument = str(_USERFAULTFD)
         serving = contextlib.ExitStack()
         if page == "fuse":
-            directory = tempfile.mkdtemp(dir="/run")
-            stack.callback(os.rmdir, directory)
-            serving.callback(Child(_FUSE, directory).end)
-            stack.callback(subprocess.run, ["umount", "-l", directory], check=True)
-            argument = f"{directory}/file"
+            argument = f"{_served(stack, serving)}/file"
         them: list[Child] = []
         try:
             for _number in range(count):

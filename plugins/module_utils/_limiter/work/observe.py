@@ -65,6 +65,11 @@ def undecided(request: Request, selections: Selections) -> list[str]:
             f"{request.where}processes: it is not known whether {named}{more} are meant, since they keep whoever reads "
             "their command lines waiting. To end them mends that; user and exe are compared without it"
         )
+    if selected.unfollowed is not None:
+        told.append(
+            f"{request.where}processes: where the links of exe {selected.unfollowed} lead is not known, since a file "
+            "system does not answer: only processes are found that run that very path"
+        )
     return told
 
 

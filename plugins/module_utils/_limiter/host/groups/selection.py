@@ -10,13 +10,15 @@ import os
 import re
 import sys
 import typing as t
+import zlib
 
 from ...core.errors import LimiterError
 from ...core.model import Selector
-from .. import apart
+from .. import apart, memory
 from . import expressions, processes, users
 
 _NAME_LENGTH = 15  # what the kernel keeps of a name
+_PATHS = 1 << 33  # and greater numbers: no users, but paths by their checksums, each with a child of its own
 
 
 class Selected(t.NamedTuple):
@@ -27,6 +29,7 @@ class Selected(t.NamedTuple):
     pids: t.Mapping[int, int]
     slow: t.Sequence[int] = ()  # there was no time to search their command lines
     held_up: t.Sequence[int] = ()  # whoever reads their memory is kept waiting
+    unfollowed: str | None = None  # whoever asks where the links of this path lead is
 
 
 class _Process:
@@ -61,7 +64,7 @@ class Wanted:
             )
         self.name = selector.name
         self.short_name = None if selector.name is None else " ".join(selector.name[:_NAME_LENGTH].split())
-        self.paths = None if selector.exe is None else {selector.exe, os.path.realpath(selector.exe)}
+        self.paths = None if selector.exe is None else {selector.exe}  # and where its links lead, once that is known
         self.uid = None if selector.user is None else users.number("processes: user", selector.user)
         # What is cut of a long name is read from the command line, too.
         self.reads_memory = self.expression is not None or len(selector.name or "") >= _NAME_LENGTH
@@ -100,6 +103,7 @@ def select(wanted: t.Mapping[Selector, Wanted]) -> dict[Selector, Selected]:
             "Install the package python3-psutil for that interpreter, or give pid, pids or cgroup_path instead",
         ) from None
     apart.begin()
+    unfollowed = _follow_links(wanted)
     candidates: dict[Selector, dict[int, int]] = {selector: {} for selector in wanted}
     for pid in processes.all_pids():
         process = _Process(pid)
@@ -129,7 +133,36 @@ def select(wanted: t.Mapping[Selector, Wanted]) -> dict[Selector, Selected]:
     said = {pid: _Said(*answer) for pid, answer in answers if answer}
     held_up = {*late, *(pid for pid, answer in answers if answer is False)}
     owners: dict[int, int] = {}
-    return {selector: _selected(one, candidates[selector], said, held_up, owners) for selector, one in wanted.items()}
+    return {
+        selector: _selected(one, candidates[selector], said, held_up, owners)._replace(
+            unfollowed=selector.exe if selector.exe in unfollowed else None
+        )
+        for selector, one in wanted.items()
+    }
+
+
+def _follow_links(wanted: t.Mapping[Selector, Wanted]) -> set[str]:
+    """Adds to each path where its links lead. A path may go through a file system that never answers, and who waits for
+    that cannot always be ended. Returns the paths for which that is so.
+    """
+
+    def claim(number: int) -> t.ContextManager[int | None]:
+        return apart.only_one(memory.READING, make=False, owner=number, wait=0.0)
+
+    paths = sorted({selector.exe for selector in wanted if selector.exe is not None})
+    if not paths:
+        return set()
+    try:
+        found, late = apart.each(
+            paths, os.path.realpath, owner=lambda path: _PATHS + zlib.crc32(os.fsencode(path)), claim=claim
+        )
+    except LimiterError:
+        return set(paths)
+    real = dict(found)
+    for selector, one in wanted.items():
+        if one.paths is not None and selector.exe in real:
+            one.paths.add(real[selector.exe])
+    return set(late)
 
 
 def _selected(
