@@ -11,14 +11,15 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Callable
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import apart
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups import processes
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle, tables, tagging
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import tables, tagging
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets.syscalls import syscall
+from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import following
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import Child, child, until
 
@@ -107,14 +108,32 @@ def clean_host() -> Iterator[None]:
 def test_a_look_that_takes_too_long_is_ended_and_that_is_told(
     clean_host: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tagging, "_SECONDS", 0.0)
-    monkeypatch.setattr(settle, "_SECONDS", 0.0)
+    monkeypatch.setattr(apart, "LOOKS", 0.0)
     with child(SHARING, "copies", "3", "1000") as process:
         made = limiter.rule(name="it", pids=family(process), rate="1m")
         (told,) = made["unenforced"]
-        assert "descriptors of 3 processes was ended" in told
+        assert "descriptors was ended" in told
         purged = limiter.purge("all")
-        assert any("descriptors of all processes was ended" in text for text in purged["warnings"])
+        assert any("descriptors was ended" in text for text in purged["warnings"])
+
+
+def test_what_a_list_takes_is_looked_at_together(clean_host: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one child, however many rules the list has; so a large table of one keeps no other from being seen."""
+    looked: list[list[int]] = []
+    real = tagging.tag_apart
+
+    def tag_apart(pids: Iterable[int], *arguments: Any) -> tagging.Tagged:
+        looked.append(sorted(pids))
+        return real(looked[-1], *arguments)
+
+    monkeypatch.setattr(following, "tag_apart", tag_apart)
+    with child() as one, child() as other, child() as third:
+        pids = sorted(process.pid for process in (one, other, third))
+        listed = [{"name": f"r{pid}", "pids": [pid], "rate": "1m"} for pid in pids]
+        for _again in range(2):
+            limiter.rules(*listed)
+            assert looked == [pids]
+            looked.clear()
 
 
 def test_a_look_that_comes_too_late_accuses_nobody(clean_host: None, monkeypatch: pytest.MonkeyPatch) -> None:

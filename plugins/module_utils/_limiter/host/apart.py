@@ -33,11 +33,17 @@ _OTHER_TASK = 0.5  # for one that asks the same now
 MOST_LEFT = 16  # children for owners who are no users of the system's own: one may have as many numbers as he likes
 _PEOPLE = 1000  # and greater numbers
 
+# Seconds that a task has in all for looks at descriptors: of a processor, and by the clock.
+LOOKS, LOOKS_BY_CLOCK = 1.5, 6.0
+_COST_OF_A_CHILD = 0.05  # by the clock: a task that needs many short looks is not a slow one
+
 _PR_SET_PDEATHSIG = 1
 
 Tell = t.Callable[[t.Any], None]
 
 _spent = 0.0
+_looked = 0.0
+_looked_by_clock = 0.0
 
 
 class Outcome(t.NamedTuple):
@@ -52,13 +58,29 @@ class Outcome(t.NamedTuple):
 
 def begin() -> None:
     """A part of a task begins, with all its patience: what comes before the lock, and what is done with it."""
-    global _spent
-    _spent = 0.0
+    global _spent, _looked, _looked_by_clock
+    _spent = _looked = _looked_by_clock = 0.0
 
 
 def patience(most: float = IN_ALL) -> float:
     """Seconds that this task may wait still."""
     return max(0.0, min(most, IN_ALL - _spent))
+
+
+def looks() -> float:
+    """Seconds of a processor that this task may look at descriptors still, however many rules want it."""
+    return max(0.0, LOOKS - _looked)
+
+
+def looks_by_clock() -> float:
+    """A child that keeps talking takes no patience, and may take no processor either."""
+    return max(0.0, LOOKS_BY_CLOCK - _looked_by_clock)
+
+
+def has_looked(of_a_processor: float, by_clock: float) -> None:
+    global _looked, _looked_by_clock
+    _looked += of_a_processor
+    _looked_by_clock += max(0.0, by_clock - _COST_OF_A_CHILD)
 
 
 def run(

@@ -88,12 +88,11 @@ class _Application:
             self.host.complete()
             places.complete(self.host)
             self.warnings += pacing.complete_stop(self.host.attachments, self.host.opened_maps)
-        self.following.tag(self.origins.written.in_transit)
-        for target in plan.targets:
-            if target.request.present:
-                # Connections that were accepted while an earlier run moved the process are found now.
-                inside = [one.pid for one in target.processes if self.leaves.rule_of(one.cgroup) == target.name]
-                self.following.tag(inside)
+        # Connections that were accepted while an earlier run moved the process are found now.
+        present = [target for target in plan.targets if target.request.present]
+        named = [(one, target.name) for target in present for one in target.processes]
+        inside = [one.pid for one, name in named if self.leaves.rule_of(one.cgroup) == name]
+        self.following.tag([*self.origins.written.in_transit, *inside])
         alive = [name for name in plan.changed if name in plan.rules]
         last = alive[-1] if alive else self.last
         leaving = self._leaving(plan.actions)
@@ -102,6 +101,7 @@ class _Application:
         self.origins.write_ahead(plan.actions, leaving, last)
         for action in plan.actions:
             self.steps[type(action)](action)
+        self.following.tag_moved()
         self._tidy({*plan.changed, *(target.name for target in plan.targets if target.name)})
         self._announce()
         self._follow()
@@ -187,22 +187,20 @@ class _Application:
         maps.set_limit(rule, action.limit)
 
     def _set_places(self, action: do.SetPlaces) -> None:
+        self.following.tag_moved()  # what holds for them now may end with a place
         before = places.of_host(self.host)
         self.undos.append(lambda: places.put(self.host, before, graph_of(before)))
         places.put(self.host, action.places, action.graph)
 
     def _take(self, action: do.Take) -> None:
         self._announce()
-        taken = [process for process in action.processes if self._move(process, action)]
+        taken = [process.pid for process in action.processes if self._move(process, action)]
         if action.children:
             self._take_forked(taken, action)
-        else:
-            self.following.tag([process.pid for process in taken])
 
-    def _take_forked(self, taken: list[Process], action: do.Take) -> None:
+    def _take_forked(self, pids: list[int], action: do.Take) -> None:
         """Children of a process that was moved are born in the rule; those forked before are found here."""
         for _round in range(_FORK_ROUNDS):
-            pids = [process.pid for process in taken]
             below = processes.descendants(pids, action.beside)
             found = [processes.read(pid) for pid in below if pid not in self.protected]
             late = [process for process in found if process and self.leaves.rule_of(process.cgroup) != action.name]
@@ -215,7 +213,8 @@ class _Application:
                 f"children of the processes in {action.name!r} are forked faster than they can be moved; "
                 "run the task again"
             )
-        self.following.tag([*pids, *(process.pid for process in found if process)])
+        for process in filter(None, found):
+            self.following.moved(process.pid)
 
     def _move(self, process: Process, action: do.Take) -> bool:
         """Whether the process was moved; one that is gone is an error only where the user named it."""
@@ -251,6 +250,7 @@ class _Application:
             self.undos.append(self.leaves.make(name, self.host.rule_id(name), kept))
         self.undos.append(lambda: self._put_back(process))
         self.cgroups.move(process.pid, kept)
+        self.following.moved(process.pid)
 
     def _refuse(self, leaf: str, process: Process, action: do.Take, error: LimiterError) -> None:
         """A leaf cannot be used that could be when the plan was made: as if that had been known then. Whoever owns the

@@ -24,12 +24,14 @@ class Following:
         self._moved: dict[int, bool] = {}
         self._graph: list[Node] | None = None  # of the places, compiled once for all that are tagged together
 
-    def moved(self, pid: int, from_leaf: bool) -> None:
-        """A process went home, or back. Its sockets are tagged later, with those of all others."""
+    def moved(self, pid: int, from_leaf: bool = False) -> None:
+        """A process went into a rule, home, or back. Its sockets are tagged later, with those of all others."""
         self._moved[pid] = from_leaf
 
     def tag_moved(self) -> None:
-        """Once for all that were moved: each look at sockets takes a process of its own."""
+        """Once for all that were moved: each look at sockets takes a process of its own, and small tables come first
+        over all rules.
+        """
         moved, self._moved = self._moved, {}
         self.tag([pid for pid, from_leaf in moved.items() if not from_leaf])
         # The way up from where their sockets were made decides, without the leaf.
@@ -39,7 +41,7 @@ class Following:
         """Makes the tags of processes' open sockets agree with the rules that the processes are in now. ``in_place``:
         also with those that limit in place where they are, as sockets that were made in a rule's own cgroup need it.
         """
-        by_rule: dict[int | None, list[int]] = {}
+        rules: dict[int, int | None] = {}
         known: dict[str, int | None] = {}
         self._graph = None
         for pid in dict.fromkeys(pids):
@@ -47,21 +49,26 @@ class Following:
             if process is not None:
                 if process.cgroup not in known:
                     known[process.cgroup] = self._limited_by(process.cgroup, in_place)
-                by_rule.setdefault(known[process.cgroup], []).append(pid)
-        for rule, members in by_rule.items():
-            self._tag(members, rule)
+                rules[pid] = known[process.cgroup]
+        self._warnings += [
+            f"may still be limited: {text}" for text in self._tag({pid: it for pid, it in rules.items() if it is None})
+        ]
+        self._unlimited += [
+            f"not limited: {text}" for text in self._tag({pid: it for pid, it in rules.items() if it is not None})
+        ]
 
-    def _tag(self, pids: t.Sequence[int], rule: int | None) -> None:
+    def _tag(self, rules: t.Mapping[int, int | None]) -> list[str]:
+        """What was not tagged, and why."""
         maps = self._host.maps
-        if maps is None or not pids:
-            return
+        if maps is None or not rules:
+            return []
         socket_map = maps.of(catalog.SOCKET).fd
-        tags = Tags(self._tagger(rule), layout.ID.pack(layout.RELEASED if rule is None else rule), socket_map)
-        tagged = tag_apart(pids, tags, [socket_map, maps.of(catalog.CONTROL).fd])
-        if rule is None:
-            self._warnings += [f"may still be limited: {text}" for text in tagged.missed]
-        else:
-            self._unlimited += [f"not limited: {text}" for text in tagged.missed]
+        by_rule = {
+            rule: Tags(self._tagger(rule), layout.ID.pack(layout.RELEASED if rule is None else rule), socket_map)
+            for rule in dict.fromkeys(rules.values())
+        }
+        tags = {pid: by_rule[rule] for pid, rule in rules.items()}
+        return tag_apart(tags, tags, [socket_map, maps.of(catalog.CONTROL).fd]).missed
 
     def _limited_by(self, cgroup: str, in_place: bool) -> int | None:
         """The innermost rule that holds for a cgroup. A socket has one tag only: of nested rules that limit in place,

@@ -19,8 +19,9 @@ RULES = {"/a.service/speed_limiter.web": 7, "/speed_limiter/web": 7}
 def tagged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], int | None]]:
     found: list[tuple[tuple[int, ...], int | None]] = []
 
-    def note(self: following.Following, pids: t.Sequence[int], rule: int | None) -> None:
-        found.append((tuple(pids), rule))
+    def note(self: following.Following, rules: t.Mapping[int, int | None]) -> list[str]:
+        found.extend(((pid,), rule) for pid, rule in rules.items())
+        return []
 
     def limited_by(self: following.Following, cgroup: str, in_place: bool) -> int | None:
         return RULES.get(cgroup, 9 if in_place else None)

@@ -13,6 +13,7 @@ import socket
 import time
 import typing as t
 
+from .. import apart
 from ..errnos import errno_text
 from .syscalls import syscall
 from .tables import CannotLendError, Entry, Finder, Table
@@ -26,6 +27,13 @@ Alive = t.Callable[[], None]
 
 class SlowError(Exception):
     """The time for a look at descriptors is used up."""
+
+
+def ended() -> str:
+    """That it is used up for a task that changes something."""
+    return (
+        f"the look at descriptors was ended after {apart.LOOKS:g} s of a processor: some sockets may not have been seen"
+    )
 
 
 class Lent(t.NamedTuple):

@@ -14,6 +14,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 import typing as t
 
 from ...core import catalog
@@ -24,10 +25,9 @@ from ..bpf.libbpf import closing_fd, enter_network_namespace
 from ..bpf.maps import Maps
 from ..groups import processes
 from . import holders, namespaces
-from .borrow import Borrower, SlowError, is_internet
+from .borrow import Borrower, SlowError, ended, is_internet
 from .tagging import SIOCGSKNS
 
-_SECONDS = 1.5  # for a look at all descriptors
 _SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
 _LONG = struct.Struct("@L")
 _LONG_MOST = (1 << 8 * _LONG.size) - 1
@@ -133,17 +133,23 @@ def release_one_by_one(maps: Maps) -> Released:
 
     def work(tell: apart.Tell) -> None:
         apart.sign(one)
-        tell(list(_release_each(maps, lambda pid: tell(""), tell)))
+        released = _release_each(maps, lambda pid: tell(""), tell)
+        tell([*released, time.process_time()])
 
     try:
         with apart.only_one(memory.SETTLING) as one:
+            began = time.monotonic()
             outcome = apart.run(work, [one, maps.of(catalog.PACING).fd])
     except apart.HeldError as held:
         return Released([_held(held)], "")
     except LimiterError as error:
         return Released([str(error)], "")
+    took = time.monotonic() - began
     if outcome.complete:
-        return Released(*outcome.said[-1])
+        problems, refusal, seconds = outcome.said[-1]
+        apart.has_looked(seconds, took)
+        return Released(problems, refusal)
+    apart.has_looked(0.0, took)
     return Released(_unfinished(outcome), "")
 
 
@@ -151,7 +157,7 @@ def _release_each(maps: Maps, alive: t.Callable[[int], None], tell: apart.Tell) 
     problems: dict[str, None] = {}
     settled: set[int] = set()
     lends = False
-    borrower = Borrower(_SECONDS, alive)
+    borrower = Borrower(apart.looks(), alive)
     try:
         for table in borrower.tables(processes.all_pids()):
             entries = [entry for entry in borrower.entries(table) if entry.inode]
@@ -163,10 +169,7 @@ def _release_each(maps: Maps, alive: t.Callable[[int], None], tell: apart.Tell) 
                 except (OSError, LimiterError) as error:
                     problems[f"a socket of process {table.process}: {error}"] = None
     except SlowError:
-        problems[
-            f"the look at the descriptors of all processes was ended after {_SECONDS:g} s: some sockets may not have "
-            "been seen"
-        ] = None
+        problems[ended()] = None
     # Of a single process it is one that is not ours to look at.
     refusal = "" if lends else next((why for _pid, why in borrower.refused), "")
     return Released(list(problems), refusal)

@@ -23,16 +23,15 @@ from .. import apart
 from ..bpf.libbpf import closing_fd, enter_network_namespace
 from ..groups import processes
 from . import diag
-from .borrow import Borrower, SlowError, is_internet, is_unix, listens
+from .borrow import Borrower, SlowError, ended, is_internet, is_unix, listens
 from .tables import BUSY, Entry, Table
 
 # A process that opens connections without end must not hold us for ever; new ones are made in the new cgroup anyway.
 _PASSES = 8
 _WAIT_SECONDS = 0.1  # what waits longer to be accepted or received is told
 
-_SECONDS = 1.5  # for a look at all descriptors
 _SILENCES = 1.0, 3.0  # of one process; whoever kept us waiting is tried again, and for longer
-_MOST = 6.0
+_MOST_NAMED = 3
 
 SIOCGSKNS = 0x894C  # linux/sockios.h: a descriptor of the network namespace that a socket is in
 _BACKLOG = 24  # tcpi_unacked in struct tcp_info: of a listener, how many connections wait
@@ -57,7 +56,7 @@ class Tagged(t.NamedTuple):
 class _Tagging:
     """One look at the open sockets of processes, however many passes it takes."""
 
-    def __init__(self, tags: Tags, borrower: Borrower) -> None:
+    def __init__(self, tags: t.Mapping[int, Tags], borrower: Borrower) -> None:
         self._tags, self._borrower = tags, borrower
         self._tagged: set[int] = set()
         self._others: set[int] = set()  # sockets that are not the internet's
@@ -67,14 +66,14 @@ class _Tagging:
         self._registered: dict[int, set[int | str]] = {}  # process -> sockets that its io_urings have
         self._listeners: set[int] = set()
 
-    def run(self, pids: t.Sequence[int]) -> Tagged:
-        slow = ""
+    def run(self) -> Tagged:
+        slow = []
         give_up = 0.0
         try:
             for _pass in range(_PASSES):
                 before = len(self._tagged)
                 self._waiting, self._in_flight, self._registered = {}, {}, {}
-                self._pass(self._borrower.tables(pids))
+                self._pass(self._borrower.tables(self._tags))
                 if len(self._tagged) > before:
                     continue
                 give_up = give_up or time.monotonic() + _WAIT_SECONDS
@@ -82,11 +81,8 @@ class _Tagging:
                     break
                 time.sleep(0.01)
         except SlowError:
-            slow = (
-                f"the look at the descriptors of {len(pids)} processes was ended after {_SECONDS:g} s: "
-                "some sockets may not have been seen"
-            )
-        return Tagged(len(self._tagged), [*([slow] if slow else []), *self._missed()])
+            slow = [ended()]
+        return Tagged(len(self._tagged), [*slow, *self._missed()])
 
     def _is_busy(self) -> bool:
         return any(BUSY in sockets for sockets in self._registered.values())
@@ -127,7 +123,7 @@ class _Tagging:
             return
         self._tagged.add(inode)
         try:
-            self._tags.tag(fd)
+            self._tags[table.process].tag(fd)
         except LimiterError as error:  # its owner may have used up the memory for its options
             self._failed.setdefault((table.process, str(error)), set()).add(inode)
 
@@ -138,7 +134,8 @@ class _Tagging:
                 self._in_flight[entry.inode or 0] = table.process, inside
 
     def _count_waiting(self, listener: int, inode: int, table: Table) -> None:
-        if inode in self._waiting or self._tags.map_fd is None:
+        tags = self._tags[table.process]
+        if inode in self._waiting or tags.map_fd is None:
             return
         with contextlib.suppress(OSError, LimiterError):
             with contextlib.closing(socket.socket(fileno=os.dup(listener))) as copy:
@@ -150,8 +147,8 @@ class _Tagging:
                 with closing_fd(fcntl.ioctl(listener, SIOCGSKNS)) as namespace:
                     enter_network_namespace(namespace)
             states = diag.ESTABLISHED, diag.CLOSE_WAIT
-            found = diag.tcp_at(family, port, states, self._tags.map_fd)
-            count = sum(not answer.inode and answer.stored() != self._tags.value for answer in found)
+            found = diag.tcp_at(family, port, states, tags.map_fd)
+            count = sum(not answer.inode and answer.stored() != tags.value for answer in found)
             if count:
                 self._waiting[inode] = table.process, min(count, backlog)
 
@@ -183,42 +180,64 @@ def _named(pid: int) -> str:
     return f"process {pid} ({processes.name_and_user(pid)})"
 
 
-def tag(pids: t.Iterable[int], tags: Tags, alive: t.Callable[[int], None] = lambda pid: None) -> Tagged:
-    """Tags every open internet socket of these processes once.
+def _some(pids: t.Sequence[int]) -> str:
+    more = len(pids) - _MOST_NAMED
+    named = ", ".join(map(_named, pids[:_MOST_NAMED]))
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def tag(
+    pids: t.Iterable[int], tags: Tags | t.Mapping[int, Tags], alive: t.Callable[[int], None] = lambda pid: None
+) -> Tagged:
+    """Tags every open internet socket of these processes once; ``tags`` are those of all, or of each.
 
     Then all are looked at again until nothing is new. What vanishes meanwhile is left out; what cannot be tagged does
     not keep the others from it.
     """
-    return _Tagging(tags, Borrower(_SECONDS, alive)).run(list(pids))
+    each = dict.fromkeys(pids, tags) if isinstance(tags, Tags) else {pid: tags[pid] for pid in pids}
+    return _Tagging(each, Borrower(apart.looks(), alive)).run()
 
 
-def tag_apart(pids: t.Iterable[int], tags: Tags, keep: t.Iterable[int]) -> Tagged:
+def tag_apart(pids: t.Iterable[int], tags: Tags | t.Mapping[int, Tags], keep: t.Iterable[int]) -> Tagged:
     """As `tag`, by a child, for which the descriptors ``keep`` stay open.
 
-    Who keeps it waiting is left out, and told.
+    Who keeps it waiting is left out, and told; so is for whom the task has no time left.
     """
     rest = list(pids)
     held_up: list[int] = []
+    kept_waiting: set[int] = set()
     total = 0
     missed: list[str] = []
-    for silence in _SILENCES:
-        most = _MOST / len(_SILENCES)
-        deadline = time.monotonic() + most
-        while rest and time.monotonic() < deadline and apart.patience() > 0:
+    for number, silence in enumerate(_SILENCES):
+        deadline = time.monotonic() + apart.looks_by_clock() / (len(_SILENCES) - number)
+        while rest and apart.looks() > 0 and apart.patience() > 0 and time.monotonic() < deadline:
 
             def work(tell: apart.Tell, rest: t.Sequence[int] = tuple(rest)) -> None:
-                tell(tag(rest, tags, tell))
+                begin = time.process_time()
+                done = tag(rest, tags, lambda pid: tell([pid, time.process_time() - begin]))
+                tell([*done, time.process_time() - begin])
 
-            outcome = apart.run(work, keep, deadline - time.monotonic(), silence)
+            began = time.monotonic()
+            outcome = apart.run(work, keep, deadline - began, silence)
+            last: list[t.Any] = outcome.said[-1] if outcome.said else [0, 0.0]
+            apart.has_looked(last[-1], time.monotonic() - began)
             if outcome.complete:
-                count, texts = outcome.said[-1]
+                count, texts, _seconds = last
                 total, missed, rest = total + count, [*missed, *texts], []
-            elif outcome.late and outcome.said and outcome.said[-1] in rest:
-                held_up.append(outcome.said[-1])
-                rest.remove(outcome.said[-1])
-            else:
-                missed.append(f"open sockets of {len(rest)} processes: {outcome.why}")
+            elif not outcome.late:
+                missed.append(f"open sockets of {_some(rest)}: {outcome.why}")
                 rest = []
+            elif last[0] in rest and apart.patience() > 0 and time.monotonic() < deadline:
+                held_up.append(last[0])
+                kept_waiting.add(last[0])
+                rest.remove(last[0])
         rest, held_up = [*rest, *held_up], []
-    missed += [f"open sockets of {_named(pid)}, which keeps whoever looks at it waiting" for pid in rest]
+    missed += [
+        f"open sockets of {_named(pid)}, which keeps whoever looks at it waiting" for pid in rest if pid in kept_waiting
+    ]
+    untried = [pid for pid in rest if pid not in kept_waiting]
+    if untried and not apart.looks():
+        missed.append(ended())
+    elif untried:
+        missed.append(f"open sockets of {_some(untried)}: the look at them was not done in time")
     return Tagged(total, missed)
