@@ -53,7 +53,7 @@ def _qdisc(body: bytes) -> t.Iterator[Qdisc]:
             return
         if kind == _TCA_KIND:
             name = attributes[_ATTRIBUTE.size : length].rstrip(b"\0").decode("ascii", "replace")
-            with contextlib.suppress(OSError):  # the device has gone meanwhile
+            with contextlib.suppress(OSError, OverflowError):  # the device has gone meanwhile
                 yield Qdisc(socket.if_indextoname(index), handle, parent, name)
         attributes = attributes[_aligned(length) :]
 

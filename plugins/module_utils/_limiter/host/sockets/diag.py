@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import struct
 import typing as t
@@ -21,6 +22,7 @@ _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ERROR_SIZE = _HEADER.size + 4  # and the number of the error
 _REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 before its struct inet_diag_sockid
 _ANSWER_SIZE = 72  # struct inet_diag_msg
 _INODE = struct.Struct("=I")  # its last field
@@ -67,7 +69,7 @@ class Answer(t.NamedTuple):
     def cgroup_id(self) -> int | None:
         """The cgroup that it belongs to; None before Linux 5.9."""
         found = self.attributes.get(_INET_DIAG_CGROUP_ID)
-        return None if found is None else int(_ID.unpack(found)[0])
+        return None if found is None or len(found) != _ID.size else int(_ID.unpack(found)[0])
 
     def stored(self) -> bytes | None:
         """Its value in the map that was asked about."""
@@ -132,18 +134,26 @@ def _ask(body: bytes, flags: int) -> t.Iterator[Answer]:
         netlink.settimeout(_TIMEOUT)
         head = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | flags, 1, 0)
         netlink.sendto(head + body, (0, 0))
-        while True:
-            data = netlink.recv(65536)
-            while len(data) >= _HEADER.size:
-                length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data)
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:  # no module for it, or the socket is hidden from us
-                    raise OSError(-struct.unpack_from("=i", data, _HEADER.size)[0], "sock_diag")
-                yield _answer(data[_HEADER.size : length])
-                data = data[(length + 3) & ~3 :]
-            if not flags:
+        yield from _answers(netlink, bool(flags))
+
+
+def _answers(netlink: socket.socket, dumps: bool) -> t.Iterator[Answer]:
+    """``dumps``: until the kernel says that this was all."""
+    while True:
+        data = netlink.recv(65536)
+        while len(data) >= _HEADER.size:
+            length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data)
+            if kind == _NLMSG_DONE:
                 return
+            if kind == _NLMSG_ERROR and len(data) >= _ERROR_SIZE:  # no module for it, or the socket is hidden from us
+                raise OSError(-struct.unpack_from("=i", data, _HEADER.size)[0], "sock_diag")
+            if kind == _NLMSG_ERROR or length < _HEADER.size:
+                raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+            if length >= _HEADER.size + _ANSWER_SIZE <= len(data):
+                yield _answer(data[_HEADER.size : length])
+            data = data[(length + 3) & ~3 :]
+        if not dumps:
+            return
 
 
 def _answer(body: bytes) -> Answer:
