@@ -32,6 +32,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support import limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child, until
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import End, Fault, run_with
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, purge, rule, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import steps
 
 STARTER = "/usr/sbin/limiter"
 NO_PROCESS = 2**22
@@ -341,7 +342,7 @@ def test_what_a_killed_one_began_the_next_one_completes(cgroups: Cgroups) -> Non
     wanted = snapshot()
     purge()
     killed = 0
-    for step in range(0, 200, 5):
+    for step in steps(200, 5):
         end, _text = run_with(Fault.KILLED, step, work)
         assert command(*words).status == 0
         assert snapshot()._replace(remembered=wanted.remembered) == wanted, step

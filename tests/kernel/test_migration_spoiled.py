@@ -54,7 +54,7 @@ def test_whatever_happens_before_any_of_its_steps_nothing_is_lost(
 
     work()  # builds the object
     undone = completed = 0
-    for step in steps(MOST_STEPS, rarer):
+    for step in steps(MOST_STEPS, APART * rarer):
         limiter.purge("all")
         earlier.limit_by(then, moved, pacing)
         assert moved.charged() == moved.charged("tcp") == {"web"}

@@ -119,6 +119,9 @@ JOBS = {
     "a cgroup in place": Job(
         lambda team: rule(name="web", cgroup_path="/service"), {**FAMILY_WEB, "service": MAYBE_WEB}, web
     ),
+    "each cgroup of a pattern": Job(
+        lambda team: rule(name="web", cgroup_paths=["/servi*"], each=True), {**FAMILY_WEB, "service": MAYBE_WEB}, web
+    ),
     "a rule goes": Job(
         lambda team: rule(name="web", state="absent"), {**FAMILY_MAYBE_WEB, "service": MAYBE_WEB}, web_and_service
     ),

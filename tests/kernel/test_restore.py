@@ -350,7 +350,7 @@ def test_who_is_killed_leaves_the_rest_to_the_next() -> None:
     begin()
     restore()
     wanted, wanted_rules = snapshot(), loaded()
-    for step in range(0, MOST_STEPS, 9):
+    for step in steps(MOST_STEPS, 9):
         begin()
         end, text = run_with(Fault.KILLED, step, restore)
         info()

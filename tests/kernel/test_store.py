@@ -17,6 +17,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, purge, rule, rules
+from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import steps
 
 SERVICE = {"name": "web", "rate": "1m", "bucket": "1m"}
 FIELDS = {"schema": 1, "rate": 1048576, "bucket": 1048576}
@@ -283,7 +284,7 @@ def test_who_is_killed_while_many_are_stored_leaves_whole_files_and_the_next_tas
         assert len(found) == 20
         return set(found)
 
-    for step in range(0, 100, 7):
+    for step in steps(100, 7):
         rules(*many("1m"))
         end, text = run_with(Fault.KILLED, step, lambda: rules(*many("2m")))
         assert rates() <= {1 << 20, 2 << 20}

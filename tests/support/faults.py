@@ -27,7 +27,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 )
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.sockets import settle
 
-_SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "write")
+_SYSTEM_CALLS = ("mkdir", "rmdir", "rename", "replace", "unlink", "symlink", "write", "setxattr")
 # These can be refused, but make no difference to whoever comes later: a file that is not in its place yet, the lock.
 _MERELY_REFUSED = ("pwrite", "ftruncate", "fsync", "fchmod", "fchown", "chmod", "chown")
 _CALLS_OF_LIBBPF = (

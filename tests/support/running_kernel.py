@@ -32,8 +32,10 @@ SEES_SYN_ACKS = RELEASE >= (6, 6)
 
 OBJECT = os.environ.get("LIMITER_OBJECT")
 # A task is spoiled before one in so many of its steps: all of them take half an hour, in a virtual machine many hours.
-APART = 1 if os.environ.get("LIMITER_EVERY_STEP") else 11 if SLOW else 4
+EVERY_STEP = bool(os.environ.get("LIMITER_EVERY_STEP"))
+APART = 1 if EVERY_STEP else 11 if SLOW else 4
 FIRST = int(os.environ.get("LIMITER_FIRST_STEP") or random.randrange(1000))
+_SHORT = 3  # steps of a task that is spoiled once all the same
 
 MPTCP = 262  # IPPROTO_MPTCP, which Python's socket knows from 3.10 on
 
@@ -54,10 +56,12 @@ adopting = pytest.mark.skipif(not ADOPTS, reason="before Linux 6.12 no iterator 
 not_adopting = pytest.mark.skipif(ADOPTS, reason="since Linux 6.12 an iterator may ask for a socket's callbacks")
 
 
-def steps(most: int, rarer: int = 1) -> range:
-    """The numbers of the steps before which a task is spoiled. ``rarer``: one in so many of them, unless all are."""
-    apart = APART if APART == 1 else APART * rarer
-    return range(FIRST % apart, most, apart)
+def steps(most: int, apart: int = APART, first: int = FIRST) -> list[int]:
+    """The numbers of the steps before which a task is spoiled: each has its turn, in one run or another."""
+    if EVERY_STEP:
+        return list(range(most))
+    begin = first % apart
+    return [*([begin % _SHORT] if begin >= _SHORT else []), *range(begin, most, apart)]
 
 
 def cells(chosen: tuple[object, ...], *values: list[Any]) -> list[Any]:

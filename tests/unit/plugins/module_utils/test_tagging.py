@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import typing as t
 
@@ -153,7 +154,7 @@ def test_a_child_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) ->
     def refused() -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(apart.os, "fork", refused)
+    monkeypatch.setattr(os, "fork", refused)
     (told,) = tagging.tag_apart([1], TAGS, []).missed
     assert told.startswith("open sockets of process 1 (")
     assert told.endswith("): no process could be made: Resource temporarily unavailable")
