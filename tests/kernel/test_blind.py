@@ -64,7 +64,7 @@ def test_what_is_not_found_by_its_name_is_told_wherever_one_looks(capfd: pytest.
     with limiter.senders("/mirror") as [again]:
         assert again.charged() == set()
         [mirror] = limiter.info(gather=["rules"])["rules"]
-        missed = "nothing limits /mirror until the next rule task"
+        missed = "it does not reach /mirror until the next rule task"
         assert mirror["unlimited"] == [BLIND, missed] and mirror["waiting"] == []
         assert limiter.info(gather=["rules"], pid=again.pid)["rules"] == []
         assert "no rule holds" in limiter.info(gather=["use"], pid=again.pid)["why"]["text"]

@@ -74,7 +74,7 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
                     assert words in warning
     with limiter.senders("/mirror") as [again]:
         assert again.charged() == set()
-        missed = [BLIND, "nothing limits /mirror until the next rule task"]
+        missed = [BLIND, "it does not reach /mirror until the next rule task"]
         assert info(gather=["rules"])["rules"][0]["unlimited"] == missed
         rule(name="mirror")
         assert again.charged() == {"mirror"}

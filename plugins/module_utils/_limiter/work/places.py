@@ -28,7 +28,7 @@ BLIND = (
     "hold for the cgroups that were there at the last rule task, without budgets of their own, and not for those that "
     "are made later, as by a restart, until the next rule task"
 )
-_MOST_NAMED = 3  # cgroups that nothing limits
+_MOST_NAMED = 3  # cgroups that a rule does not reach
 
 
 def read(host: Host) -> list[Stored]:
@@ -100,16 +100,18 @@ def unlimited(host: Host) -> dict[str, list[str]]:
     """What rules are to limit in place, and the program does not find: in words, for each rule."""
     if not is_blind(host):
         return {}
-    found = by_rule(host)
-    there = _in_place(host)
-    missed = {member: place for member, place in _by_id(host, _named(found)).items() if member not in there}
-    told = {}
-    for name in found:
-        cgroups = sorted(cgroup for rule, cgroup in missed.values() if rule == name)
-        more = [f"and {len(cgroups) - _MOST_NAMED} more cgroups"] if len(cgroups) > _MOST_NAMED else []
-        lines = [f"nothing limits {cgroup} until the next rule task" for cgroup in cgroups[:_MOST_NAMED]]
-        told[name] = [BLIND, *lines, *more]
-    return told
+    found, there = by_rule(host), _in_place(host)
+    missed: dict[str, list[str]] = {name: [] for name in found}
+    for member, (name, cgroup) in _by_id(host, _named(found)).items():
+        if member not in there:
+            missed[name].append(cgroup)
+    return {name: [BLIND, *_named_as_missed(cgroups)] for name, cgroups in missed.items()}
+
+
+def _named_as_missed(cgroups: list[str]) -> list[str]:
+    named = [f"it does not reach {cgroup} until the next rule task" for cgroup in sorted(cgroups)[:_MOST_NAMED]]
+    more = len(cgroups) - _MOST_NAMED
+    return [*named, *([f"it does not reach {more} more cgroups"] if more > 0 else [])]
 
 
 def about(host: Host) -> dict[str, t.Any]:
