@@ -13,35 +13,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
-from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.front.restore import restored
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, libbpf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import host
 from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
-from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, rules, snapshot
-from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import steps
-
-MOST_STEPS = 400
-WANTED: list[dict[str, Any]] = [
-    {"name": "web", "rate": "1m", "cgroup_paths": ["/service", "/system.slice/web@*.service"], "persistent": True},
-    {"name": "users", "rate": "50mbit", "bucket": "1m", "cgroup_paths": ["/users/user-*.slice"], "each": True}
-    | {"persistent": True},
-    {"name": "bare", "rate": "2m", "persistent": True},
-]
-
-
-def restore(**options: Any) -> dict[str, Any]:
-    """What `limiter restore` does."""
-    call = SimpleNamespace(params={}, check_mode=options.pop("check", False), run_command=limiter.run_command)
-    with limiter.closing_maps():
-        return restored(call, options.get("cgroup", "/"), options.get("paced", True))
+from ansible_collections.speed_limiter.ebpf.tests.support.stored import WANTED, loaded, restore
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +41,6 @@ def an_object(empty_host: None, cgroups: Callable[[str], str]) -> Iterator[None]
     purge("all")
     for entry in stored.DIRECTORY.glob("*"):
         entry.unlink()
-
-
-def loaded() -> list[dict[str, Any]]:
-    """The rules as they are, but for what is another one after each boot."""
-    return [
-        {key: entry[key] for key in ("name", "rate", "bucket", "members", "persistent")}
-        for entry in info(gather=["rules"])["rules"]
-    ]
 
 
 def test_rules_come_back_as_they_were_and_stay_so() -> None:
@@ -337,90 +310,6 @@ def test_a_program_is_attached_where_the_role_wants_it() -> None:
     restore(cgroup="/service", paced=False)
     seen = info(gather=["program"])["program"]
     assert (seen["cgroup"], seen["pacing"]["state"]) == ("/service", "off")
-
-
-def test_who_is_killed_leaves_the_rest_to_the_next() -> None:
-    """Of the steps that load a program and make rules, which other tests have all of, some."""
-
-    def begin() -> None:
-        purge("all")
-        rules(*WANTED)
-        stored.power_off()
-
-    begin()
-    restore()
-    wanted, wanted_rules = snapshot(), loaded()
-    for step in steps(MOST_STEPS, 9):
-        begin()
-        end, text = run_with(Fault.KILLED, step, restore)
-        info()
-        assert restore()["problems"] == []
-        assert snapshot() == wanted and loaded() == wanted_rules, f"killed before step {step}"
-        if (end, text) == (End.DONE, UNTOUCHED):
-            return
-    pytest.fail(f"more than {MOST_STEPS} steps")
-
-
-CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
-    "stored": lambda: rule(name="web", persistent=True),
-    "made": lambda: rule(name="db", rate="1m", cgroup_paths="/db", persistent=True),
-    "changed": lambda: rule(name="bare", rate="3m", cgroup_paths="/bare"),
-    "forgotten": lambda: rule(name="bare", persistent=False),
-    "removed": lambda: rule(name="bare", state="absent"),
-    "replaced": lambda: rules({"name": "db", "rate": "1m", "persistent": True}, purge=True),
-    "purged": purge,
-}
-
-
-def prepared() -> None:
-    """One rule that is not stored, and two that are."""
-    purge()
-    rules({"name": "web", "rate": "1m", "cgroup_paths": "/service"}, *WANTED[1:])
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_after_a_kill_each_file_is_as_before_or_as_wanted_and_the_same_task_does_the_rest(
-    change: Callable[[], dict[str, Any]],
-) -> None:
-    program()
-    prepared()
-    before = snapshot().stored
-    change()
-    wanted, wanted_rules = snapshot(), loaded()
-    for step in steps(MOST_STEPS):
-        prepared()
-        end, text = run_with(Fault.KILLED, step, change)
-        found = {path: text for path, text in snapshot().stored.items() if not path.endswith(".new")}
-        for path in {*found, *before, *wanted.stored}:
-            assert found.get(path) in (before.get(path), wanted.stored.get(path)), f"{path}, step {step}"
-        change()
-        assert snapshot()._replace(remembered=wanted.remembered) == wanted, f"step {step}"
-        assert loaded() == wanted_rules, f"step {step}"
-        if (end, text) == (End.DONE, UNTOUCHED):
-            return
-    pytest.fail(f"more than {MOST_STEPS} steps")
-
-
-@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.INTERRUPTED])
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_is_refused_or_interrupted_is_undone_in_files_too(
-    change: Callable[[], dict[str, Any]], fault: Fault
-) -> None:
-    program()
-    prepared()
-    before, rules_before = snapshot(), loaded()
-    change()
-    wanted, wanted_rules = snapshot(), loaded()
-    for step in steps(MOST_STEPS):
-        prepared()
-        end, text = run_with(fault, step, change)
-        seen = snapshot().stored, loaded()
-        assert seen in ((before.stored, rules_before), (wanted.stored, wanted_rules)), (
-            f"{end} before step {step}: {text}"
-        )
-        if (end, text) == (End.DONE, UNTOUCHED):
-            return
-    pytest.fail(f"more than {MOST_STEPS} steps")
 
 
 def test_a_thousand_rules_come_back_soon() -> None:
