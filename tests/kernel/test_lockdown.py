@@ -41,9 +41,9 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
         for mode in ("integrity", "confidentiality"):
             lockdown.write_text(mode)
             warnings = program(state="reloaded")["warnings"]
-            blind = mode == "confidentiality"
+            nameless = mode == "confidentiality"
             made = rule(name="mirror", rate="1m", cgroup_path="/mirror")
-            assert (BLIND in made["unenforced"]) is blind
+            assert (BLIND in made["unenforced"]) is nameless
             assert sender.charged(f"opened in {mode}") == {"mirror"}
             traced = limiter.task("speed_limit_trace", duration=0.5, reason="other_program")
             assert traced["ended"] == "duration"
@@ -56,7 +56,7 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
             pacing = found["program"]["pacing"]
             assert pacing["state"] == "on"
             assert pacing["open_connections"] is (RELEASES and mode == "integrity")
-            assert found["program"]["in_place"]["found_by"] == ("id" if blind else "name")
+            assert found["program"]["in_place"]["found_by"] == ("id" if nameless else "name")
             if mode == "integrity":
                 assert warnings == []
                 continue
