@@ -37,9 +37,9 @@ FAULTS = {
     "refused": (2, Fault.REFUSED, False, 2),
     "interrupted": (2, Fault.INTERRUPTED, False, 2),
     "killed while what sockets were told goes": (2, Fault.KILLED, True, 2),
-    "killed and sockets stay as they are": (3, Fault.KILLED, True, 1),
-    "refused and sockets stay as they are": (3, Fault.REFUSED, True, 2),
-    "killed, from the schema before this one": (4, Fault.KILLED, True, 2),
+    "killed, from schema 3": (3, Fault.KILLED, True, 1),
+    "refused, from schema 3": (3, Fault.REFUSED, True, 2),
+    "killed, from schema 4": (4, Fault.KILLED, True, 2),
 }
 
 

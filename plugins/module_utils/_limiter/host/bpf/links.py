@@ -75,7 +75,7 @@ class Links:
 
     def remove(self, name: str) -> None:
         self.detach(name)
-        os.unlink(pins.path(name))
+        pins.unlink(name)
 
     def complete(self, program: catalog.ProgramRow) -> None:
         """The next link, if there is one, takes the place of the one that was before."""
@@ -108,7 +108,7 @@ class Links:
                     self._libbpf.call("bpf_obj_pin", link_fd, place.encode())
 
             undo.add(pin_again)
-            os.unlink(place)
+            pins.unlink(name)
 
     def _make(self, name: str, program_fd: int, target_fd: int, hook: catalog.Hook, undo: Undo) -> None:
         bpf = self._libbpf

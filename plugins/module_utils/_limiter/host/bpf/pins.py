@@ -153,13 +153,18 @@ def rename(name: str, place: str) -> None:
         raise KernelError(f"{path(name)} cannot be renamed to {place}", error.errno or 0) from error
 
 
+def unlink(name: str) -> None:
+    """Raises KernelError."""
+    try:
+        os.unlink(path(name))
+    except OSError as error:
+        raise KernelError(f"{path(name)} cannot be removed", error.errno or 0) from error
+
+
 def unpin(names: t.Iterable[str]) -> None:
     """Undoes the pinning of these, and the making of the directory if nothing else is in it. Raises KernelError."""
     for name in filter(exists, names):
-        try:
-            os.unlink(path(name))
-        except OSError as error:
-            raise KernelError(f"{path(name)} cannot be removed", error.errno or 0) from error
+        unlink(name)
     with contextlib.suppress(OSError):
         os.rmdir(directory())
 
@@ -170,7 +175,7 @@ def drop_leftovers(libbpf: Libbpf) -> None:
     if others and exists(catalog.CONTROL.name):
         others.append(catalog.CONTROL.name)  # it tells of their layout
     for name in others:
-        os.unlink(path(name))
+        unlink(name)
 
 
 def _fits(libbpf: Libbpf, row: catalog.MapRow) -> bool:
