@@ -47,9 +47,9 @@ def test_limits_hold_in_lockdown_and_what_confidentiality_takes_is_told(lockdown
             assert sender.charged(f"opened in {mode}") == {"mirror"}
             traced = limiter.task("speed_limit_trace", duration=0.5, reason="other_program")
             assert traced["ended"] == "duration"
-            blind = [text for text in traced["warnings"] if "another program drops look as if they had passed" in text]
-            assert traced["other_drops_seen"] == (not blind)
-            assert mode == "confidentiality" or not blind
+            warned = [text for text in traced["warnings"] if "another program drops look as if they had passed" in text]
+            assert traced["other_drops_seen"] == (not warned)
+            assert mode == "confidentiality" or not warned
             found = info(gather=["host", "program"])
             assert found["host"]["lockdown"] == mode
             assert found["host"]["missing"] == []
