@@ -118,6 +118,29 @@ def test_sockets_that_their_owners_keep_locked_hold_up_no_look_at_connections(pa
 
 
 @releasing
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="this kernel has no FUSE")
+def test_attacks_of_several_kinds_at_once_add_up_to_no_more_than_their_times() -> None:
+    """Command lines are read before the lock is taken, with a patience of its own."""
+    name = f"wanted-by-{os.getpid()}"  # a selector sees the processes of the whole machine
+    with child(WAIT, name) as process, attackers(COMMAND_LINE, 3, "fuse") as silent, attackers(SOCKET, 3) as locking:
+        before = children()
+        look_at_all_namespaces()
+        began = time.monotonic()
+        made = limiter.rule(name="it", processes={"cmdline": f"{name}$"}, rate="1m")
+        assert time.monotonic() - began < 3 + MOST
+        assert made["matched"] == [process.pid]
+        assert any("keeps a socket locked" in text for text in made["warnings"])
+        assert any(f"process {one.pid} (" in text for one in locking for text in made["warnings"])
+        assert {one.pid for one in silent} <= {it["pid"] for it in made["skipped_processes"]}
+        with host_lock(0):
+            pass
+        left = children() - before
+        assert len(left) <= 1
+    for pid in left:
+        end(pid)
+
+
+@releasing
 def test_what_was_left_is_known_after_a_purge() -> None:
     with child() as process, attackers(SOCKET):
         before = children()
