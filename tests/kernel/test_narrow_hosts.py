@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host import memory
 from ansible_collections.speed_limiter.ebpf.tests.support import elsewhere, limiter
 from ansible_collections.speed_limiter.ebpf.tests.support.children import child
+from ansible_collections.speed_limiter.ebpf.tests.support.refusing import KCMP, PIDFD_GETFD, PIDFD_OPEN, refusing_call
 
 IN_OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private", "sh", "-euc"]
 NEW = "rule(name='new', rate='1m')"
@@ -53,12 +55,29 @@ def test_without_what_proc_tells_nothing_is_changed(prefix: list[str], missing: 
     limiter.rule(name="new", rate="1m")
 
 
+@pytest.mark.every_kernel
 def test_who_may_not_see_others_processes_says_which_sockets_it_misses(stranger: int) -> None:
     """Root without CAP_SYS_PTRACE, and a /proc with hidepid, which then hides from it, too."""
     prefix = mounted('mount -t proc -o hidepid=invisible proc /proc; set -- setpriv --bounding-set=-sys_ptrace "$@"')
     said = elsewhere.said(prefix, f"rule(name='it', pid={stranger}, rate='1m')['unenforced']")
     assert f"open sockets of process {stranger}" in said
     assert "EACCES" in said
+
+
+@pytest.mark.parametrize("call", [PIDFD_OPEN, PIDFD_GETFD], ids=["pidfd_open", "pidfd_getfd"])
+def test_who_is_refused_pidfds_says_which_sockets_it_misses(stranger: int, call: int) -> None:
+    """As by a filter of seccomp's. What looks at rules says it, too."""
+    prefix = refusing_call(call, errno.EPERM)
+    for text in (f"rule(name='it', pid={stranger}, rate='1m')['unenforced']", "info(gather=['rules'])['rules']"):
+        said = elsewhere.said(prefix, text)
+        assert f"of process {stranger}" in said
+        assert "the kernel lends no sockets of other processes: EPERM" in said
+
+
+def test_without_a_comparison_of_tables_all_sockets_are_found(stranger: int) -> None:
+    prefix = refusing_call(KCMP, errno.EPERM)
+    assert elsewhere.said(prefix, f"rule(name='it', pid={stranger}, rate='1m')['unenforced']") == "[]\n"
+    assert limiter.info(gather=["rules"])["rules"][0]["unlimited"] == []
 
 
 def test_a_pid_namespace_hides_processes_and_no_rules(stranger: int) -> None:

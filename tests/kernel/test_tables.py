@@ -7,6 +7,7 @@ them is printed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -83,6 +84,7 @@ def test_tables_of_their_own_are_found_one_by_one() -> None:
         assert len(found(*family(process))) == 20
 
 
+@pytest.mark.every_kernel
 def test_threads_share_a_table_but_for_those_that_do_not() -> None:
     with child(THREADS) as process:
         assert len(processes.threads(process.pid)) == 5
@@ -211,6 +213,43 @@ def test_many_sockets_are_all_tagged(processes_and_sockets: tuple[int, int]) -> 
         tagged = tagging.tag(pids, tagging.Tags(lambda fd: inodes.add(os.fstat(fd).st_ino)))
         assert tagged == (count * each, [])
         assert len(inodes) == count * each
+
+
+@pytest.mark.parametrize("processes_and_connections", [(1, 200), (50, 20)])
+def test_many_connections_are_all_limited_by_a_task(
+    clean_host: None, processes_and_connections: tuple[int, int]
+) -> None:
+    """200 connections of one process, and 1,000 of 50; how long the task takes is printed."""
+    count, each = processes_and_connections
+    code = (
+        "import os, socket, sys\n"
+        "count, each, port = map(int, sys.argv[1:])\n"
+        "pids, done = [], os.pipe()\n"
+        "for _process in range(count):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        kept = [socket.create_connection(('127.0.0.1', port)) for _number in range(each)]\n"
+        "        os.write(done[1], b'.')\n"
+        "        break\n"
+        "    pids.append(pid)\n"
+        "else:\n"
+        "    for _process in pids:\n"
+        "        os.read(done[0], 1)\n"
+        "    print('ready', *pids, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+        process = stack.enter_context(child(code, str(count), str(each), str(server.getsockname()[1])))
+        limiter.rule(name="other", rate="1m")
+        begin, used = time.monotonic(), sum(os.times()[:4])
+        made = limiter.rule(name="it", pids=[int(word) for word in process.words], rate="1m")
+        print(
+            f"a rule for {count} processes with {each} connections each took {time.monotonic() - begin:.2f} s, "
+            f"{sum(os.times()[:4]) - used:.2f} s of a processor"
+        )
+        assert made["unenforced"] == []
+        assert limiter.info(name="it", gather=["rules"])["rules"][0]["unlimited"] == []
 
 
 def test_a_socket_of_a_process_that_is_gone_is_no_error() -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A kernel that refuses one command of bpf(2), as one that lacks it does; or to let BPF look into its memory.
+"""A kernel that refuses one command of bpf(2), or another system call, as one that lacks it does, or as a filter of
+seccomp's; or to let BPF look into its memory.
 
-As a program it runs another one under a seccomp filter: COMMAND ERRNO PROGRAM ARGUMENT...
+As a program it runs another one under such a filter: SYSTEM-CALL COMMAND ERRNO PROGRAM ARGUMENT..., with the command
+"any" for all that the system call does.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Any
 from unittest import mock
 
 BPF_PROG_LOAD, BPF_PROG_QUERY = 5, 16
+PIDFD_OPEN, PIDFD_GETFD = 434, 438  # the same everywhere but on alpha
+KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}.get(os.uname().machine, 0)
 
-_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280}  # of bpf(2), all little endian
+_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280}  # of bpf(2), all little endian
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # of classic BPF
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 _PR_SET_SECCOMP, _FILTER = 22, 2
@@ -27,7 +31,12 @@ _PR_SET_SECCOMP, _FILTER = 22, 2
 
 def refusing(command: int, number: int) -> list[str]:
     """The beginning of a command line: the rest runs on a kernel that answers with this errno."""
-    return [sys.executable, str(Path(__file__)), str(command), str(number)]
+    return [sys.executable, str(Path(__file__)), str(_BPF[os.uname().machine]), str(command), str(number)]
+
+
+def refusing_call(call: int, number: int) -> list[str]:
+    """The same for a whole system call."""
+    return [sys.executable, str(Path(__file__)), str(call), "any", str(number)]
 
 
 @contextlib.contextmanager
@@ -58,12 +67,12 @@ def forbidding_looks() -> Iterator[None]:
     assert tried == 2
 
 
-def _refuse(command: int, number: int) -> None:
+def _refuse(call: int, command: int | None, number: int) -> None:
+    first_argument = [] if command is None else [(_LOAD, 0, 0, 16), (_EQUAL, 0, 1, command)]
     program = [
         (_LOAD, 0, 0, 0),  # the system call's number
-        (_EQUAL, 0, 3, _NUMBERS[os.uname().machine]),
-        (_LOAD, 0, 0, 16),  # its first argument
-        (_EQUAL, 0, 1, command),
+        (_EQUAL, 0, 1 + len(first_argument), call),
+        *first_argument,
         (_RETURN, 0, 0, _REFUSE | number),
         (_RETURN, 0, 0, _ALLOW),
     ]
@@ -74,5 +83,5 @@ def _refuse(command: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    _refuse(int(sys.argv[1]), int(sys.argv[2]))
-    os.execvp(sys.argv[3], sys.argv[3:])
+    _refuse(int(sys.argv[1]), None if sys.argv[2] == "any" else int(sys.argv[2]), int(sys.argv[3]))
+    os.execvp(sys.argv[4], sys.argv[4:])

@@ -80,6 +80,7 @@ def data(rendered: str) -> t.Any:
         (SEEN, {**SLOWER, "unenforced": ["the program does not run for /a"]}, "not_limited", True),
         (SEEN, {"failed": True, "msg": "too old", "kind": "kernel_too_old"}, "cannot", True),
         (SEEN, {"failed": True, "msg": "'5mb' is not a rate", "kind": "bad_rate"}, "failed", False),
+        (SEEN, {"failed": True, "msg": "two limiters limit", "kind": "hidden_limiter"}, "failed", False),
         (SEEN, None, "failed", False),
         ({"unreachable": True, "msg": "no route to host"}, {"skipped": True}, "unreachable", False),
         (SEEN, {"unreachable": True, "msg": "no route to host"}, "unreachable", False),
