@@ -2,7 +2,7 @@
 """Whatever somebody writes as an option, calls a process or a cgroup, or leaves in a file or a map: a user reads a
 sentence, and never a traceback.
 
-ANYTHING_CASES=100000 pytest tests/property/test_anything*.py tries more than a million.
+ANYTHING_CASES=100000 pytest --timeout=0 tests/property/test_anything*.py tries more than a million.
 """
 
 from __future__ import annotations
