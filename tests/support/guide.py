@@ -26,6 +26,8 @@ PAGE = systemd.CHECKOUT / "docs" / "troubleshooting.md"
 COLUMNS = 110  # of the terminal that the commands write to
 PINS = "/sys/fs/bpf/speed_limiter"
 
+INFO = "ansible db1 -b -m speed_limiter.ebpf.speed_limit_info"
+
 BLOCKS: dict[str, Sequence[str]] = {
     "held": ["limiter why {backup}"],
     "not-held": ["limiter why {mirror}"],
@@ -33,14 +35,17 @@ BLOCKS: dict[str, Sequence[str]] = {
     "list": ["limiter list"],
     "hook": ["limiter list --bpf"],
     "which": ["limiter list -p {backup}"],
-    "passed": ["limiter trace -p {backup} --reason passed --max-events 1"],
+    "passed": ["limiter trace --unit backup --reason passed --max-events 1"],
     "dropped": ["limiter trace --unit stats --reason empty --max-events 1"],
     "top": ["limiter top --once"],
     "use": ["""limiter list --name backup --json | grep -A 5 '"use"'"""],
     "connection": ["""limiter why {backup} --json | grep -m 1 -A 11 '"address"'"""],
     "drops-now": ["limiter why {stats}"],
     "drops": ["""limiter metrics | grep 'dropped_packets.*rule="stats"' | grep -v ' 0$'"""],
-    "host": ["ansible db1 -b -m speed_limiter.ebpf.speed_limit_info -a gather=host"],
+    "exempt": ["limiter trace --unit web --max-events 1"],
+    "boot": [f"""{INFO} -a gather=boot | grep -A 3 '"problems"'"""],
+    "restore": ["limiter restore --check"],
+    "host": [f"""{INFO} -a gather=host | grep -A 12 '"host"'"""],
     "error": ["limiter set -p 4194304 -r 5m"],
     "by-hand": [
         "grep ^0:: /proc/{backup}/cgroup",
@@ -54,6 +59,8 @@ BLOCKS: dict[str, Sequence[str]] = {
 }
 
 UNORDERED = {"top"}  # by use, which changes
+STORED = {"boot", "restore"}  # what is wrong with stored rules
+EMPTY = "/etc/speed_limiter/rules.d/logs.json"  # as a file is that somebody began to write on a full disk
 
 
 class Placed(NamedTuple):
@@ -131,14 +138,27 @@ class Guided:
     def block(self, name: str) -> str:
         """What a terminal shows of a block's commands."""
         shown = []
-        for template in BLOCKS[name]:
-            command = template.format(**self._placed._asdict())
-            prompt = "$" if command.startswith("ansible") else "#"
-            shown.append(f"{prompt} {command}\n{self._shown(command)}")
+        with self._stored() if name in STORED else contextlib.nullcontext():
+            for template in BLOCKS[name]:
+                command = template.format(**self._placed._asdict())
+                prompt = "$" if command.startswith("ansible") else "#"
+                shown.append(f"{prompt} {command}\n{self._shown(command)}")
         if name == "idle":
             self.make("limiter reload")
             until(self._is_limited)
         return "\n".join(shown)
+
+    @contextlib.contextmanager
+    def _stored(self) -> Iterator[None]:
+        """A rule is stored, and a file that is broken; and no unit applies either."""
+        rule = f"limiter set --name mirror {SERVICES['mirror'].rule} --unit mirror"
+        self.make(f"{rule} --persistent")
+        self._host.run("touch", EMPTY)
+        try:
+            yield
+        finally:
+            self._host.run("rm", EMPTY)
+            self.make(f"{rule} --no-persistent")
 
     def command(self, *words: str) -> list[str]:
         """What to run for a command on the host."""
