@@ -116,19 +116,18 @@ def test_hosts_that_are_alike_are_shown_together(page: Page) -> None:
 
 
 def test_a_rule_is_summed_up_over_the_fleet(page: Page) -> None:
-    labels = ("Rule", "Limit", "Use", "Of all limits", "Fullest", "Binds on", "Dropped")
+    labels = ("Rule", "Limit", "Use", "Of all limits", "Binds on", "Dropped")
     shown = {row[0]: row[1:] for row in zip(*(column(page, label, "#rules") for label in labels))}
     rules = reported(fleet.answers(HOSTS)).rules()
     assert len(rules) > len(fleet.RULES) and set(fleet.EACH) <= {rule.name for rule in rules if rule.each}
     for rule in rules:
-        assert rule.slowest is not None and rule.fastest is not None and rule.utilization is not None
+        assert rule.slowest is not None and rule.fastest is not None
         fastest = "" if rule.slowest == rule.fastest else f" to {rate(rule.fastest)}"
         passed_and_dropped = rule.packets + rule.dropped_packets
         assert shown[line(rule.name)] == (
             rate(rule.slowest) + fastest + (" each" if rule.each else ""),
             rate(rule.use),
             "" if rule.each else percent(rule.use / rule.limits),
-            percent(rule.utilization),
             f"{rule.binds} host{'s' * (rule.binds != 1)}" if rule.binds else "",
             f"{rule.dropped_packets:,} ({percent(rule.dropped_packets / passed_and_dropped)})"
             if rule.dropped_packets

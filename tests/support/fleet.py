@@ -114,6 +114,7 @@ def host(name: str, number: int, dice: random.Random) -> Answer:
     way = number % 200
     if way in (5, 6, 7):
         seen["rules"][0]["rate"] = 1_073_741_824
+        seen["rules"][0]["use"]["utilization"] = round(seen["rules"][0]["use"]["utilization"] * rate / 1_073_741_824, 3)
         compared.update(rules=[{"name": first}], previous=[{"name": first}], changed=True)
         compared["diff"] = {"before": line(first, 1_073_741_824) + "\n", "after": line(first, rate) + "\n"}
     elif way == 8:

@@ -29,7 +29,7 @@ COLOURS = {
 }
 
 
-def svg(screen: pyte.Screen, title: str) -> str:
+def svg(screen: pyte.Screen, title: str, drawn_by: str = "") -> str:
     """Of the lines up to the last one that is not empty."""
     rows = [number for number, line in enumerate(screen.display) if line.strip()]
     height = (max(rows, default=0) + 1) * HEIGHT + 2 * MARGIN
@@ -38,7 +38,7 @@ def svg(screen: pyte.Screen, title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"\n'
         f'  font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="{FONT}">\n'
-        f"{LICENCE}\n<title>{escape(title)}</title>\n"
+        f"{LICENCE}\n<title>{escape(title)}</title>\n<desc>{escape(drawn_by)}</desc>\n"
         f'<rect width="100%" height="100%" rx="6" fill="{PAPER}"/>\n{pieces}</svg>\n'
     )
 

@@ -79,8 +79,8 @@
     host.packets = host.rules.reduce((sum, rule) => sum + (rule.packets || 0), 0);
     host.found = [host.name, STATES[host.state][1], host.kernel, ...host.extra, ...host.rules.map((rule) => rule.name)].join("\n").toLowerCase();
   }
-  const rules = data.rules.map(([rule, number, slowest, fastest, limits, use, binds, packets, drops, , unpaced, fullest, each]) => (
-    { name: rule, hosts: number, slowest, fastest, use, binds, packets, drops, unpaced, each, fullest: fullest === null ? -1 : fullest,
+  const rules = data.rules.map(([rule, number, slowest, fastest, limits, use, binds, packets, drops, , unpaced, , each]) => (
+    { name: rule, hosts: number, slowest, fastest, use, binds, packets, drops, unpaced, each,
       // Where each cgroup has the limit for itself, nobody knows how much they may send together.
       part: each || !limits ? -1 : use / limits, found: rule.toLowerCase(), also: "" }));
 
@@ -310,7 +310,6 @@
         { label: "Limit", value: (rule) => rule.fastest || 0, cell: limits, numeric: true },
         { label: "Use", value: (rule) => rule.use, cell: (rule) => rate(rule.use), numeric: true },
         { label: "Of all limits", value: (rule) => rule.part, cell: (rule) => used(rule.part), numeric: true },
-        { label: "Fullest", value: (rule) => rule.fullest, cell: (rule) => used(rule.fullest), numeric: true },
         { label: "Binds on", value: (rule) => rule.binds, cell: (rule) => (rule.binds ? count(rule.binds, "host") : ""), numeric: true },
         { label: "Dropped", value: (rule) => rule.drops, cell: dropped, numeric: true },
         { label: "Not paced on", value: (rule) => rule.unpaced, cell: (rule) => (rule.unpaced ? count(rule.unpaced, "host") : ""), numeric: true },
