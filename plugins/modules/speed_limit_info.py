@@ -494,7 +494,8 @@ rules:
       sample: ["3 connections that process 812 (nginx, user 33) has not accepted yet"]
 use:
   description:
-    - What each rule did in a second, from two looks. Rules that were removed or made in that time are left out. Null
+    - What each rule did between two looks that are a second apart, or a little more where a look takes longer than
+      that; rates are those of the time in between. Rules that were removed or made in that time are left out. Null
       where they could not be looked at.
   type: list
   elements: dict
