@@ -295,6 +295,24 @@ def test_a_leaf_that_cannot_be_removed_keeps_no_rule(service: Service, cgroups: 
     cgroups.remove(LEAF)
 
 
+def test_who_could_not_leave_when_his_rule_went_does_with_what_is_stale(service: Service) -> None:
+    def leave(_self: object, pid: int, cgroup: str) -> None:
+        raise LimiterError("unusable_cgroup", f"process {pid} cannot be moved", cgroup, "Choose another")
+
+    rule(name="web", pid=service.parent.pid, rate="1m")
+    with mock.patch.object(Cgroups, "move", leave):
+        done = rule(name="web", state="absent")
+    assert any(f"stay in {LEAF}, which limits nothing; speed_limit_purge" in warning for warning in done["warnings"])
+    assert place(service.parent.pid) == place(service.child.pid) == LEAF
+    assert service.parent.charged() == {"tight"}
+    said = purge("stale", check=True)
+    assert place(service.parent.pid) == LEAF
+    removed = purge("stale")
+    assert removed["changed"] and removed["diff"] == said["diff"]
+    assert place(service.parent.pid) == place(service.child.pid) == HOME
+    assert not purge("stale")["changed"]
+
+
 @pytest.fixture
 def no_way_home(service: Service, cgroups: Cgroups) -> Iterator[Service]:
     """Who owns the service's cgroup has made it one that takes no processes, while all of them were in the leaf."""

@@ -180,6 +180,7 @@ class Soak:
         if moved:
             options = {"pids": moved, "state": "absent", "children": False}
             limiter.rule(**options)
+            limiter.purge("stale")  # who could not leave the leaf of a rule that has gone
             self.host = self.host._replace(wanted=self.host.wanted.after(options, members).only(()))
 
     def _at_once(self, task: Task, count: int, seconds: float | None) -> None:

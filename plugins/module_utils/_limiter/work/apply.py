@@ -331,14 +331,13 @@ class _Application:
         self.undos.append(lambda: self.leaves.make(name, self.host.rule_id(name), leaf))
         if inside := self.cgroups.pids(leaf):
             self.leaves.unlimit(leaf)
-            self.warnings.append(f"process {inside[0]} and the like stay in {leaf}, which limits nothing")
+            stay = f"process {inside[0]} and the like stay in {leaf}, which limits nothing"
+            self.warnings.append(f"{stay}; speed_limit_purge scope=stale tries again")
         else:
             self.warnings += self.leaves.end(leaf)
 
     def _tidy(self, names: t.Iterable[str]) -> None:
-        """Removes the leaves of rules that nobody is in any more: their processes have ended, or have just left. After
-        a run that was killed, those of all rules.
-        """
+        """Removes rules' leaves that nobody is in any more; after a run that was killed, those of all rules."""
         if self.killed_before:
             names = {*names, *self.leaves.rules.values(), *self.leaves.dead}
             for leaf in self.leaves.forgotten():

@@ -100,7 +100,7 @@ def _remains(host: Host, removed: t.Container[str], everything: bool) -> Remains
     """What is left beside the rules; the leaves of those that are ``removed`` go with them."""
     known = host.leaves.rules.items()
     leaves = [leaf for leaf, name in known if name not in removed and not host.cgroups.pids(leaf)]
-    leaves += [*host.leaves.orphans, *(host.leaves.forgotten() if everything else ())]
+    leaves += [*host.leaves.orphans, *host.leaves.forgotten(guess=everything)]
     if host.maps is None:
         return Remains((), (), tuple(sorted(leaves)))
     members = {**host.maps.members(), **host.maps.leaves()}

@@ -219,10 +219,12 @@ class Leaves:
         for leaf_id in self.dead.pop(name, ()):
             t.cast(Maps, self._maps).remove_member(leaf_id)
 
-    def forgotten(self) -> list[str]:
-        """Leaves that are no members: left by a run that was killed, or since somebody could not leave one."""
+    def forgotten(self, guess: bool = True) -> list[str]:
+        """Leaves that are no members: left by a run that was killed, or since somebody could not leave one. ``guess``:
+        with those that have no mark.
+        """
         others = set(named(self._cgroups)) - set(self.rules) - set(self.orphans)
-        return sorted(cgroup for cgroup in others if self._is_left(cgroup) or self._is_unmarked(cgroup))
+        return sorted(cgroup for cgroup in others if self._is_left(cgroup) or (guess and self._is_unmarked(cgroup)))
 
     def _mark(self, leaf: str) -> None:
         with contextlib.suppress(OSError):  # gone, or not permitted in this container: it is known as a member
