@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,23 @@ def test_the_lock_is_free_while_processes_are_searched_and_what_was_not_searched
         (told,) = found["unenforced"]
         assert "were not compared with cmdline" in told
         assert told in found["warnings"]
+
+
+def test_a_process_outside_of_the_cgroup_namespace_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of the host by a task in a container that sees the host's processes."""
+    real = processes.read
+    with limiter.clean_host(), child() as inside, child() as outside:
+
+        def read(pid: int) -> Process | None:
+            found = real(pid)
+            return found._replace(cgroup="/../../system.slice") if found and pid == outside.pid else found
+
+        monkeypatch.setattr(processes, "read", read)
+        home = limiter.snapshot(outside.pid).places
+        found = limiter.rule(name="it", rate="1m", processes={"cmdline": re.escape(WAIT)})
+        assert inside.pid in found["matched"] and outside.pid not in found["matched"]
+        assert {"pid": outside.pid, "reason": "outside of this cgroup namespace"} in found["skipped_processes"]
+        assert limiter.snapshot(outside.pid).places == home
 
 
 def test_each_key_selects_and_all_must_hold(copy_of_sleep: tuple[int, Path]) -> None:

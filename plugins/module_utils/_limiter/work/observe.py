@@ -352,5 +352,9 @@ class _Observation:
             else:
                 process = processes.read(pid)
                 known = start_times[pid] if start_times else None
-                if process is not None and known in (None, process.start_time):  # else the number was used again
+                if process is None or known not in (None, process.start_time):  # the number was used again
+                    continue
+                if process.cgroup.startswith("/.."):  # the host's, where this runs in a container that sees them
+                    skipped[pid] = "outside of this cgroup namespace"
+                else:
                     chosen[pid] = process
