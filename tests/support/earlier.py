@@ -153,8 +153,10 @@ def moved(version: Version) -> Iterator[limiter.Sender]:
     """A process whose sockets the earlier version has bound to the rule ``web``."""
     with limiter.clean_host(), limiter.senders("/home_of_moved") as (sender,):
         limit_by(version, sender)
-        yield sender
-        limiter.purge("all")
+        try:
+            yield sender
+        finally:
+            limiter.purge("all")
 
 
 def limit_by(version: Version, sender: limiter.Sender, pacing: bool = True) -> None:

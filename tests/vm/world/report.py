@@ -11,11 +11,11 @@ BUSY = 0.95  # of its time a processor has worked: what it could not do is no fa
 METHOD = """## Requests, pages, short connections
 
 The worst cell of each kind that [benchmarks.md](benchmarks.md) measures without other programs: two network
-namespaces, a veth pair, 10 s after 2 s; and beside some of them htb (with fq_codel), or this with fq on
-the device, in the same guest. Guests and
-their clocks are as they are [over distance](#over-distance); a figure is *busy* where the processor had less than a
-twentieth of its time left. What misses its goal is **bold**. The step fails only where more arrives than the rate
-times the time, the bucket and one and a half packets of 64 KiB, where less than half of the limit is used, or at
+namespaces, a veth pair, 10 s after 2 s; and beside some of them htb (with fq_codel), or this with fq on the device, in
+the same guest; and QUIC by aioquic. Guests and their clocks are as they are [over distance](#over-distance); a figure
+is *busy* where the processor had less than a twentieth of its time left. What misses its goal is **bold**, and
+[limits.md](limits.md#short-connections-and-small-buckets) says why. The step fails only where more arrives than the
+rate times the time, the bucket and one and a half packets of 64 KiB, where less than half of the limit is used, or at
 another bound of `tests/vm/world/bounds.py`.
 
     .venv/bin/python tests/vm/run --steps object,world [--cells 'beside 500 a second'] [sid:7.2]
