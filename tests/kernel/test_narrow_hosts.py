@@ -42,7 +42,7 @@ def mounted(command: str) -> list[str]:
 @pytest.mark.parametrize(
     ("prefix", "missing"),
     [
-        (mounted("umount -l /proc"), "/proc/self/mountinfo"),
+        (mounted("mount -t tmpfs none /proc"), "/proc/self/mountinfo"),
         (mounted("mount -t proc -o subset=pid proc /proc"), "/proc/sys/kernel/random/boot_id"),
     ],
     ids=["no /proc", "/proc with processes alone"],

@@ -37,7 +37,7 @@ def test_many_floods_leave_room_for_who_is_not_limited(fq: Scene) -> None:
     """Nothing is lost but what a rule itself drops, and tells."""
     queue(fq.pair, "fq", "limit", "400")
     cgroups = [fq.cgroup(f"flood{number}") for number in range(200)]
-    rows = [{"name": path.name, "rate": "2500", "bucket": "3000", "cgroup_path": f"/{path.name}"} for path in cgroups]
+    rows = [{"name": path.name, "rate": "8000", "bucket": "3000", "cgroup_path": f"/{path.name}"} for path in cgroups]
     limiter.rules(*rows)
     before = fq.pair.arrived()
     code = f"""
