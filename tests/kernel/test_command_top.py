@@ -219,6 +219,16 @@ def test_the_terminal_is_given_back_however_it_ends(busy: Scene, number: int | N
         assert b"\x1b[?1049l" in shown.seen and b"\x1b[?1l" in shown.seen and "Traceback" not in "\n".join(shown.read())
 
 
+@pytest.mark.parametrize("keys", ["", "p"], ids=["", "paused"])
+def test_it_ends_with_its_terminal_also_where_nothing_says_that_this_is_gone(busy: Scene, keys: str) -> None:
+    with terminal(["env", "--ignore-signal=HUP", *top("--interval", "0.2")]) as shown:
+        shown.shows("busy")
+        shown.press(*keys)
+        shown.until(lambda lines: bool(keys) == ("PAUSED" in lines[0]))
+        shown.hang_up()
+        shown.ended()
+
+
 def test_an_interval_that_is_none_is_refused() -> None:
     for given in ("0", "-1", "nan", "x", "1e9"):
         ended = run("top", "--interval", given)

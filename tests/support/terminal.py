@@ -77,6 +77,10 @@ class Terminal:
         self.screen.resize(rows, columns)
         self.process.send_signal(signal.SIGWINCH)
 
+    def hang_up(self) -> None:
+        with open(os.devnull, "rb") as nowhere:
+            os.dup2(nowhere.fileno(), self._master)
+
     def ended(self) -> int:
         """Its status, when it has ended."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import locale
 import os
+import select
 import sys
 import time
 import typing as t
@@ -59,7 +60,7 @@ def cannot_live() -> str | None:
 
 
 def live(watch: Watch, interval: float) -> None:
-    """Until q or Ctrl-C is pressed."""
+    """Until q or Ctrl-C is pressed, or the terminal is gone."""
     import curses
 
     gc.enable()  # the starter switches it off for commands that end soon
@@ -70,6 +71,9 @@ def live(watch: Watch, interval: float) -> None:
         curses.wrapper(_run, App(watch, interval, glyphs()))
     except KeyboardInterrupt as interrupt:
         if getattr(interrupt, "number", 2) != 2:  # SIGTERM, SIGHUP
+            raise
+    except curses.error:
+        if not _is_gone():  # then it cannot be given back
             raise
 
 
@@ -89,6 +93,15 @@ def _run(screen: t.Any, app: App) -> None:
         name = _key(screen)
         if name:
             app.key(name)
+        elif _is_gone():
+            return
+
+
+def _is_gone() -> bool:
+    """Whether somebody has closed the terminal. Where SIGHUP is ignored, as by nohup, nothing else says so."""
+    stdin = select.poll()
+    stdin.register(0, 0)
+    return bool(stdin.poll(0))
 
 
 def _styles() -> dict[str, int]:
