@@ -23,6 +23,7 @@ from . import freezing, processes, trees
 from .cgroups import Cgroups
 
 _MARK = "trusted.speed_limiter"  # an attribute of its directory: the id of the cgroup that whoever made it calls /
+_REFUSALS = ("unusable_cgroup", "cgroup_not_made", "no_cgroup")  # of a place, while another one may do
 _FOREIGN = "somebody else than root has made a cgroup of that name"
 
 
@@ -122,13 +123,12 @@ class Leaves:
         """
         maps = t.cast(Maps, self._maps)
         fresh = self._cgroups.make(leaf)
-        leaf_id = self._cgroups.identifier(leaf)
-        if leaf_id is None:
-            raise LimiterError("no_cgroup", f"the cgroup {leaf} disappeared while this task ran", "", "Run it again")
-        # Whoever owns the cgroup above can have put it there a moment ago. What is below it could never be removed.
-        if not self._cgroups.is_roots(leaf):
-            raise LimiterError("cgroup_not_made", f"the cgroup {leaf} could not be made", _FOREIGN, "End who made it")
-        self._mark(leaf)
+        try:
+            leaf_id = self._enlisted(rule, leaf)
+        except BaseException:
+            if fresh:
+                self._cgroups.remove(leaf)
+            raise
 
         def undo() -> None:
             if fresh:
@@ -139,18 +139,24 @@ class Leaves:
             maps.remove_member(leaf_id)
             self._forget(leaf)
 
-        try:
-            maps.add_member(leaf_id, rule, leaf=True)
-        except BaseException:
-            if fresh:
-                self._cgroups.remove(leaf)
-            raise
         gone = self._ids.get(leaf, leaf_id)
         if gone != leaf_id:  # whoever removed it was interrupted, and makes it again
             maps.remove_member(gone)
         self._ids[leaf] = leaf_id
         self._add(leaf, name)
         return undo
+
+    def _enlisted(self, rule: int, leaf: str) -> int:
+        """The id of a cgroup that has become a leaf of the rule with that id."""
+        leaf_id = self._cgroups.identifier(leaf)
+        if leaf_id is None:
+            raise LimiterError("no_cgroup", f"the cgroup {leaf} disappeared while this task ran", "", "Run it again")
+        # Whoever owns the cgroup above can have put it there a moment ago. What is below it could never be removed.
+        if not self._cgroups.is_roots(leaf):
+            raise LimiterError("cgroup_not_made", f"the cgroup {leaf} could not be made", _FOREIGN, "End who made it")
+        self._mark(leaf)
+        t.cast(Maps, self._maps).add_member(leaf_id, rule, leaf=True)
+        return leaf_id
 
     def remove(self, leaf: str) -> None:
         """Removes a leaf that nobody is in. LimiterError as `Cgroups.remove`."""
@@ -192,10 +198,11 @@ class Leaves:
                     return False
                 self._mark(cgroup)
             self._cgroups.move(pid, cgroup)
-        except LimiterError as error:
+        except BaseException as error:
             if fresh:
                 self._cgroups.remove(cgroup)
-            if cgroup == "/" or error.kind not in ("unusable_cgroup", "cgroup_not_made", "no_cgroup"):
+            refused = isinstance(error, LimiterError) and error.kind in _REFUSALS
+            if cgroup == "/" or not refused:
                 raise
             return False
         return True
