@@ -14,7 +14,7 @@ from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.b
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.libbpf import Libbpf, load
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf.maps import Maps
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.groups.cgroups import Cgroups
-from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter, systemd
+from ansible_collections.speed_limiter.ebpf.tests.support import bpf, limiter, stored, systemd
 from ansible_collections.speed_limiter.ebpf.tests.support.dataplane import cgroup2, compile_object, load_program
 from ansible_collections.speed_limiter.ebpf.tests.support.foreign import SOMEONE_ELSES
 from ansible_collections.speed_limiter.ebpf.tests.support.homes import Make, Service, making, service_in_a_slice
@@ -172,6 +172,24 @@ def fq(scene: Scene) -> t.Iterator[Scene]:
         except RuntimeError:
             pytest.skip("this kernel has no fq")
         yield scene
+
+
+@pytest.fixture(scope="module")
+def empty_host() -> t.Iterator[None]:
+    with limiter.stand_in(), limiter.clean_host():
+        yield
+
+
+@pytest.fixture
+def built_host(empty_host: None, cgroups: t.Callable[[str], str]) -> t.Iterator[None]:
+    """The program has been built, nothing is loaded, and nothing stored."""
+    cgroups("/service")
+    limiter.program()
+    limiter.purge("all")
+    yield
+    limiter.purge("all")
+    for entry in stored.DIRECTORY.glob("*"):
+        entry.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -19,28 +19,12 @@ import pytest
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.core.errors import LimiterError
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.host.bpf import build, libbpf
 from ansible_collections.speed_limiter.ebpf.plugins.module_utils._limiter.work import host
-from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
+from ansible_collections.speed_limiter.ebpf.tests.support import stored
 from ansible_collections.speed_limiter.ebpf.tests.support.children import refused
-from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, rules, snapshot
+from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, rule, rules, snapshot
 from ansible_collections.speed_limiter.ebpf.tests.support.stored import WANTED, loaded, restore
 
-
-@pytest.fixture(scope="module")
-def empty_host() -> Iterator[None]:
-    with limiter.stand_in(), limiter.clean_host():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def an_object(empty_host: None, cgroups: Callable[[str], str]) -> Iterator[None]:
-    """The program has been built, and nothing is loaded."""
-    cgroups("/service")
-    program()
-    purge("all")
-    yield
-    purge("all")
-    for entry in stored.DIRECTORY.glob("*"):
-        entry.unlink()
+pytestmark = pytest.mark.usefixtures("built_host")
 
 
 def test_rules_come_back_as_they_were_and_stay_so() -> None:

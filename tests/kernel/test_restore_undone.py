@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ansible_collections.speed_limiter.ebpf.tests.support import limiter, stored
+from ansible_collections.speed_limiter.ebpf.tests.support import stored
 from ansible_collections.speed_limiter.ebpf.tests.support.faults import UNTOUCHED, End, Fault, run_with
 from ansible_collections.speed_limiter.ebpf.tests.support.limiter import info, program, purge, rule, rules, snapshot
 from ansible_collections.speed_limiter.ebpf.tests.support.running_kernel import steps
@@ -15,23 +15,7 @@ from ansible_collections.speed_limiter.ebpf.tests.support.stored import WANTED, 
 
 MOST_STEPS = 400
 
-
-@pytest.fixture(scope="module")
-def empty_host() -> Iterator[None]:
-    with limiter.stand_in(), limiter.clean_host():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def an_object(empty_host: None, cgroups: Callable[[str], str]) -> Iterator[None]:
-    """The program has been built, and nothing is loaded."""
-    cgroups("/service")
-    program()
-    purge("all")
-    yield
-    purge("all")
-    for entry in stored.DIRECTORY.glob("*"):
-        entry.unlink()
+pytestmark = pytest.mark.usefixtures("built_host")
 
 
 def test_who_is_killed_leaves_the_rest_to_the_next() -> None:
